@@ -1,0 +1,67 @@
+"""The types that cross rooms: pytrees of arrays, batch axis first everywhere.
+
+Letters used in every shape: ``b`` prompts, ``g`` responses in a group, ``p`` prompt tokens, ``r`` response
+tokens, ``n`` image patches, ``m`` image tokens after merging, ``d`` width, ``v`` vocabulary, ``c`` channels
+of a patch. Batch comes first so that cutting a batch into micro-batches, or spreading it over a mesh, is one
+rule for every field.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+Params = dict
+
+
+@struct.dataclass
+class Images:
+    """The patches of all images of each prompt, in *window slots*.
+
+    The vision tower attends in windows of a fixed number of patches ``s``. Patches lie so that slots
+    ``[k*s, (k+1)*s)`` hold one window; a window cut by the image's edge leaves slots empty. Windowed attention
+    is then a reshape, and four consecutive slots are always one merge block (2 x 2 patches). ``n`` comes from
+    a short list of buckets; a prompt without images has ``n`` empty slots.
+    """
+
+    patches: UInt8[Array, "b n c"]  # raw pixel bytes; order (channel, row, column) within a patch; 0 if empty
+    position: Int[Array, "b n 2"]  # (row, column) of the patch in its image's grid of patches
+    image: Int[Array, "b n"]  # index of the image within the prompt, -1 if the slot is empty
+
+
+@struct.dataclass
+class Prompts:
+    """Tokenised prompts, padded on the right.
+
+    ``image_token[b, p]`` is the merged image token (an index into ``m = n // 4``) whose features stand at this
+    prompt position, or -1 for text: features are placed by span, never by searching for token ids.
+    """
+
+    tokens: Int[Array, "b p"]
+    mask: Bool[Array, "b p"]  # True on real tokens
+    position: Int[Array, "b p 3"]  # mRoPE (temporal, row, column)
+    next_position: Int[Array, "b"]  # mRoPE position of the first response token, equal on all three axes
+    image_token: Int[Array, "b p"]
+    images: Images
+
+
+@struct.dataclass
+class Responses:
+    """Sampled responses, padded on the right.
+
+    ``logprob`` is the behaviour policy's: temperature applied, and renormalised over the kept support when
+    top-k / top-p / min-p truncated the distribution actually sampled from. Float32.
+    """
+
+    tokens: Int[Array, "b g r"]
+    mask: Bool[Array, "b g r"]  # True on tokens the policy wrote (the stop token included)
+    logprob: Float[Array, "b g r"]
+    stop: Int[Array, "b g"]  # a StopReason
+    valid: Bool[Array, "b g"]  # False: excluded from statistics and from the loss
+
+
+class StopReason:
+    """Why a response ended."""
+
+    LENGTH = 0  # the token budget ran out
+    EOS = 1  # a stop token id was sampled
