@@ -8,6 +8,9 @@ rule for every field.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -65,3 +68,17 @@ class StopReason:
 
     LENGTH = 0  # the token budget ran out
     EOS = 1  # a stop token id was sampled
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a dataset, as it is read: text and undecoded images, on the host."""
+
+    id: str  # names the row in messages and logs: "<source>:<row>"
+    problem: str  # text with one "<image>" placeholder per image
+    answer: str
+    images: tuple[bytes | str, ...] = ()  # encoded bytes, or a path
+    verifier: str = "math"  # a key of mmrl.rewards.verifier.VERIFIERS
+    solution: str | None = None  # a full response to imitate (supervised stage)
+    facts: dict[str, Any] = field(default_factory=dict)  # what a verifier may know beyond the answer
+    source: str = ""
