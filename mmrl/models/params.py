@@ -1,0 +1,120 @@
+"""One description per weight: shape, sharding axes, initialisation and its place in a Hugging Face checkpoint.
+
+A model states its weights once, as a nested dict of `Param`. The abstract tree, the random initialisation and
+the mapping to checkpoint tensors are all read off that description, so they cannot disagree.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from mmrl.types import Params
+
+
+@dataclass(frozen=True)
+class Param:
+    """Description of one weight.
+
+    ``hf_name`` holds ``{}`` where the layer number goes when the first axis of ``shape`` stacks layers (its
+    logical axis is then "layers"). ``layout`` is an einops pattern from the checkpoint tensor of one layer to
+    ours, e.g. ``"(h k) d -> d h k"``; sizes it needs are read off ``shape``.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]  # logical axis of each dimension, for the sharding rules
+    hf_name: str
+    layout: str
+    init: str = "fan_in"  # "fan_in", "zeros", "ones" or "embedding"
+
+    def __post_init__(self) -> None:
+        target = self.layout.split("->")[1].split()
+        if len(self.shape) != len(self.axes) or len(target) != len(self.shape) - self.stacked:
+            raise ValueError(f"{self.hf_name}: shape, axes and layout do not describe the same array")
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the first axis stacks the layers of the model."""
+        return self.axes[0] == "layers"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of every axis named on the right-hand side of ``layout``."""
+        names = self.layout.split("->")[1].split()
+        return dict(zip(names, self.shape[self.stacked :], strict=True))
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape of one tensor of this weight in the checkpoint."""
+        source = self.layout.split("->")[0].replace("(", " ( ").replace(")", " ) ").split()
+        shape: list[int] = []
+        group: int | None = None
+        for word in source:
+            if word == "(":
+                group = 1
+            elif word == ")":
+                shape.append(group or 1)
+                group = None
+            elif group is not None:
+                group *= self.sizes[word]
+            else:
+                shape.append(self.sizes[word])
+        return tuple(shape)
+
+    @property
+    def fan_in(self) -> int:
+        """Number of inputs summed into one output: all checkpoint axes but the first (the output)."""
+        return math.prod(self.hf_shape[1:])
+
+
+def flatten(tree: dict) -> dict[str, object]:
+    """Nested dict to ``{"a/b/c": leaf}``."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: dict[str, object]) -> dict:
+    """Inverse of `flatten`."""
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def abstract(description: dict, dtype: jnp.dtype = jnp.float32) -> Params:
+    """The tree of `jax.ShapeDtypeStruct` that ``description`` promises."""
+    return jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, dtype), description, is_leaf=lambda x: isinstance(x, Param)
+    )
+
+
+def initialise(description: dict, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Random weights: normal with variance 1 / fan-in, zero biases, unit norms.
+
+    Each weight's key depends on its path alone, so adding a weight leaves the others as they were.
+    """
+    flat = flatten(description)
+    leaves = {}
+    for path, param in flat.items():
+        assert isinstance(param, Param)
+        path_key = jax.random.fold_in(key, _stable_hash(path))
+        leaves[path] = _draw(param, path_key).astype(dtype)
+    return unflatten(leaves)
+
+
+def _draw(param: Param, key: jax.Array) -> jax.Array:
+    if param.init == "zeros":
+        return jnp.zeros(param.shape)
+    if param.init == "ones":
+        return jnp.ones(param.shape)
+    if param.init == "embedding":
+        return jax.random.normal(key, param.shape) * param.shape[-1] ** -0.5
+    if param.init == "fan_in":
+        return jax.random.normal(key, param.shape) * param.fan_in**-0.5
+    raise ValueError(f"{param.hf_name}: unknown init {param.init!r}")
+
+
+def _stable_hash(text: str) -> int:
+    """31-bit polynomial hash; Python's own is salted per process."""
+    value = 7
+    for char in text.encode():
+        value = (value * 131 + char) % 0x7FFFFFFF
+    return value
