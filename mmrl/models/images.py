@@ -1,0 +1,125 @@
+"""From an encoded image to rows of raw pixel bytes, equal to transformers' Qwen2-VL image processor.
+
+The number of tokens follows from (height, width), which an image's header states; pixels are decoded only by
+`patchify`. Patches stay bytes until they are on the device, an eighth of the size of the normalised,
+frame-doubled float32 rows that transformers makes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+# What Pillow raises on hostile or damaged files: beside OSError its decoders let these through.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How images become patches: limits in pixels, sizes in pixels (patch) or patches (merge)."""
+
+    min_pixels: int
+    max_pixels: int
+    patch: int
+    merge: int
+    temporal: int  # frames a patch spans; a still image repeats its one frame
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def open_image(image: bytes | str | os.PathLike | Image.Image, name: str) -> Image.Image:
+    """Open an image without decoding its pixels.
+
+    Args: encoded bytes, a path, or an image already open; the name used in messages (its row).
+    Raises ValueError naming the row if the file is missing or its header is not an image's.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    what = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns up to twice its limit; an image that large is shrunk to max_pixels anyway.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    except BROKEN_IMAGE as error:
+        raise ValueError(
+            f"{name}: cannot read the image ({what}): {error}. Repair or remove the row."
+        ) from error
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) after resizing: multiples of ``factor``, area within limits, aspect ratio nearly kept.
+
+    The rule of Qwen2-VL's image processor (transformers, ``smart_resize``). Raises ValueError if one side is
+    more than 200 times the other.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"an image of {height}x{width} pixels: one side is over 200 times the other")
+    rows, columns = round(height / factor), round(width / factor)
+    area = factor * factor
+    if rows * columns * area > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif rows * columns * area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+    return rows * factor, columns * factor
+
+
+def grid_of(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """(rows, columns) of patches of an image of this (height, width). Raises like `smart_resize`."""
+    height, width = smart_resize(*size, spec.patch * spec.merge, spec.min_pixels, spec.max_pixels)
+    return height // spec.patch, width // spec.patch
+
+
+def token_count(size: tuple[int, int], spec: ImageSpec) -> int:
+    """Merged image tokens of an image of this (height, width) in pixels. Raises like `smart_resize`."""
+    rows, columns = grid_of(size, spec)
+    return rows * columns // spec.merge**2
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Three channels; transparency is composited on white, as transformers 5 does (4.x dropped alpha)."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+def patchify(image: Image.Image, spec: ImageSpec, name: str) -> UInt8[np.ndarray, "n c"]:
+    """Decode, resize (bicubic) and cut an image into patches, one frame each.
+
+    Patches come in merge-block order: blocks of merge x merge patches row by row, and row by row within a
+    block. A patch's bytes are in order (channel, row, column).
+    Raises ValueError naming the row if the pixels cannot be decoded.
+    """
+    rows, columns = grid_of((image.height, image.width), spec)
+    p, m = spec.patch, spec.merge
+    try:
+        resized = to_rgb(image).resize((columns * p, rows * p), Image.Resampling.BICUBIC)
+    except BROKEN_IMAGE as error:
+        raise ValueError(
+            f"{name}: the image's pixels cannot be decoded: {error}. Repair or remove the row."
+        ) from error
+    pixels = np.asarray(resized).reshape(rows // m, m, p, columns // m, m, p, 3)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, 3 * p * p)
+
+
+def pixel_values(patches: UInt8[np.ndarray, "n c"], spec: ImageSpec) -> Float32[np.ndarray, "n k"]:
+    """Patches as transformers gives them to its models: scaled, normalised, every frame repeated.
+
+    Bit for bit: scaled in double precision, rounded to float32, then normalised in float32.
+    """
+    scaled = (patches.astype(np.float64) * (1 / 255)).astype(np.float32).reshape(len(patches), 3, 1, -1)
+    mean, std = (np.array(x, np.float32)[None, :, None, None] for x in (spec.mean, spec.std))
+    return np.repeat((scaled - mean) / std, spec.temporal, axis=2).reshape(len(patches), -1)
