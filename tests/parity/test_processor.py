@@ -82,7 +82,7 @@ def test_slots_hold_the_reference_patches(model_dir, name, case):
     processor = load_processor(model_dir)
     reference = np.load(model_dir / "ref" / f"{name}.npz")
     encoded = [encode(processor, turns, images) for turns, images in _conversations(case)]
-    slots = max(len(e.patches) for e in encoded)
+    slots = max(processor.slots, *(len(e.patches) for e in encoded))
     batch = collate(encoded, processor, max(len(e.tokens) for e in encoded), slots)
     unit = processor.image.merge**2
     found = []
