@@ -3,13 +3,10 @@
 Letters used in every shape: ``b`` prompts, ``g`` responses in a group, ``p`` prompt tokens, ``r`` response
 tokens, ``n`` image patches, ``m`` image tokens after merging, ``d`` width, ``v`` vocabulary, ``c`` channels
 of a patch. Batch comes first so that cutting a batch into micro-batches, or spreading it over a mesh, is one
-rule for every field.
+rule for every field. A row of a dataset, ``Sample``, stands in ``mmrl.sample``, which imports no jax.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -22,9 +19,9 @@ class Images:
     """The patches of all images of each prompt, in *window slots*.
 
     The vision tower attends in windows of a fixed number of patches ``s``. Patches lie so that slots
-    ``[k*s, (k+1)*s)`` hold one window; a window cut by the image's edge leaves slots empty. Windowed attention
-    is then a reshape, and four consecutive slots are always one merge block (2 x 2 patches). ``n`` comes from
-    a short list of buckets; a prompt without images has ``n`` empty slots.
+    ``[k*s, (k+1)*s)`` hold one window; a window cut by the image's edge leaves slots empty. Windowed
+    attention is then a reshape, and four consecutive slots are always one merge block (2 x 2 patches). ``n``
+    comes from a short list of buckets; a prompt without images has ``n`` empty slots.
     """
 
     patches: UInt8[Array, "b n c"]  # raw pixel bytes; order (channel, row, column) within a patch; 0 if empty
@@ -36,8 +33,8 @@ class Images:
 class Prompts:
     """Tokenised prompts, padded on the right.
 
-    ``image_token[b, p]`` is the merged image token (an index into ``m = n // 4``) whose features stand at this
-    prompt position, or -1 for text: features are placed by span, never by searching for token ids.
+    ``image_token[b, p]`` is the merged image token (an index into ``m = n // 4``) whose features stand at
+    this prompt position, or -1 for text: features are placed by span, never by searching for token ids.
     """
 
     tokens: Int[Array, "b p"]
@@ -68,17 +65,3 @@ class StopReason:
 
     LENGTH = 0  # the token budget ran out
     EOS = 1  # a stop token id was sampled
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One row of a dataset, as it is read: text and undecoded images, on the host."""
-
-    id: str  # names the row in messages and logs: "<source>:<row>"
-    problem: str  # text with one "<image>" placeholder per image
-    answer: str
-    images: tuple[bytes | str, ...] = ()  # encoded bytes, or a path
-    verifier: str = "math"  # a key of mmrl.rewards.verifier.VERIFIERS
-    solution: str | None = None  # a full response to imitate (supervised stage)
-    facts: dict[str, Any] = field(default_factory=dict)  # what a verifier may know beyond the answer
-    source: str = ""
