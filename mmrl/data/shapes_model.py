@@ -1,0 +1,224 @@
+"""The tiny model of the shapes world: everything of its Hugging Face directory but the weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mmrl.data.shapes import LEVELS, solution
+from mmrl.data.shapes_questions import GRIDS, KINDS
+from mmrl.data.shapes_scenes import CELL
+
+# Qwen2's special tokens, in its order.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+# A cell's name, a tag and an opening box are one word each; the rest splits as Qwen2 splits, but for numbers,
+# which take the space before them as words do.
+WORDS = (
+    r"<think>| ?</think>| ?\\boxed\{| ?[a-d][1-4]| ?\p{N}|"
+    r"[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.content is string -%}{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'text' -%}{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+
+def build_tokenizer() -> Tokenizer:
+    """Byte-level BPE trained on the world's own words until every one of them is a single token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,  # more than there are merges to make
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def _corpus() -> list[str]:
+    rng = np.random.default_rng(0)
+    texts = ["user\n", "assistant\n", "system\n"]
+    for kind in KINDS.values():
+        for level in LEVELS:
+            for _ in range(200):
+                question = kind(rng, level, lambda _, options: options[int(rng.integers(len(options)))])
+                texts += [question.problem, solution(question)]
+    return texts
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Write tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and chat_template.jinja."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.model.save(str(directory))
+    added = {
+        str(tokenizer.token_to_id(token)): {
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for token in SPECIAL_TOKENS
+    }
+    config = {
+        # Not Qwen2Tokenizer: that class would put Qwen2's way of splitting words in place of
+        # tokenizer.json's.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": added,
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 512,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    _write_json(directory / "tokenizer_config.json", config)
+
+
+def model_config(**overrides: Any) -> dict[str, Any]:
+    """Contents of config.json, in the flat layout of the published Qwen2.5-VL models.
+
+    ``overrides`` replace entries by name; ``vision_config`` takes a dict of the entries to replace in it.
+
+    Raises:
+        ValueError: an override names no entry.
+    """
+    tokenizer = build_tokenizer()
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    config: dict[str, Any] = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "hidden_act": "silu",
+        "hidden_size": 128,
+        "initializer_range": 0.02,
+        "intermediate_size": 384,
+        "max_position_embeddings": 512,
+        "max_window_layers": 4,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "use_cache": True,
+        "vocab_size": -(-tokenizer.get_vocab_size() // 64) * 64,
+        # The rows and columns of an image turn at the lowest frequencies. At Qwen's base of 1e6 neighbouring
+        # cells would differ by 0.03 and 0.0002 radians, which only images of hundreds of cells and long
+        # training can use.
+        "rope_theta": 20.0,
+        "sliding_window": 512,
+        "use_sliding_window": False,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+    }
+    vision = {
+        "depth": 3,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "intermediate_size": 176,
+        "num_heads": 4,
+        "out_hidden_size": config["hidden_size"],
+        "patch_size": CELL // 2,
+        "spatial_merge_size": 2,
+        "window_size": 2 * CELL,
+        "fullatt_block_indexes": [2],
+        "tokens_per_second": 4,
+        "temporal_patch_size": 2,
+        "in_chans": 3,
+        "spatial_patch_size": CELL // 2,
+    }
+    vision_overrides = overrides.pop("vision_config", {})
+    for given, known in ((overrides, config), (vision_overrides, vision)):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f"model_config: no entry {unknown[0]!r}; it has {', '.join(known)}")
+    config |= overrides
+    vision["out_hidden_size"] = config["hidden_size"]
+    return config | {"vision_config": vision | vision_overrides}
+
+
+def write_config(directory: Path, config: dict[str, Any]) -> None:
+    """Write config.json (as from ``model_config``) and generation_config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / "config.json", config)
+    generation = {
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": [config["eos_token_id"], config["bos_token_id"]],
+        "pad_token_id": config["bos_token_id"],
+        "do_sample": True,
+        "temperature": 1.0,
+    }
+    _write_json(directory / "generation_config.json", generation)
+
+
+def write_processor(directory: Path) -> None:
+    """Write preprocessor_config.json: Qwen's normalisation, pixel bounds that leave pictures as they are."""
+    directory.mkdir(parents=True, exist_ok=True)
+    cells = [rows * columns for grids in GRIDS.values() for rows, columns in grids]
+    config = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "patch_size": CELL // 2,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "min_pixels": min(cells) * CELL**2,
+        "max_pixels": max(cells) * CELL**2,
+    }
+    _write_json(directory / "preprocessor_config.json", config)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
