@@ -1,0 +1,36 @@
+r"""The response format of PAPO, VPPO and EasyR1: ``<think> ... </think> ... \boxed{ ... }``."""
+
+import re
+
+from mmrl.sample import Sample
+
+
+def think_boxed(sample: Sample, response: str) -> dict[str, float]:
+    r"""``{"format": 1.0}`` if the whole response reads ``<think>.*</think>.*\boxed{.*}.*``, else 0.
+
+    The rule of ``format_reward`` in EasyR1's ``examples/reward_function/math.py``, whose ``accuracy`` and
+    ``format`` both read a response without blanks around ``<``, ``>`` and ``/``. Searching for the parts one
+    after another finds a match exactly when the backtracking expression does, in linear time.
+    """
+    text = tight_tags(response)
+    if not text.startswith("<think>"):
+        return {"format": 0.0}
+    at = len("<think>")
+    for part in ("</think>", "\\boxed{", "}"):
+        found = text.find(part, at)
+        if found < 0:
+            return {"format": 0.0}
+        at = found + len(part)
+    return {"format": 1.0}
+
+
+def tight_tags(response: str) -> str:
+    """``response`` without the blanks around ``<``, ``>`` and ``/``."""
+    pieces = re.split("([<>/])", response)
+    last = len(pieces) - 1
+    for i in range(0, len(pieces), 2):
+        if i > 0:
+            pieces[i] = pieces[i].lstrip()
+        if i < last:
+            pieces[i] = pieces[i].rstrip()
+    return "".join(pieces)

@@ -1,0 +1,135 @@
+r"""Mathematical answers: the last ``\boxed{}`` against the truth, decided by math-verify.
+
+The answer format and the rule "last box" are those of ``compute_score`` in PAPO, VPPO and EasyR1
+(``examples/reward_function/math.py``); equality is not mathruler's but mathematical. ``docs/rewards.md``
+lists where the two part.
+"""
+
+import logging
+import re
+from functools import lru_cache
+from typing import Any
+
+from mmrl.rewards.number import is_decimal, parse_number, same_number
+from mmrl.rewards.text import canonical, has_control_characters, last_boxed, nesting, to_latex
+from mmrl.sample import Sample
+
+MAX_PARSED = 400  # characters; a longer answer is compared as text only
+MAX_NESTING = 8  # brackets within brackets; the parser's time grows with a power of it
+MAX_NODES = 400  # size of an expression tree that is still compared
+MAX_EXPONENT = 200  # of a number; sympy writes powers out
+MAX_SYMBOLIC_EXPONENT = 20  # of anything with a variable in it; sympy expands these
+MAX_COUNT = 200  # argument of a factorial or binomial
+
+_ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[\s.,'-]+[^\W\d_]+)*")
+_NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*")
+_BOXED_TRUTH = re.compile(r"\s*\\boxed\{")
+
+
+def math(sample: Sample, response: str) -> dict[str, float]:
+    r"""``{"accuracy": 1.0}`` if the last ``\boxed{}`` of ``response`` equals ``sample.answer``, else 0.
+
+    A missing, unclosed or empty last box is 0 whatever the truth is. May run long on hostile answers: meant
+    to be called by a ``RewardPool``, under its deadline.
+    """
+    answer = last_boxed(response)
+    truth = sample.answer
+    if _BOXED_TRUTH.match(truth):
+        truth = last_boxed(truth) or ""
+    if not answer or not truth.strip():
+        return {"accuracy": 0.0}
+    return {"accuracy": float(equal(answer, truth))}
+
+
+@lru_cache(maxsize=4096)
+def equal(answer: str, truth: str) -> bool:
+    """Whether ``answer`` is the same mathematical object, or the same text, as ``truth``.
+
+    Decided in order by: the spelling (``text.canonical``), exact rational arithmetic if both are numbers, and
+    math-verify for the rest. Words are compared as text only, because LaTeX reads them as products of letters
+    and "left" would equal "felt".
+    """
+    if has_control_characters(answer):
+        return False
+    if (key := canonical(truth)) and canonical(answer) == key:
+        return True
+    given, wanted = parse_number(answer), parse_number(truth)
+    if given is not None and wanted is not None and not ("%" in answer) ^ ("%" in truth):
+        return same_number(given, wanted, rounded=is_decimal(answer) or is_decimal(truth))
+    if _is_words(answer) or _is_words(truth) or _NOT_MATHEMATICS.search(answer):
+        return False
+    latex = to_latex(answer), to_latex(truth)
+    if any(len(text) > MAX_PARSED or nesting(text) > MAX_NESTING for text in latex):
+        return False
+    return _same_mathematics(*latex)
+
+
+def _is_words(text: str) -> bool:
+    return bool(_ONLY_WORDS.fullmatch(to_latex(text).rstrip(".!")))
+
+
+def load() -> None:
+    """Imports math-verify and sympy, a third of a second, ahead of the first answer that needs them."""
+    import math_verify  # noqa: F401
+
+    # It warns that no time limit is set; the pool's deadline is the limit here.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def _same_mathematics(answer: str, truth: str) -> bool:
+    from math_verify import verify
+
+    wanted = _parse(truth)
+    if not wanted:
+        return False
+    given = _parse(answer)
+    if not given or any(_is_costly(expression) for expression in (*wanted, *given)):
+        return False
+    return bool(verify(wanted, given, timeout_seconds=None))
+
+
+@lru_cache(maxsize=4096)
+def _parse(latex: str) -> list[Any]:
+    """The sympy expressions of a LaTeX answer; empty if it cannot be read."""
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(
+        "\\boxed{" + latex + "}",
+        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
+
+
+def _is_costly(expression: Any) -> bool:
+    """Whether evaluating a parsed (not yet evaluated) expression could take long: power towers, sums"""
+    import sympy
+
+    refused = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
+    counted = (sympy.factorial, sympy.binomial)
+    for nodes, node in enumerate(sympy.preorder_traversal(expression)):
+        if nodes > MAX_NODES or isinstance(node, refused):
+            return True
+        if isinstance(node, counted) and any(not _below(argument, MAX_COUNT) for argument in node.args):
+            return True
+        if isinstance(node, sympy.Pow):
+            base, exponent = node.args
+            limit = MAX_SYMBOLIC_EXPONENT if base.free_symbols else MAX_EXPONENT
+            if not exponent.free_symbols and not _below(exponent, limit):
+                return True
+    return False
+
+
+def _below(exponent: Any, limit: int) -> bool:
+    """Whether a subexpression is certainly smaller than ``limit`` in size: a symbol counts as small."""
+    if exponent.is_Number:
+        return bool(abs(exponent) <= limit)
+    if exponent.is_Atom:
+        return True
+    if exponent.is_Add or exponent.is_Mul:
+        share = int(limit ** (1 / len(exponent.args)))
+        return all(_below(argument, share) for argument in exponent.args)
+    if exponent.is_Pow:
+        base, power = exponent.args
+        return _below(base, limit) if power in (-1, 0, 1) else _below(base, 3) and _below(power, 3)
+    return False
