@@ -30,8 +30,8 @@ CLOSE_POLL_S = 0.2  # how often a waiting thread looks whether the pool was clos
 class Graded:
     """What became of one response: its reward components, or why there are none.
 
-    ``valid=False`` means that nobody knows the reward (the verifier raised, or ran out of time or memory). The
-    row must be left out of statistics and of the loss; it is not a reward of 0.
+    ``valid=False`` means that nobody knows the reward (the verifier raised, or ran out of time or memory).
+    The row must be left out of statistics and of the loss; it is not a reward of 0.
     """
 
     components: dict[str, float]
@@ -51,9 +51,9 @@ class RewardPool:
 
     ``workers``: processes. ``deadline_s``: seconds for one sample, after which its worker is killed and
     replaced. ``table``: an importable module with ``VERIFIERS`` and optionally ``LOADERS``, as in
-    ``mmrl.rewards.verifier``. ``memory_bytes``: address space of a worker. The workers are fresh interpreters:
-    they share no state with the parent and never import jax. Leaving the context kills them; should the
-    parent be killed they end by themselves.
+    ``mmrl.rewards.verifier``. ``memory_bytes``: address space of a worker. The workers are fresh
+    interpreters: they share no state with the parent and never import jax. Leaving the context kills them;
+    should the parent be killed they end by themselves.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ _SYMBOLS = str.maketrans(
     {
         "\u2212": "-",
         "\u2013": "-",
-        "×": "\\times ",
+        "\u00d7": "\\times ",
         "·": "\\cdot ",
         "÷": "\\div ",
         "π": "\\pi ",
@@ -24,7 +24,7 @@ _SYMBOLS = str.maketrans(
         "≤": "\\le ",
         "≥": "\\ge ",
         "±": "\\pm ",
-        "∪": "\\cup ",
+        "\u222a": "\\cup ",
         "√": "\\sqrt ",
         "θ": "\\theta ",
     }

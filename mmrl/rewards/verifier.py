@@ -12,6 +12,7 @@ from mmrl.rewards.format import think_boxed
 from mmrl.rewards.math import load as load_math
 from mmrl.rewards.math import math
 from mmrl.rewards.number import number
+from mmrl.rewards.shapes import shapes
 from mmrl.sample import Sample
 
 Verifier = Callable[[Sample, str], dict[str, float]]
@@ -44,6 +45,7 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
         "choice": together(choice, think_boxed),
         "number": together(number, think_boxed),
         "format": think_boxed,
+        "shapes": shapes,
     }
 )
 
@@ -59,6 +61,7 @@ def score(components: Mapping[str, float], weights: Mapping[str, float]) -> floa
     missing = sorted(weights.keys() - components.keys())
     if missing:
         raise ValueError(
-            f"reward weights name {missing}, which the verifier does not report; it reports {sorted(components)}"
+            f"reward weights name {missing}, which the verifier does not report; "
+            f"it reports {sorted(components)}"
         )
     return sum(weight * components[name] for name, weight in weights.items())

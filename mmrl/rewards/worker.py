@@ -13,6 +13,7 @@ import pickle
 import resource
 import signal
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -67,7 +68,5 @@ def _send(connection: Connection, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed its end, or died
         main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent closed the connection, or died
