@@ -55,6 +55,14 @@ def open_image(image: bytes | str | os.PathLike | Image.Image, name: str) -> Ima
         ) from error
 
 
+def image_size(image: bytes | str | os.PathLike | Image.Image, name: str) -> tuple[int, int]:
+    """(height, width) in pixels, from the header alone. Raises like `open_image`."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    with open_image(image, name) as opened:
+        return opened.height, opened.width
+
+
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(height, width) after resizing: multiples of ``factor``, area within limits, aspect ratio nearly kept.
 

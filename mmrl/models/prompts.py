@@ -76,13 +76,7 @@ def encode(
     """
     if overlong not in ("error", "resize"):
         raise ValueError(f'overlong is {overlong!r}; it must be "error" or "resize"')
-    tokens = _tokens(processor, conversation, name)
-    spots = np.flatnonzero(tokens == processor.image_pad)
-    if len(spots) != len(images):
-        raise ValueError(
-            f"{name}: {len(images)} images but {len(spots)} placeholders in the text."
-            f' Write one "{IMAGE}" for each image.'
-        )
+    tokens = _tokens(processor, conversation, len(images), name)
     opened = [open_image(image, f"{name}, image {k}") for k, image in enumerate(images)]
     sizes = [(image.height, image.width) for image in opened]
     spec = processor.image
@@ -99,7 +93,7 @@ def encode(
             f" {prompt_budget} and {patch_budget}. Raise the budget, lower max_pixels, or drop the row."
         )
     blocks = [patchify(image, spec, f"{name}, image {k}") for k, image in enumerate(opened)]
-    return _place(processor, tokens, spots, [grid_of(size, spec) for size in sizes], blocks)
+    return _place(processor, tokens, [grid_of(size, spec) for size in sizes], blocks)
 
 
 def measure(
@@ -107,10 +101,11 @@ def measure(
 ) -> tuple[int, int]:
     """(tokens, patch slots) a prompt will need, from the (height, width) of its images; no pixel is read.
 
-    Raises ValueError for vision tokens inside the text, or an image no size can be given to.
+    Raises ValueError, naming the row, as `encode` does, but for the images' contents.
     """
+    tokens = _tokens(processor, conversation, len(sizes), name)
     try:
-        return _need(processor, processor.image, len(_tokens(processor, conversation, name)), sizes)
+        return _need(processor, processor.image, len(tokens), sizes)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -158,8 +153,8 @@ def collate(
     )
 
 
-def _tokens(processor: Processor, conversation: Messages, name: str) -> Int32[np.ndarray, "p"]:
-    """Token ids with one image pad for each image."""
+def _tokens(processor: Processor, conversation: Messages, images: int, name: str) -> Int32[np.ndarray, "p"]:
+    """Token ids with one image pad for each of the ``images``."""
     tokenizer = processor.tokenizer
     forbidden = tokenizer.convert_ids_to_tokens(list(processor.placeholders))
     for message in conversation:
@@ -172,7 +167,14 @@ def _tokens(processor: Processor, conversation: Messages, name: str) -> Int32[np
                 f' Mark images by "{IMAGE}" and remove it.'
             )
     text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-    return np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    tokens = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    pads = int((tokens == processor.image_pad).sum())
+    if pads != images:
+        raise ValueError(
+            f"{name}: {images} images but {pads} placeholders in the text."
+            f' Write one "{IMAGE}" for each image.'
+        )
+    return tokens
 
 
 def _need(
@@ -216,13 +218,13 @@ def _shrunk(
 def _place(
     processor: Processor,
     tokens: Int32[np.ndarray, "t"],
-    spots: np.ndarray,
     grids: Sequence[tuple[int, int]],
     blocks: Sequence[np.ndarray],
 ) -> Encoded:
     """Expand each image's one pad, and lay its patches out in window slots."""
     merge, side, unit = processor.image.merge, processor.window, processor.image.merge**2
     merged = [(rows // merge, columns // merge) for rows, columns in grids]
+    spots = np.flatnonzero(tokens == processor.image_pad)
     counts = np.ones(len(tokens), np.int64)
     counts[spots] = [rows * columns for rows, columns in merged]
     starts = (np.cumsum(counts) - counts)[spots]

@@ -1,0 +1,251 @@
+"""Batches: order, state, dropping, padding; and the look through a data set before a run."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrl.data.pipeline import PromptFormat, evaluation, prompts, solution_tokens, solutions
+from mmrl.data.sources import read
+from mmrl.data.validation import inspect, validate
+from mmrl.models.processor import load_processor
+from mmrl.models.prompts import encode, messages
+
+FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))
+LONG = "<image>" + "word and more words " * 60
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return load_processor(Path(__file__).parent / "fixtures" / "qwen2_5_vl")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A source of the given problems, each "<image>" a small picture of its own."""
+
+    def build(problems, **columns):
+        lines = []
+        for k, problem in enumerate(problems):
+            names = []
+            for j in range(problem.count("<image>")):
+                names.append(f"{k}-{j}.png")
+                Image.new("RGB", (60 + k, 50), (k, j, 0)).save(tmp_path / names[-1])
+            row = {"problem": problem, "answer": str(k), "images": names}
+            lines.append(json.dumps(row | {name: cells[k] for name, cells in columns.items()}))
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        return read(tmp_path / "rows.jsonl")
+
+    return build
+
+
+def _answers(batches, count):
+    return [[sample.answer for sample in next(batches).samples] for _ in range(count)]
+
+
+def test_rows_are_encoded_as_alone(make, processor):
+    source = make(["<image>One", "Two", "<image><image>Three"])
+    batch = next(prompts(source, processor, FORM, seed=0, batch_size=3, shuffle=False))
+    assert [s.answer for s in batch.samples] == ["0", "1", "2"]
+    assert batch.keep.all()
+    assert batch.dropped == 0
+    for b in range(3):
+        alone = encode(processor, messages(source[b].problem), source[b].images)
+        size = len(alone.tokens)
+        np.testing.assert_array_equal(batch.prompts.tokens[b, :size], alone.tokens)
+        np.testing.assert_array_equal(batch.prompts.mask[b], np.arange(batch.prompts.mask.shape[1]) < size)
+        slots = len(alone.patches)
+        np.testing.assert_array_equal(batch.prompts.images.patches[b, :slots], alone.patches)
+        assert not batch.prompts.images.patches[b, slots:].any()
+        assert (batch.prompts.images.image[b, slots:] == -1).all()
+        assert (batch.prompts.image_token[b, size:] == -1).all()
+
+
+def test_smallest_buckets_that_fit(make, processor):
+    source = make(["One", "<image>" * 5 + "word and more words " * 8])
+    batches = prompts(source, processor, FORM, seed=0, batch_size=1, shuffle=False)
+    shapes = [
+        (b.prompts.tokens.shape[1], b.prompts.images.image.shape[1]) for b in (next(batches), next(batches))
+    ]
+    assert shapes == [(64, 64), (128, 256)]
+
+
+def test_every_epoch_holds_every_row_in_its_own_order(make, processor):
+    source = make([f"Row {k}" for k in range(6)])
+    batches = _answers(prompts(source, processor, FORM, seed=1, batch_size=4), 6)
+    rows = [answer for batch in batches for answer in batch]
+    epochs = [rows[k : k + 6] for k in range(0, 24, 6)]
+    assert all(sorted(epoch) == list("012345") for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_order_is_a_function_of_the_seed(make, processor):
+    source = make([f"Row {k}" for k in range(8)])
+    orders = [_answers(prompts(source, processor, FORM, seed=s, batch_size=4), 4) for s in (3, 3, 4)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_short_source_fills_a_batch_by_repeating(make, processor):
+    batch = next(prompts(make(["Only"]), processor, FORM, seed=0, batch_size=3))
+    assert [s.answer for s in batch.samples] == ["0"] * 3
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3, 5])
+def test_restored_state_gives_the_following_batches(make, processor, before):
+    """6 rows by 4: the third batch ends an epoch, the others do not; rows are dropped on the way."""
+    source = make(["<image>A", "B", LONG, "C", "D", "<image>E"])
+    new = lambda: prompts(source, processor, FORM, seed=5, batch_size=4)  # noqa: E731
+    first = new()
+    for _ in range(before):
+        next(first)
+    state = json.loads(json.dumps(first.get_state()))
+    expected = [next(first) for _ in range(4)]
+    second = new()
+    next(second)
+    second.set_state(state)
+    for want in expected:
+        got = next(second)
+        assert got.samples == want.samples
+        assert got.dropped == want.dropped
+        np.testing.assert_array_equal(got.prompts.tokens, want.prompts.tokens)
+        np.testing.assert_array_equal(got.prompts.images.patches, want.prompts.images.patches)
+
+
+def test_overlong_prompts_are_dropped_and_counted(make, processor):
+    source = make(["A", LONG, "B", LONG])
+    batches = prompts(source, processor, FORM, seed=0, batch_size=2, shuffle=False)
+    first, second = next(batches), next(batches)
+    assert [s.answer for s in first.samples] == ["0", "2"]
+    assert (first.dropped, second.dropped) == (1, 2)
+
+
+def test_overlong_error(make, processor):
+    form = PromptFormat(FORM.prompt_buckets, FORM.patch_buckets, overlong="error")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the prompt has \d+ tokens"):
+        next(prompts(make(["A", LONG]), processor, form, seed=0, batch_size=2, shuffle=False))
+
+
+def test_overlong_resize(make, processor):
+    source = make(["<image><image><image>"])
+    form = PromptFormat((38,), (48,), overlong="resize")
+    batch = next(prompts(source, processor, form, seed=0, batch_size=1))
+    assert (batch.prompts.image_token[0] >= 0).sum() == 3
+    form = PromptFormat((38,), (48,))
+    with pytest.raises(ValueError, match="all 1 prompts are over budget"):
+        next(prompts(source, processor, form, seed=0, batch_size=1))
+
+
+def test_every_prompt_over_budget(make, processor):
+    with pytest.raises(ValueError, match="all 2 prompts are over budget"):
+        next(prompts(make([LONG, LONG]), processor, FORM, seed=0, batch_size=2))
+    with pytest.raises(ValueError, match="all 2 prompts are over budget"):
+        list(evaluation(make([LONG, LONG]), processor, FORM, batch_size=2))
+
+
+def test_evaluation_sees_every_row_once(make, processor):
+    source = make(["A", "B", LONG, "C", "D", "E"])
+    batches = list(evaluation(source, processor, FORM, batch_size=3))
+    assert [[s.answer for s in b.samples] for b in batches] == [["0", "1", "3"], ["4", "5", "4"]]
+    assert [b.keep.tolist() for b in batches] == [[True] * 3, [True, True, False]]
+    assert [b.dropped for b in batches] == [1, 0]
+    assert batches[1].prompts.tokens.shape[0] == 3
+
+
+def test_evaluation_smaller_than_a_batch(make, processor):
+    (batch,) = evaluation(make(["A"]), processor, FORM, batch_size=3)
+    assert batch.keep.tolist() == [True, False, False]
+    assert [s.answer for s in batch.samples] == ["0"] * 3
+
+
+def test_solutions(make, processor):
+    texts = ["two", "a longer answer of several words", "word " * 80]
+    source = make(["A", "<image>B", "C"], solution=texts)
+    batches = solutions(source, processor, FORM, response_buckets=(32, 64), seed=0, batch_size=2)
+    batch = next(batches)
+    assert batch.tokens.shape == batch.mask.shape == (2, 1, 32)
+    for k, sample in enumerate(batch.samples):
+        ids = batch.tokens[k, 0][batch.mask[k, 0]]
+        assert ids[-1] == processor.eos
+        assert processor.tokenizer.decode(ids[:-1]) == sample.solution
+        assert sample.solution in texts[:2]
+    assert sum(next(batches).dropped for _ in range(3)) > 0
+    state = batches.get_state()
+    want = next(batches)
+    batches.set_state(state)
+    np.testing.assert_array_equal(next(batches).tokens, want.tokens)
+
+
+def test_solution_is_needed(make, processor):
+    source = make(["A", "B"], solution=[None, "<|image_pad|>"])
+    with pytest.raises(ValueError, match=r"rows\.jsonl:0: no solution"):
+        solution_tokens(source[0], processor)
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the solution holds vision tokens"):
+        solution_tokens(source[1], processor)
+
+
+def test_broken_row_is_named(make, processor, tmp_path):
+    source = make(["A", "<image>B"])
+    (tmp_path / "1-0.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1, image 0: cannot read"):
+        next(prompts(source, processor, FORM, seed=0, batch_size=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_buckets": ()}, "prompt_buckets is empty"),
+        ({"patch_buckets": ()}, "patch_buckets is empty"),
+        ({"overlong": "truncate"}, "overlong is 'truncate'"),
+    ],
+)
+def test_impossible_format(change, message):
+    with pytest.raises(ValueError, match=message):
+        PromptFormat(**({"prompt_buckets": (64,), "patch_buckets": (64,)} | change))
+
+
+def test_validate_good_rows(make, processor):
+    source = make(["A", "<image>B", LONG])
+    report = validate(source, processor, FORM)
+    assert (report.rows, report.problems, report.over_budget) == (3, (), 1)
+    assert validate(source, processor, FORM, rows=2).over_budget == 0
+
+
+def test_validate_names_the_rows(make, processor, tmp_path):
+    source = make(["A", "<image>B", "<image>C", "D <|image_pad|>"])
+    (tmp_path / "1-0.png").unlink()
+    (tmp_path / "2-0.png").write_bytes(b"GIF89a")
+    report = inspect(source, processor, FORM)
+    assert len(report.problems) == 3
+    with pytest.raises(
+        ValueError, match=r"(?s)3 of 4 rows.*jsonl:1, image 0.*jsonl:2, image 0.*jsonl:3: the text"
+    ):
+        validate(source, processor, FORM)
+
+
+def test_validate_counts_placeholders(processor, tmp_path):
+    out = io.BytesIO()
+    Image.new("L", (30, 30)).save(out, "PNG")
+    (tmp_path / "a.png").write_bytes(out.getvalue())
+    row = {"problem": "no placeholder", "answer": "a", "images": ["a.png"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    source = read(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:0: 1 images but 0 placeholders"):
+        validate(source, processor, FORM)
+    with pytest.raises(ValueError, match="1 images but 0 placeholders"):
+        next(prompts(source, processor, FORM, seed=0, batch_size=1))
+
+
+def test_validate_everything_over_budget(make, processor):
+    with pytest.raises(ValueError, match="all 2 prompts looked at are over budget"):
+        validate(make([LONG, LONG]), processor, FORM)
+
+
+def test_validate_solutions_and_buckets(make, processor):
+    source = make(["A"])
+    with pytest.raises(ValueError, match="no solution to imitate"):
+        validate(source, processor, FORM, with_solutions=True)
+    with pytest.raises(ValueError, match="patch bucket 40 is not a multiple of 16"):
+        validate(source, processor, PromptFormat((64,), (40,)))
