@@ -1,0 +1,43 @@
+"""Settings of the whole suite: CPU, exact float32 products, and the array shapes in annotations checked."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import flax.struct
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def _pytree(*args, make=flax.struct.dataclass, **kwargs):
+    """`flax.struct.dataclass` whose fields are not checked: tree maps fill them with specs, axes and None."""
+    made = make(*args, **kwargs)
+    made.__no_type_check__ = True
+    return made
+
+
+try:
+    import beartype  # noqa: F401
+except ImportError:
+    pass
+else:
+    flax.struct.dataclass = _pytree
+    install_import_hook("mmrl", "checker.check")
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """Where the model directories with reference outputs lie."""
+    return Path(os.environ.get("MMRL_FIXTURES_DIR", Path(__file__).parent / "data" / "fixtures"))
+
+
+@pytest.fixture(scope="session")
+def policy(fixtures_dir):
+    """The tiny Qwen2.5-VL among the fixtures."""
+    from tiny import read_policy
+
+    return read_policy(fixtures_dir / "qwen2_5_vl")

@@ -1,0 +1,170 @@
+"""The model against stored float32 references of transformers, for every model directory at hand."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from tiny import read_policy
+
+from mmrl.kernels.vocab import token_statistics
+from mmrl.models import checkpoint
+from mmrl.models import qwen2_5_vl as model
+from mmrl.models.prompts import collate, encode
+from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.rollout.engine import generate
+from mmrl.rollout.sampling import Sampling
+
+FIXTURES = Path(os.environ.get("MMRL_FIXTURES_DIR", Path(__file__).parent.parent / "data" / "fixtures"))
+TOLERANCE = 1e-4  # transformers' eager and fused attention differ by up to 1.4e-5
+
+
+def _directories():
+    configs = sorted(FIXTURES.glob("*/config.json"))
+    return [c.parent for c in configs if json.loads(c.read_text())["model_type"] == "qwen2_5_vl"]
+
+
+def _cases(directory):
+    index = json.loads((directory / "ref" / "index.json").read_text())
+    return {name: case for name, case in index.items() if not name.startswith("_")}
+
+
+CASES = [(d, name) for d in _directories() for name in _cases(d)]
+IDS = [f"{d.name}-{name}" for d, name in CASES]
+
+
+@pytest.fixture(scope="module")
+def policies():
+    return {directory: read_policy(directory) for directory in _directories()}
+
+
+@pytest.fixture(scope="module")
+def prompts(policies):
+    """Prompts of each case, all padded alike: a case of three rows and one of one row are two programs."""
+    encoded = {(d, name): _encode(policies[d], case) for d in policies for name, case in _cases(d).items()}
+    tokens = 3 + max(len(e.tokens) for rows in encoded.values() for e in rows)
+    patches = max(len(e.patches) for rows in encoded.values() for e in rows)
+    return {
+        key: jax.tree.map(
+            jnp.asarray,
+            collate(rows, policies[key[0]].processor, tokens, _multiple(patches, policies[key[0]].processor)),
+        )
+        for key, rows in encoded.items()
+    }
+
+
+def _multiple(patches, processor):
+    return -(-patches // processor.slots) * processor.slots
+
+
+def _encode(policy, case):
+    rows = []
+    for conversation in case["conversations"]:
+        parts = [part for turn in conversation for part in turn["content"] if part["type"] == "image"]
+        images = [Image.open(FIXTURES / "images" / f"{part['image']}.png") for part in parts]
+        rows.append(encode(policy.processor, conversation, images))
+    return rows
+
+
+@partial(jax.jit, static_argnames="config")
+def _forward(params, config, prompts):
+    """Features at the image tokens, logits everywhere, and statistics of the next token."""
+    x = model.embed_prompts(params, config, prompts)
+    hidden, _ = model.extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
+    hidden, table = hidden[:, 0], model.unembedding(params)
+    targets = jnp.roll(prompts.tokens, -1, axis=1)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    bias = jnp.zeros(config.vocabulary)
+    statistics = token_statistics(flat, table, targets.reshape(-1), bias, entropy=True, chunk=64)
+    statistics = {name: value.reshape(targets.shape) for name, value in statistics.items()}
+    return x, hidden @ table.T, statistics
+
+
+def _close(ours, reference):
+    np.testing.assert_allclose(ours, reference, atol=TOLERANCE, rtol=0)
+
+
+def test_there_are_models():
+    assert CASES
+
+
+@pytest.mark.parametrize(("directory", "name"), CASES, ids=IDS)
+def test_features_logits_and_statistics(policies, prompts, directory, name):
+    policy, batch = policies[directory], prompts[directory, name]
+    reference = np.load(directory / "ref" / f"{name}.npz")
+    x, logits, statistics = jax.tree.map(np.asarray, _forward(policy.params, policy.config, batch))
+    at_image = np.asarray(batch.image_token) >= 0
+    if "image_embeds" in reference:
+        _close(x[at_image], reference["image_embeds"])
+    else:
+        assert not at_image.any()
+    for row, mask in enumerate(reference["attention_mask"].astype(bool)):
+        length = mask.sum()
+        assert np.asarray(batch.mask)[row].sum() == length
+        if "logits" in reference:
+            _close(logits[row, :length], reference["logits"][row][mask])
+        else:
+            _close(logits[row, length - 8 : length], reference["logits_last8"][row])
+        _close(statistics["entropy"][row, :length], reference["entropy"][row][mask])
+        next_logprob = reference["next_logprobs"][row][mask[:-1] & mask[1:]]
+        _close(statistics["logprob"][row, : length - 1], next_logprob)
+
+
+GREEDY = [(d, name) for d, name in CASES if "greedy_text" in _cases(d)[name]]
+
+
+@pytest.mark.parametrize(("directory", "name"), GREEDY, ids=[f"{d.name}-{name}" for d, name in GREEDY])
+def test_greedy_tokens(policies, prompts, directory, name):
+    policy, batch = policies[directory], prompts[directory, name]
+    reference = np.load(directory / "ref" / f"{name}.npz")
+    rows, count = reference["greedy_ids"].shape
+    responses = generate(
+        policy.params,
+        policy.config,
+        batch,
+        jax.random.split(jax.random.key(0), rows),
+        group=1,
+        sampling=Sampling(max_tokens=count, temperature=0),
+        bias=jnp.zeros(policy.config.vocabulary),
+        stop_ids=(),
+    )
+    np.testing.assert_array_equal(responses.tokens[:, 0], reference["greedy_ids"])
+    _close(responses.logprob[:, 0], reference["greedy_logprobs"])
+
+
+@pytest.mark.parametrize("directory", _directories(), ids=lambda d: d.name)
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_gradients(policies, prompts, tmp_path, directory, remat):
+    policy, batch = policies[directory], prompts[directory, "one_square"]
+    stored = json.loads((directory / "ref" / "index.json").read_text())["_grad_one_square"]
+    config = policy.config.__class__(**{**vars(policy.config), "remat": remat})
+
+    def loss(params):
+        length = batch.mask[0].sum()
+        _, _, statistics = _forward(params, config, batch)
+        index = jnp.arange(batch.tokens.shape[1])
+        last = (index < length - 1) & (index >= length - 17)  # the last 16 next-token log-probabilities
+        return -jnp.where(last, statistics["logprob"][0], 0).sum() / 16
+
+    value, gradient = jax.value_and_grad(loss)(policy.params)
+    assert float(value) == pytest.approx(stored["loss"], abs=TOLERANCE)
+    checkpoint.save(gradient, describe(config), tmp_path / "gradient", base=directory)
+    ours = load_file(tmp_path / "gradient" / "model.safetensors")
+    names = {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): name
+        for name in stored["grads"]
+    }
+    assert set(ours) == set(names)
+    for name, array in ours.items():
+        norm, projection = stored["grads"][names[name]]
+        flat = array.astype(np.float64).reshape(-1)
+        found = [np.linalg.norm(flat), flat @ np.cos(np.arange(flat.size))]
+        np.testing.assert_allclose(
+            found, [norm, projection], rtol=0, atol=TOLERANCE * norm + 1e-7, err_msg=name
+        )
