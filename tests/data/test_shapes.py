@@ -1,0 +1,208 @@
+"""The world as a function: determinism, truth of the facts against the pixels, solutions, and the shortcut."""
+
+import collections
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrl.data.shapes import LEVELS, SPLITS, example, preferred_answer
+from mmrl.data.shapes_questions import KINDS, PLURALS
+from mmrl.data.shapes_scenes import BACKGROUND, CELL, COLOURS, DIGITS, SHAPES, mask
+from mmrl.rewards.shapes import shapes
+from mmrl.sample import Sample
+
+RECORDS = [example(5, "heldout", index) for index in range(1200)]
+
+
+def pixels(record):
+    with Image.open(io.BytesIO(record["images"][0]["bytes"])) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def seen_in(record):
+    """Colour and shape of every cell that isn't empty, from the pixels alone, by nearest colour and best mask."""
+    picture = pixels(record)
+    names = list(COLOURS)
+    palette = np.array([BACKGROUND, *COLOURS.values()])
+    found = {}
+    for row in range(picture.shape[0] // CELL):
+        for column in range(picture.shape[1] // CELL):
+            cell = picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            drawn = (cell != BACKGROUND).any(axis=-1)
+            if not drawn.any():
+                continue
+            mean = cell[drawn].mean(axis=0)
+            nearest = int(np.abs(palette - mean).sum(axis=-1).argmin())
+            assert nearest > 0
+            found["abcd"[column] + str(row + 1)] = f"{names[nearest - 1]} {best_shape(drawn)}"
+    return found
+
+
+def best_shape(drawn):
+    """The shape or digit whose mask, over all sizes and offsets, is exactly what was drawn."""
+    rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
+    box = drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    matches = {name for name, crop in TEMPLATES if crop.shape == box.shape and (crop == box).all()}
+    assert len(matches) == 1
+    return matches.pop()
+
+
+def templates():
+    out = []
+    for name in (*SHAPES, *DIGITS):
+        for radius in range(8, 12):
+            whole = mask(name, radius, (0, 0))
+            rows, columns = np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0))
+            out.append((name, whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+    return out
+
+
+TEMPLATES = templates()
+
+
+def test_same_position_same_record_whatever_was_drawn_before():
+    again = [example(5, "heldout", index) for index in (1199, 3, 700)]
+    assert again == [RECORDS[index] for index in (1199, 3, 700)]
+
+
+def test_bytes_are_the_same_everywhere():
+    """A fixed digest: numpy's bit stream, the drawing and the PNG depend on no library version or machine."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for index in range(50):
+            digest.update(json.dumps(example(1, split, index), default=bytes.hex).encode())
+    assert digest.hexdigest() == "cf138cdd8e19da7696d162947000c35e781121c2f54e471727d0fcf69b03c615"
+
+
+def test_seeds_splits_and_positions_differ():
+    drawn = {
+        (seed, split, index): example(seed, split, index)["images"][0]["bytes"]
+        for seed in (0, 1)
+        for split in SPLITS
+        for index in range(40)
+    }
+    # Pictures with one or no object do meet by chance.
+    assert len(set(drawn.values())) > 0.9 * len(drawn)
+
+
+def test_every_kind_and_level_occurs():
+    counts = collections.Counter((record["kind"], record["difficulty"]) for record in RECORDS)
+    assert set(counts) == {(kind, level) for kind in KINDS for level in LEVELS}
+    assert min(counts.values()) > 40
+
+
+def test_selection_of_kinds_and_levels():
+    drawn = [example(0, "train", i, kinds=("read", "count"), levels=(2,)) for i in range(30)]
+    assert {record["kind"] for record in drawn} == {"read", "count"}
+    assert {record["difficulty"] for record in drawn} == {2}
+
+
+def test_pictures_are_whole_cells_of_several_sizes():
+    sizes = {pixels(record).shape[:2] for record in RECORDS}
+    assert all(height % CELL == 0 and width % CELL == 0 for height, width in sizes)
+    assert {(56, 56), (56, 84), (84, 56), (56, 112), (112, 112)} <= sizes
+
+
+def test_facts_list_exactly_what_the_pixels_show():
+    for record in RECORDS[:300]:
+        facts = json.loads(record["facts"])
+        assert seen_in(record) == facts["objects"]
+        rows, columns = facts["grid"]
+        assert pixels(record).shape == (rows * CELL, columns * CELL, 3)
+
+
+def answer_from_objects(record):
+    """The answer worked out again from the words of the question and the objects of the scene."""
+    facts = json.loads(record["facts"])
+    objects = {cell: set(look.split()) for cell, look in facts["objects"].items()}
+    singular = {plural: name for name, plural in PLURALS.items()}
+    text = record["problem"].removeprefix("<image>").rstrip("?").replace(",", "").replace(":", "")
+    words = [singular.get(word, word) for word in text.split()]
+    named = [word for word in words if word in COLOURS or word in SHAPES]
+
+    def fits(*asked):
+        return [cell for cell, look in sorted(objects.items(), key=lambda item: item[0][::-1]) if set(asked) <= look]
+
+    if record["kind"] == "count":
+        return str(len(fits(*named)))
+    if record["kind"] == "locate":
+        (cell,) = fits(*named)
+        return cell[1] if "row" in words else cell[0]
+    if record["kind"] == "read":
+        return str(sum(int(word) for cell in fits(*named) for word in objects[cell] if word in DIGITS))
+    if record["kind"] == "compare":
+        asked = [part.split() for part in " ".join(words[1:]).split(" or ")]
+        first, second = (len(fits(*part)) for part in asked)
+        if first == second:
+            return "same"
+        return next(iter(set(asked[first < second]) - set(asked[first > second])))
+    shared = [word for word in named if (word in COLOURS) != (named[1] in COLOURS)]
+    (gone,) = [word for word in named if word not in shared and not fits(word, *shared)]
+    return gone
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_answer_follows_from_the_scene(kind):
+    records = [record for record in RECORDS if record["kind"] == kind]
+    singular = {plural: name for name, plural in PLURALS.items()}
+    for record in records:
+        assert answer_from_objects(record) == singular.get(record["answer"], record["answer"]), record["problem"]
+
+
+def test_solutions_are_judged_flawless():
+    for record in RECORDS:
+        sample = Sample("s", record["problem"], record["answer"], facts=json.loads(record["facts"]))
+        judged = shapes(sample, record["solution"])
+        assert {name for name, value in judged.items() if value} == {"accuracy", "format"}
+
+
+def table_accuracy(fit_on, judge_on):
+    """Accuracy of the policy that gives each question text its most frequent answer; a text not met counts as wrong."""
+    table = collections.defaultdict(collections.Counter)
+    for record in fit_on:
+        table[record["problem"]][record["answer"]] += 1
+    guesses = {problem: counter.most_common(1)[0][0] for problem, counter in table.items()}
+    return np.mean([guesses.get(record["problem"]) == record["answer"] for record in judge_on])
+
+
+def test_text_alone_pays_on_train_and_not_on_heldout():
+    def draw(split, start, stop):
+        return [example(2, split, i, prior=0.5, levels=(1,)) for i in range(start, stop)]
+
+    learnt = draw("cold_start", 0, 4000)
+    train, heldout = draw("train", 0, 1500), draw("heldout", 0, 1500)
+    # Blind chance at level 1 lies between 1/10 (digits) and 1/3 (compare, missing): 0.27 on average.
+    assert table_accuracy(learnt, train) > 0.55
+    assert table_accuracy(learnt, heldout) < 0.32
+
+
+def test_heldout_answers_are_balanced_given_the_text():
+    drawn = [example(3, "heldout", i, kinds=("read",), levels=(1,)) for i in range(1000)]
+    counts = collections.Counter(record["answer"] for record in drawn)
+    assert set(counts) == set(DIGITS)
+    assert max(counts.values()) < 140  # 100 expected, standard deviation 9.5
+
+
+def test_a_certain_prior_always_gives_the_preferred_answer():
+    for i in range(100):
+        record = example(4, "train", i, prior=1.0, kinds=("read",), levels=(1,))
+        assert record["answer"] == preferred_answer(4, "Which digit?", DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "test"}, "unknown split 'test'.*cold_start, train, heldout"),
+        ({"prior": 1.5}, "prior is 1.5"),
+        ({"kinds": ("count", "sing")}, "kinds is .*'sing'.*choose from .*'compare'"),
+        ({"levels": ()}, "levels is \\[\\]; choose from \\[1, 2, 3\\]"),
+    ],
+)
+def test_bad_arguments_name_themselves(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        example(**{"seed": 0, "split": "train", "index": 0, **arguments})
