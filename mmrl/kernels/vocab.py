@@ -33,6 +33,7 @@ def token_statistics(
     entropy: bool = False,
     corrupted_hidden: Float[Array, "t d"] | None = None,
     perception: bool = False,
+    corrupted_gradient: bool = False,
     chunk: int = 1024,
 ) -> dict[str, Float[Array, "t"]]:
     """Per-token statistics of the policy's next-token distribution, float32, differentiable.
@@ -47,6 +48,7 @@ def token_statistics(
       corrupted_hidden: states that predict the same tokens with the image corrupted.
       perception: with ``corrupted_hidden``, also give the exact KL(image present || image corrupted) (nats):
         the token perception of PAPO (arXiv:2507.06448) and VPPO (arXiv:2510.09285), over the full vocabulary.
+      corrupted_gradient: let gradients through the corrupted distribution, to ``corrupted_hidden`` and ``table``.
       chunk: tokens whose logits are held at a time.
 
     Returns:
@@ -62,6 +64,8 @@ def token_statistics(
             out["entropy"] = -(jnp.exp(log_p) * log_p).sum(axis=-1)
         if corrupted_hidden is not None:
             log_q = log_distribution(corrupted_hidden, table, bias, temperature)
+            if not corrupted_gradient:
+                log_q = jax.lax.stop_gradient(log_q)
             out["corrupted"] = _pick(log_q, tokens)
             if perception:
                 out["perception"] = (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)

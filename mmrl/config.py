@@ -1,0 +1,299 @@
+"""What a run is: frozen dataclasses, filled from an experiment's `ml_collections.ConfigDict`.
+
+An experiment file defines ``get_config(arg)``; it starts from `template`, fills in and returns it. At the
+border `resolve` turns it into a `Config`; an unknown key, a wrong type or an impossible combination is an error
+that names the key and the mend, before anything is compiled.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which checkpoint, and how it is computed."""
+
+    path: str = ""  # Hugging Face directory of the Qwen2.5-VL family; "{workdir}" stands for the run's folder
+    dtype: str = "float32"  # of matrix products: "float32" or "bfloat16"; weights are float32
+    remat: str = "none"  # what layers recompute in the backward pass: "none", "dots" or "full"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where prompts come from, and how they are laid out."""
+
+    train: str = ""  # parquet or JSONL in the public schema; "{workdir}" stands for the run's folder
+    heldout: str = ""  # for evaluation; "" switches it off
+    image_root: str = ""  # relative image paths start here; "" means the data file's folder
+    system: str = ""  # system message; "" leaves the chat template's own
+    suffix: str = ""  # appended to every problem: the format prompt
+    prompt_buckets: tuple[int, ...] = (2048,)  # prompts are padded to the smallest that fits
+    patch_buckets: tuple[int, ...] = (5184,)  # window slots of image patches a prompt, likewise
+    min_pixels: int = 0  # of an image after resizing; 0 leaves preprocessor_config.json's value
+    max_pixels: int = 0
+    overlong: str = (
+        "drop"  # prompts over the largest bucket: "drop" (counted), "resize" their images, "error"
+    )
+    workers: int = 2  # threads that read and preprocess ahead
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How responses are sampled."""
+
+    prompts: int = 128  # a rollout batch
+    group: int = 8  # responses a prompt
+    max_tokens: int = 2048
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_batches: int = 10  # dynamic sampling draws at most this many batches to fill one
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """How the image is corrupted for token perception and perception losses."""
+
+    method: str = "patch_black"
+    probability: float = 0.6
+
+
+@dataclass(frozen=True)
+class Reward:
+    """How responses are graded. The reward is the weighted sum of the verifier's components."""
+
+    weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
+    verifier: str = ""  # overrules the verifier that the samples name; "" leaves it
+    workers: int = 2  # grading processes
+    deadline_seconds: float = 5.0  # a grading that takes longer is killed and its row left out
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW."""
+
+    learning_rate: float = 1e-6
+    schedule: str = (
+        "constant"  # after the warm-up: "constant", "linear" or "cosine" (to 0 at the last update)
+    )
+    warmup_updates: int = 0
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    max_gradient_norm: float = 1.0
+    freeze: tuple[str, ...] = ()  # path prefixes left untrained, e.g. ("vision",)
+
+
+@dataclass(frozen=True)
+class Train:
+    """The reinforcement-learning stage."""
+
+    steps: int = 100  # rollout batches
+    update_prompts: int = 128  # prompts of one optimizer step; divides rollout.prompts
+    micro_prompts: int = 16  # prompts whose gradient is computed at once; changes memory, never the result
+    evaluate_every: int = 10  # steps
+    checkpoint_every: int = 10  # steps
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How held-out accuracy is measured: the mean over ``samples`` responses to each prompt."""
+
+    prompts: int = 128  # a batch
+    limit: int = 0  # rows of the held-out file that are used; 0 means all
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """The supervised stage before reinforcement learning; 0 steps switch it off."""
+
+    steps: int = 0
+    data: str = ""  # rows with a ``solution``
+    batch: int = 64
+    micro_batch: int = 64
+    max_tokens: int = 1024
+    learning_rate: float = 1e-5
+    warmup: int = 10
+    checkpoint_every: int = 1000
+
+
+@dataclass(frozen=True)
+class World:
+    """The built-in shapes world, written to ``{workdir}/world`` before the run; 0 train rows switch it off."""
+
+    train: int = 0
+    heldout: int = 0
+    cold_start: int = 0
+    prior: float = 0.6  # how strongly the question alone suggests its answer in the training data
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    seed: int = 0
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    rollout: Rollout = field(default_factory=Rollout)
+    corruption: Corruption = field(default_factory=Corruption)
+    reward: Reward = field(default_factory=Reward)
+    algorithm: dict[str, Any] = field(default_factory=lambda: {"name": "grpo"})
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    cold_start: ColdStart = field(default_factory=ColdStart)
+    world: World = field(default_factory=World)
+
+
+def template(algorithm: str = "grpo") -> ConfigDict:
+    """A `ConfigDict` with every key at its default, for experiments to fill in.
+
+    ``config.algorithm`` has the hyper-parameters of all recipes; those left unset take the recipe's default.
+    """
+    tree = dataclasses.asdict(Config())
+    tree["algorithm"] = ConfigDict({"name": algorithm})
+    config = ConfigDict(tree)
+    with config.unlocked():
+        config.reward.weights = ConfigDict(tree["reward"]["weights"])
+        for name, kind in sorted(_hyper_parameters().items()):
+            config.algorithm[name] = config_dict.placeholder(kind)
+    config.lock()
+    return config
+
+
+def resolve(config: ConfigDict) -> Config:
+    """Check a `ConfigDict` and freeze it.
+
+    Raises:
+      ValueError: an unknown key (with the nearest valid one), a value of the wrong type, or values that
+        contradict each other.
+    """
+    return from_dict(config.to_dict())
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """`resolve` for a plain nested dict, such as ``dataclasses.asdict`` of a `Config` read back from JSON."""
+    resolved = _build(Config, values, "config")
+    _check(resolved)
+    return resolved
+
+
+def algorithm(config: Config) -> Algorithm:
+    """The algorithm that ``config.algorithm`` names, with the hyper-parameters that are set.
+
+    Raises:
+      ValueError: no such recipe, or a hyper-parameter that this recipe does not take.
+    """
+    chosen = {key: value for key, value in config.algorithm.items() if value is not None}
+    name = chosen.pop("name")
+    if name not in RECIPES:
+        raise ValueError(f"config.algorithm.name={name!r} is unknown{_nearest(name, RECIPES)}")
+    accepted = inspect.signature(RECIPES[name]).parameters
+    for key in chosen:
+        if key not in accepted:
+            raise ValueError(
+                f"config.algorithm.{key} is not a hyper-parameter of {name!r}{_nearest(key, accepted)}"
+            )
+    return RECIPES[name](**chosen)
+
+
+def _hyper_parameters() -> dict[str, type]:
+    kinds: dict[str, type] = {}
+    for name, recipe in RECIPES.items():
+        for parameter in inspect.signature(recipe).parameters.values():
+            kind = parameter.annotation
+            if kinds.setdefault(parameter.name, kind) is not kind:
+                raise TypeError(f"recipe {name}: {parameter.name} has another type in another recipe")
+    return kinds
+
+
+def _build(kind: type, values: dict, path: str) -> Any:
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(f"{path}.{key} is not a key of the config{_nearest(key, fields)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            arguments[key] = _build(hint, value, f"{path}.{key}")
+        else:
+            arguments[key] = _typed(value, hint, f"{path}.{key}")
+    return kind(**arguments)
+
+
+def _typed(value: Any, hint: Any, path: str) -> Any:
+    origin = typing.get_origin(hint) or hint
+    if origin is float and type(value) is int:
+        return float(value)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{path}={value!r} should be a tuple")
+        return tuple(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise ValueError(f"{path}={value!r} should be of type {origin.__name__}")
+    return value
+
+
+def _nearest(key: str, valid: typing.Iterable[str]) -> str:
+    valid = list(valid)
+    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(map(repr, sorted(valid)))}"
+
+
+def _check(config: Config) -> None:
+    """Combinations that cannot work."""
+    algorithm(config)
+    _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    _choice("model.remat", config.model.remat, ("none", "dots", "full"))
+    _choice("data.overlong", config.data.overlong, ("drop", "resize", "error"))
+    _choice("optimizer.schedule", config.optimizer.schedule, ("constant", "linear", "cosine"))
+    if config.rollout.group < 2:
+        raise ValueError(
+            f"config.rollout.group={config.rollout.group}: a group of one has no advantage; use 2 or more"
+        )
+    _divides("train.update_prompts", config.train.update_prompts, "rollout.prompts", config.rollout.prompts)
+    _divides(
+        "train.micro_prompts", config.train.micro_prompts, "train.update_prompts", config.train.update_prompts
+    )
+    _divides(
+        "cold_start.micro_batch", config.cold_start.micro_batch, "cold_start.batch", config.cold_start.batch
+    )
+    if not config.reward.weights:
+        raise ValueError("config.reward.weights is empty: every reward would be 0")
+    if not 0 <= config.corruption.probability <= 1:
+        raise ValueError(f"config.corruption.probability={config.corruption.probability} is not in [0, 1]")
+    for name, buckets in (("prompt", config.data.prompt_buckets), ("patch", config.data.patch_buckets)):
+        if not buckets or any(type(size) is not int or size < 1 for size in buckets):
+            raise ValueError(f"config.data.{name}_buckets={buckets} should be positive whole numbers")
+    for path, size in (
+        ("rollout.max_batches", config.rollout.max_batches),
+        ("train.steps", config.train.steps),
+    ):
+        if size < 1:
+            raise ValueError(f"config.{path}={size} should be 1 or more")
+
+
+def _choice(path: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"config.{path}={value!r} should be one of {', '.join(map(repr, choices))}")
+
+
+def _divides(small_path: str, small: int, large_path: str, large: int) -> None:
+    if small < 1 or large % small:
+        raise ValueError(f"config.{small_path}={small} does not divide config.{large_path}={large}")

@@ -1,0 +1,91 @@
+"""From a config to the things a stage works with; every check that needs no computation happens here."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from mmrl.config import Config
+from mmrl.data.pipeline import PromptFormat
+from mmrl.data.sources import Source, read
+from mmrl.data.validation import validate
+from mmrl.models import checkpoint, qwen2_5_vl_config
+from mmrl.models.processor import Processor, load_processor
+from mmrl.rollout.engine import vocabulary_bias
+from mmrl.train.programs import Policy
+from mmrl.types import Params
+
+CHECKED_ROWS = 512  # of a data file, before the run; the rest are checked as they are drawn
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model directory, opened."""
+
+    directory: Path
+    processor: Processor
+    config: qwen2_5_vl_config.Config
+    description: dict
+
+    def load(self) -> Params:
+        """The weights, float32."""
+        return checkpoint.load(self.directory, self.description)
+
+    def policy(self, temperature: float) -> Policy:
+        """The distribution sampled from: never a vision placeholder, never a padding row of the table."""
+        bias = vocabulary_bias(
+            self.config.vocabulary, len(self.processor.tokenizer), self.processor.placeholders
+        )
+        return Policy(model=self.config, temperature=temperature, bias=bias)
+
+
+def located(path: str, workdir: Path) -> str:
+    """A path of the config, with ``{workdir}`` filled in: a run's folder may be moved."""
+    return path.replace("{workdir}", str(workdir))
+
+
+def open_model(config: Config, directory: str | Path) -> Model:
+    """Open a Hugging Face directory; the weights are read by `Model.load`.
+
+    Raises:
+      ValueError: the directory, a file in it or its family is not what it should be.
+    """
+    if not str(directory):
+        raise ValueError("config.model.path is empty: name a Hugging Face directory of the Qwen2.5-VL family")
+    processor = load_processor(directory)
+    limits = {
+        name: value
+        for name, value in (("min_pixels", config.data.min_pixels), ("max_pixels", config.data.max_pixels))
+        if value
+    }
+    processor = replace(processor, image=replace(processor.image, **limits))
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.model.dtype]
+    sizes = replace(qwen2_5_vl_config.read_config(directory), dtype=dtype, remat=config.model.remat)
+    return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes))
+
+
+def prompt_format(config: Config) -> PromptFormat:
+    """How rows of the data become prompts."""
+    data = config.data
+    return PromptFormat(
+        prompt_buckets=data.prompt_buckets,
+        patch_buckets=data.patch_buckets,
+        system=data.system or None,
+        suffix=data.suffix,
+        overlong=data.overlong,
+    )
+
+
+def open_source(
+    config: Config, path: str, workdir: Path, model: Model, *, key: str, with_solutions: bool = False
+) -> Source:
+    """Open a data file and look through its first `CHECKED_ROWS` rows; ``key`` names it in messages.
+
+    Raises:
+      ValueError: the file, a column or a row is not what it should be.
+    """
+    if not path:
+        raise ValueError(f"config.{key} is empty: name a parquet or JSONL file")
+    source = read(located(path, workdir), image_root=config.data.image_root or None)
+    validate(source, model.processor, prompt_format(config), rows=CHECKED_ROWS, with_solutions=with_solutions)
+    return source

@@ -1,0 +1,103 @@
+"""Checkpoints of a stage: Orbax, asynchronous and atomic; weights are an item of their own."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mmrl.models.params import abstract
+from mmrl.train.programs import TrainState
+from mmrl.types import Params
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds beside the weights: enough to go on as if nothing had happened."""
+
+    step: int
+    state: TrainState
+    data: dict[str, Any]  # the data iterator's position
+
+
+def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
+    """The checkpoints under ``directory`` (made if need be); the newest ``keep`` stay."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: TrainState, data: dict[str, Any]) -> None:
+    """Save after ``step`` steps; returns when the arrays are copied, the writing goes on behind."""
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave({"state": state.optimizer, "updates": state.updates}),
+            data=ocp.args.JsonSave(data),
+        ),
+    )
+
+
+def restore(manager: ocp.CheckpointManager, like: TrainState) -> Saved | None:
+    """The newest checkpoint, or None where there is none; ``like`` gives structure, shapes and shardings."""
+    step = manager.latest_step()
+    if step is None:
+        return None
+    target = jax.tree.map(_abstract, like)
+    items = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(target.params),
+            optimizer=ocp.args.StandardRestore({"state": target.optimizer, "updates": target.updates}),
+            data=ocp.args.JsonRestore(),
+        ),
+    )
+    state = TrainState(items.params, items.optimizer["state"], items.optimizer["updates"])
+    return Saved(step=step, state=state, data=items.data)
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def load_params(directory: Path, description: dict, step: int | None = None) -> tuple[int, Params]:
+    """Weights alone, of one step (by default the newest); optimizer state is not read.
+
+    Raises:
+      ValueError: there is no checkpoint, or not of that step (those there are named).
+    """
+    steps = saved_steps(directory)
+    if not steps:
+        raise ValueError(f"{directory}: no checkpoint here; has the run reached its first?")
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise ValueError(f"{directory}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract(description),
+    )
+    with ocp.CheckpointManager(directory.absolute(), item_names=("params",)) as manager:
+        items = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))
+    return step, items.params
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps that have a finished checkpoint, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(ocp.utils.checkpoint_steps(directory.absolute()))
+
+
+def copy_to_host(tree: Any) -> Any:
+    """Numpy copies of the arrays of a pytree."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def remove(directory: Path) -> None:
+    """Delete the checkpoints of a finished stage."""
+    shutil.rmtree(directory, ignore_errors=True)

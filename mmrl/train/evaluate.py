@@ -1,0 +1,102 @@
+"""Held-out accuracy: sample, grade, average each component."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmrl.config import Config
+from mmrl.data.pipeline import evaluation
+from mmrl.data.sources import Source
+from mmrl.rewards.pool import RewardPool
+from mmrl.rollout.sampling import Sampling
+from mmrl.train.assemble import Model, prompt_format
+from mmrl.train.metrics import Phases
+from mmrl.train.programs import Policy
+from mmrl.train.rollouts import Experience, prompt_keys, sample_and_grade
+from mmrl.types import Params, StopReason
+
+_PURPOSE = 2  # of random keys, apart from rollouts' and corruption's
+
+
+def evaluate(
+    params: Params, policy: Policy, model: Model, source: Source, pool: RewardPool, config: Config
+) -> tuple[dict[str, float], list[Experience]]:
+    """Mean of every reward component over ``evaluation.samples`` responses to each held-out prompt.
+
+    The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
+
+    Returns:
+      ``{"accuracy": ..., <component>: ..., "length": ..., "truncated": ...}``, and what was sampled.
+      Responses whose grading failed are left out.
+    """
+    if config.evaluation.limit:
+        source = dataclasses.replace(source, length=min(source.length, config.evaluation.limit))
+    sampling = Sampling(
+        max_tokens=config.rollout.max_tokens,
+        temperature=config.evaluation.temperature,
+        top_p=config.evaluation.top_p,
+    )
+    size = min(config.evaluation.prompts, len(source))
+    experiences = []
+    batches = evaluation(
+        source, model.processor, prompt_format(config), batch_size=size, workers=config.data.workers
+    )
+    for number, batch in enumerate(batches):
+        experience = sample_and_grade(
+            params,
+            policy,
+            model.processor,
+            batch,
+            prompt_keys(config.seed, _PURPOSE, 0, size, start=number * size),
+            group=config.evaluation.samples,
+            sampling=sampling,
+            pool=pool,
+            weights=config.reward.weights,
+            phases=Phases(),
+        )
+        valid = experience.responses.valid & batch.keep[:, None]
+        experiences.append(
+            dataclasses.replace(experience, responses=experience.responses.replace(valid=valid))
+        )
+    return _summary(experiences), experiences
+
+
+def _summary(experiences: Sequence[Experience]) -> dict[str, float]:
+    valid = np.concatenate([experience.responses.valid for experience in experiences])
+    if not valid.any():
+        raise ValueError("evaluation: no response could be graded; see the verifier's errors")
+
+    def mean(parts: Sequence[np.ndarray]) -> float:
+        values = np.concatenate(parts)
+        return float(values[valid & ~np.isnan(values)].mean())
+
+    names = sorted({name for experience in experiences for name in experience.components})
+    out = {
+        name: mean([e.components.get(name, np.full(e.rewards.shape, np.nan)) for e in experiences])
+        for name in names
+    }
+    out["reward"] = mean([e.rewards for e in experiences])
+    out["length"] = mean([e.responses.mask.sum(axis=-1).astype(float) for e in experiences])
+    out["truncated"] = mean([(e.responses.stop == StopReason.LENGTH).astype(float) for e in experiences])
+    return out
+
+
+def write_responses(path: Path, experiences: Sequence[Experience]) -> None:
+    """One JSON row a response: the sample's id, problem and answer, the text, its components."""
+    with path.open("w") as file:
+        for experience in experiences:
+            for b, sample in enumerate(experience.samples):
+                for g, text in enumerate(experience.texts[b]):
+                    if not experience.responses.valid[b, g]:
+                        continue
+                    row = {
+                        "id": sample.id,
+                        "problem": sample.problem,
+                        "answer": sample.answer,
+                        "response": text,
+                        **{name: float(values[b, g]) for name, values in experience.components.items()},
+                    }
+                    file.write(json.dumps(row) + "\n")

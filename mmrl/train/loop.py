@@ -1,0 +1,319 @@
+"""The reinforcement-learning stage, top to bottom: rollout, reward, score, prepare, update, log."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmrl.algorithms.algorithm import Algorithm, keep_groups
+from mmrl.config import Config, algorithm
+from mmrl.data import pipeline
+from mmrl.data.sources import Source
+from mmrl.rewards.pool import RewardPool
+from mmrl.rollout.sampling import Sampling
+from mmrl.train import checkpoint, programs
+from mmrl.train.assemble import Model, prompt_format
+from mmrl.train.evaluate import evaluate, write_responses
+from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
+from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.programs import Batch, ImageCorruption, Policy, TrainState
+from mmrl.train.rollouts import Experience, collect, describe, prompt_keys, sample_and_grade
+from mmrl.types import Params
+
+_ROLLOUT, _CORRUPTION = 0, 1  # purposes of random keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """All that stays the same from step to step."""
+
+    config: Config
+    model: Model
+    policy: Policy
+    algorithm: Algorithm
+    optimizer: optax.GradientTransformation
+    reference: Params | None  # weights of the reference policy, where the algorithm asks for it
+    pool: RewardPool
+    total_updates: int
+
+    @property
+    def corruption(self) -> ImageCorruption:
+        """How the contrast image is made."""
+        return ImageCorruption(self.config.corruption.method, self.config.corruption.probability)
+
+
+def train(config: Config, model: Model, source: Source, heldout: Source | None, workdir: Path) -> None:
+    """Run the stage in ``workdir``, going on from its newest checkpoint if there is one.
+
+    Order on resuming: (1) weights, optimizer and update count, (2) the data iterator, (3) the metrics file,
+    cut back to the checkpoint's step. Random draws need no restoring: each has the step in its address.
+    """
+    params = model.load()
+    chosen = algorithm(config)
+    updates_per_step = config.rollout.prompts // config.train.update_prompts
+    total_updates = config.train.steps * updates_per_step
+    optimizer = make_optimizer(config.optimizer, params, total_updates)
+    state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
+    batches = _batches(config, model, source)
+    manager = checkpoint.open_manager(workdir / "checkpoints", config.train.keep_checkpoints)
+    saved = checkpoint.restore(manager, state)
+    first = 0
+    if saved is not None:
+        first, state = saved.step, saved.state
+        batches.set_state(saved.data)
+        say(f"resuming after step {first} of {config.train.steps}")
+    metrics = Metrics(workdir, first)
+    with (
+        manager,
+        CompileCounter() as compiles,
+        RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
+    ):
+        stage = Stage(
+            config=config,
+            model=model,
+            policy=model.policy(config.rollout.temperature),
+            algorithm=chosen,
+            optimizer=optimizer,
+            reference=params if "reference" in chosen.needs else None,
+            pool=pool,
+            total_updates=total_updates,
+        )
+        _run(stage, state, first, batches, heldout, manager, metrics, compiles, workdir)
+    metrics.close()
+
+
+def _run(
+    stage: Stage,
+    state: TrainState,
+    first: int,
+    batches: pipeline.Batches,
+    heldout: Source | None,
+    manager: Any,
+    metrics: Metrics,
+    compiles: CompileCounter,
+    workdir: Path,
+) -> None:
+    config = stage.config
+    progress = Progress("rl", config.train.steps)
+    if first == 0 and heldout is not None:
+        values = _evaluate(stage, state.params, heldout, workdir / "responses_before.jsonl")
+        metrics.write(0, values)
+        say(f"before: {_headline(values)}")
+    for step in range(first + 1, config.train.steps + 1):
+        last = step == config.train.steps
+        phases = Phases()
+        state, values = _step(stage, state, step, batches, phases)
+        if heldout is not None and (last or step % config.train.evaluate_every == 0):
+            with phases("evaluate"):
+                values |= _evaluate(stage, state.params, heldout, workdir / "responses_after.jsonl")
+        if last or step % config.train.checkpoint_every == 0:
+            with phases("checkpoint"):
+                checkpoint.save(manager, step, state, batches.get_state())
+        values |= {**phases.metrics(), "compiles": float(compiles.count)}
+        metrics.write(step, values)
+        progress.show(step, **_shown(values))
+    manager.wait_until_finished()
+
+
+def _step(
+    stage: Stage, state: TrainState, step: int, batches: Iterator[pipeline.Batch], phases: Phases
+) -> tuple[TrainState, dict[str, float]]:
+    """One batch of experience and the updates on it."""
+    config = stage.config
+    draw = partial(_draw, stage, state.params, step, batches, phases)
+    keep = partial(_worth_training, stage.algorithm)
+    bound = config.rollout.max_batches if stage.algorithm.group_filter else 1
+    experience, values = collect(draw, keep, config.rollout.prompts, bound)
+    values |= describe(experience)
+    batch = Batch(
+        prompts=experience.prompts,
+        responses=experience.responses,
+        corruption_keys=prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts),
+    )
+    with phases("score"):
+        scores = _score(stage, state.params, batch)
+        values |= _score_metrics(scores, experience)
+    totals: dict[str, float] = {}
+    size = config.train.update_prompts
+    for start in range(0, config.rollout.prompts, size):
+        rows = slice(start, start + size)
+        state, made = _update(stage, state, step, _rows((batch, scores), rows), experience, rows, phases)
+        for name, value in made.items():
+            totals[name] = totals.get(name, 0.0) + value * size / config.rollout.prompts
+    values |= totals
+    sampled = float(experience.responses.mask.sum())
+    values["rollout/tokens_per_second"] = sampled / max(phases.seconds["rollout"], 1e-9)
+    return state, values
+
+
+def _draw(
+    stage: Stage, params: Params, step: int, batches: Iterator[pipeline.Batch], phases: Phases, number: int
+) -> Experience:
+    config = stage.config
+    with phases("data"):
+        batch = next(batches)
+    count = config.rollout.prompts
+    return sample_and_grade(
+        params,
+        stage.policy,
+        stage.model.processor,
+        _overruled(batch, config.reward.verifier),
+        prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count),
+        group=config.rollout.group,
+        sampling=_sampling(config),
+        pool=stage.pool,
+        weights=config.reward.weights,
+        phases=phases,
+    )
+
+
+def _overruled(batch: pipeline.Batch, verifier: str) -> pipeline.Batch:
+    if not verifier:
+        return batch
+    samples = [dataclasses.replace(sample, verifier=verifier) for sample in batch.samples]
+    return dataclasses.replace(batch, samples=samples)
+
+
+def _worth_training(chosen: Algorithm, experience: Experience) -> np.ndarray:
+    return keep_groups(chosen, experience.accuracy, experience.responses.valid)
+
+
+def _score(stage: Stage, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    """Statistics of the policy before the update, and of the reference policy where it is asked for."""
+    needs = stage.algorithm.needs
+    run = partial(
+        programs.score,
+        policy=stage.policy,
+        batch=batch,
+        corruption=stage.corruption,
+        micro_batches=stage.config.rollout.prompts // stage.config.train.micro_prompts,
+    )
+    scores = run(params, wanted=needs - {"reference"})
+    if stage.reference is not None:
+        scores["reference"] = run(stage.reference, wanted=frozenset())["logprob"]
+    return scores
+
+
+def _update(
+    stage: Stage,
+    state: TrainState,
+    step: int,
+    inputs: tuple[Batch, dict[str, jax.Array]],
+    experience: Experience,
+    rows: slice,
+    phases: Phases,
+) -> tuple[TrainState, dict[str, float]]:
+    """One optimizer step on the groups ``rows``; its statistics are taken over all of them together."""
+    batch, scores = inputs
+    train = stage.config.train
+    with phases("prepare"):
+        targets = programs.prepare(
+            stage.algorithm,
+            experience.rewards[rows],
+            experience.accuracy[rows].astype(np.float32),
+            batch.responses.valid,
+            batch.responses.mask,
+            scores,
+            state.updates,
+            stage.total_updates,
+        )
+    with phases("update"):
+        state, made = programs.update(
+            state,
+            stage.policy,
+            batch,
+            targets,
+            stage.corruption,
+            algorithm=stage.algorithm,
+            optimizer=stage.optimizer,
+            micro_batches=train.update_prompts // train.micro_prompts,
+        )
+        values = {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
+    if values["loss/skipped"]:
+        ids = ", ".join(sample.id for sample in experience.samples[rows])
+        say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
+    return state, values
+
+
+def _score_metrics(scores: dict[str, jax.Array], experience: Experience) -> dict[str, float]:
+    """How far sampler and scorer disagree, and what the scores say of the responses."""
+    mask = experience.responses.mask & experience.responses.valid[..., None]
+    host = {name: np.asarray(value)[mask] for name, value in scores.items()}
+    if not mask.any():
+        return {}
+    difference = np.abs(host["logprob"] - experience.responses.logprob[mask])
+    out = {
+        "sampler/logprob_difference_mean": float(difference.mean()),
+        "sampler/logprob_difference_max": float(difference.max()),
+        "policy/sampled_entropy": float(-host["logprob"].mean()),
+    }
+    if "entropy" in host:
+        out["policy/entropy"] = float(host["entropy"].mean())
+    perception = host.get("perception")
+    if perception is None and "corrupted" in host:
+        # The sampled-token estimate k3 of KL(image present || corrupted).
+        log_ratio = np.clip(host["corrupted"] - host["logprob"], -20, 20)
+        perception = np.clip(np.expm1(log_ratio) - log_ratio, 0, 10)
+    if perception is not None:
+        out["perception/mean"] = float(perception.mean())
+        for percent in (50, 90):
+            out[f"perception/p{percent}"] = float(np.percentile(perception, percent))
+    if "reference" in host:
+        log_ratio = host["reference"] - host["logprob"]
+        out["policy/reference_kl"] = float((np.expm1(log_ratio) - log_ratio).mean())
+    return out
+
+
+def _evaluate(stage: Stage, params: Params, heldout: Source, path: Path) -> dict[str, float]:
+    values, experiences = evaluate(params, stage.policy, stage.model, heldout, stage.pool, stage.config)
+    write_responses(path, experiences)
+    return {f"heldout/{name}": value for name, value in values.items()}
+
+
+def _rows(tree: Any, rows: slice) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def _batches(config: Config, model: Model, source: Source) -> pipeline.Batches:
+    return pipeline.prompts(
+        source,
+        model.processor,
+        prompt_format(config),
+        seed=config.seed,
+        batch_size=config.rollout.prompts,
+        workers=config.data.workers,
+    )
+
+
+def _sampling(config: Config) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        max_tokens=rollout.max_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
+    )
+
+
+def _headline(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+def _shown(values: dict[str, float]) -> dict[str, float]:
+    """What the progress line has room for."""
+    names = {
+        "reward": "reward/mean",
+        "accuracy": "reward/accuracy",
+        "heldout": "heldout/accuracy",
+        "length": "response/length",
+        "tok/s": "rollout/tokens_per_second",
+        "s": "time/step",
+    }
+    return {short: values[name] for short, name in names.items() if name in values}

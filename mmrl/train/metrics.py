@@ -1,0 +1,139 @@
+"""What a run tells: one JSON row a step, TensorBoard, and a progress line for people."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax.monitoring
+from tensorboardX import SummaryWriter
+
+
+class Metrics:
+    """Append-only ``metrics.jsonl`` and TensorBoard events of one stage.
+
+    Opened to go on after ``step`` steps: rows of later steps, left by an interrupted run, are cut off, so
+    that every step has one row.
+    """
+
+    def __init__(self, directory: Path, step: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / "metrics.jsonl"
+        _keep_rows(self._path, step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add the row of ``step``."""
+        row = {"step": step, **{name: round(float(value), 8) for name, value in sorted(values.items())}}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """The rows of a stage's ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    path = directory / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _keep_rows(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    temporary = path.with_suffix(".jsonl.part")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.replace(path)
+
+
+class Phases:
+    """Wall-clock seconds of the named parts of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a ``with`` block; blocks of one name add up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """``time/<name>`` of each part, ``time/step`` since the beginning, and what no part covers."""
+        total = time.perf_counter() - self._start
+        out = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        return {**out, "time/step": total, "time/other": total - sum(self.seconds.values())}
+
+
+class CompileCounter:
+    """Counts the programs XLA compiles in this process, while open."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._listener = self._on_duration
+
+    def _on_duration(self, event: str, duration: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1
+
+    def __enter__(self) -> "CompileCounter":
+        jax.monitoring.register_event_duration_secs_listener(self._listener)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listener)
+
+
+class Progress:
+    """One line a step, rewritten in place on a terminal and plain lines elsewhere."""
+
+    def __init__(self, stage: str, total: int) -> None:
+        self._stage, self._total = stage, total
+        self._live = sys.stdout.isatty()
+        self._start = time.perf_counter()
+        self._first: int | None = None
+
+    def show(self, step: int, **values: str | float) -> None:
+        """Report ``step`` of the total, with named values and the time left."""
+        if self._first is None:
+            self._first = step - 1
+        elapsed = time.perf_counter() - self._start
+        left = elapsed / max(1, step - self._first) * (self._total - step)
+        parts = [
+            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        ]
+        line = f"{self._stage} {step}/{self._total}  {'  '.join(parts)}  [{_clock(elapsed)}<{_clock(left)}]"
+        if self._live:
+            end = "\n" if step >= self._total else ""
+            print(f"\r\x1b[2K{line}", end=end, flush=True)
+        else:
+            print(line, flush=True)
+
+
+def say(text: str) -> None:
+    """Tell people something, at once."""
+    print(text, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

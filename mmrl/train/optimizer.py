@@ -1,0 +1,72 @@
+"""AdamW from the config: schedule, clipping, decay and frozen parts."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from mmrl.config import Optimizer
+from mmrl.train.programs import TrainState
+from mmrl.types import Params
+
+
+def make_optimizer(config: Optimizer, params: Params, updates: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (arXiv:1711.05101); weights under ``config.freeze`` stay as they are.
+
+    Args:
+      config: hyper-parameters.
+      params: the weights, or their abstract tree.
+      updates: optimizer steps of the whole run, where the schedule ends.
+
+    Raises:
+      ValueError: a prefix in ``config.freeze`` matches no weight.
+    """
+    chain = optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm),
+        optax.adamw(
+            learning_rate(config, updates),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
+    )
+    if not config.freeze:
+        return chain
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for prefix in config.freeze:
+        if not any(_under(path, prefix) for path in flat):
+            raise ValueError(f"config.optimizer.freeze: no weight is under {prefix!r}")
+    labels = traverse_util.unflatten_dict(
+        {
+            path: "frozen" if any(_under(path, prefix) for prefix in config.freeze) else "trained"
+            for path in flat
+        },
+        sep="/",
+    )
+    return optax.multi_transform({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+
+
+def _under(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix + "/")
+
+
+def learning_rate(config: Optimizer, updates: int) -> optax.Schedule:
+    """Linear warm-up over ``warmup_updates``, then constant, or decay to 0 at ``updates``."""
+    peak, warmup = config.learning_rate, config.warmup_updates
+    rest = max(1, updates - warmup)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+    }[config.schedule]
+    if warmup == 0:
+        return after
+    # The first update already moves: step 0 has 1 / warmup of the peak.
+    rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state that has taken no update."""
+    return TrainState(params=params, optimizer=jax.jit(optimizer.init)(params), updates=jnp.int32(0))

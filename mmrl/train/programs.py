@@ -1,0 +1,253 @@
+"""The jitted programs of a step besides prefill and decode: score, prepare and update.
+
+Score and update run over micro-batches of prompts (a group stays together, so that its prompt and images are
+computed once). What they compute is a plain sum over tokens with coefficients fixed in `prepare`, so the size
+of a micro-batch changes memory and nothing else.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mmrl.algorithms import algorithm as algorithms
+from mmrl.algorithms.algorithm import Algorithm, Targets
+from mmrl.data.corruption import corrupt
+from mmrl.kernels.vocab import token_statistics
+from mmrl.models import qwen2_5_vl as model
+from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
+from mmrl.types import Params, Prompts, Responses
+
+
+@struct.dataclass
+class TrainState:
+    """What an update changes."""
+
+    params: Params
+    optimizer: optax.OptState
+    updates: Int[Array, ""]  # optimizer steps taken, skipped ones not counted
+
+
+@struct.dataclass
+class Batch:
+    """One batch of prompts with their sampled groups."""
+
+    prompts: Prompts
+    responses: Responses
+    corruption_keys: Key[Array, "b"]  # what the corrupted image of each prompt is drawn with
+
+
+@struct.dataclass
+class Policy:
+    """The static part of the policy: its sizes, and the distribution it samples from."""
+
+    model: ModelConfig = struct.field(pytree_node=False)
+    temperature: float = struct.field(pytree_node=False)
+    bias: Float[Array, "v"]  # 0, or `mmrl.kernels.vocab.BANNED` for ids it may not emit
+
+
+@struct.dataclass
+class ImageCorruption:
+    """How the contrast view of an image is made (see `mmrl.data.corruption`)."""
+
+    method: str = struct.field(pytree_node=False)
+    probability: float = struct.field(pytree_node=False)
+
+
+def split(tree: Any, count: int) -> Any:
+    """Cut every ``[b, ...]`` leaf into ``[count, b / count, ...]``, strided.
+
+    Micro-batch i takes rows i, i + count, ...: when the batch is spread over devices each one then holds an
+    equal part of every micro-batch.
+    """
+
+    def cut(x: Array) -> Array:
+        return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, tree)
+
+
+def join(tree: Any) -> Any:
+    """Inverse of `split`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def token_scores(
+    params: Params,
+    policy: Policy,
+    batch: Batch,
+    corruption: ImageCorruption,
+    wanted: frozenset[str],
+    corrupted_gradient: bool = False,
+) -> dict[str, Float[Array, "b g r"]]:
+    """The policy's statistics of each response token: "logprob" and those of ``wanted``.
+
+    Args:
+      params: weights.
+      policy: sizes and sampled distribution.
+      batch: prompts and responses.
+      corruption: how the contrast image is made.
+      wanted: of "entropy", "corrupted" (logprob with the image corrupted) and "perception" (exact KL between
+        the two).
+      corrupted_gradient: let gradients through the corrupted branch as well.
+    """
+    prompts, responses = batch.prompts, batch.responses
+    hidden = model.predict(params, policy.model, prompts, responses)
+    corrupted = None
+    if wanted & {"corrupted", "perception"}:
+        images = corrupt(prompts.images, batch.corruption_keys, corruption.method, corruption.probability)
+        branch = params if corrupted_gradient else jax.lax.stop_gradient(params)
+        with jax.named_scope("corrupted"):
+            corrupted = model.predict(branch, policy.model, prompts.replace(images=images), responses)
+    shape = responses.tokens.shape
+    out = token_statistics(
+        hidden.reshape(-1, hidden.shape[-1]),
+        model.unembedding(params),
+        responses.tokens.reshape(-1),
+        policy.bias,
+        temperature=policy.temperature,
+        entropy="entropy" in wanted,
+        corrupted_hidden=None if corrupted is None else corrupted.reshape(-1, hidden.shape[-1]),
+        perception="perception" in wanted,
+        corrupted_gradient=corrupted_gradient,
+    )
+    # Padding reads garbage; zeros there keep metrics and masks simple.
+    return {name: jnp.where(responses.mask, value.reshape(shape), 0.0) for name, value in out.items()}
+
+
+@partial(jax.jit, static_argnames=("wanted", "micro_batches"))
+def score(
+    params: Params,
+    policy: Policy,
+    batch: Batch,
+    corruption: ImageCorruption,
+    *,
+    wanted: frozenset[str],
+    micro_batches: int,
+) -> dict[str, Float[Array, "b g r"]]:
+    """`token_scores` of the whole batch, micro-batch by micro-batch, without gradients."""
+
+    def one(micro: Batch) -> dict[str, Array]:
+        return token_scores(params, policy, micro, corruption, wanted)
+
+    return join(jax.lax.map(one, split(batch, micro_batches)))
+
+
+@partial(jax.jit, static_argnames=("algorithm", "total_steps"))
+def prepare(
+    algorithm: Algorithm,
+    rewards: Float[Array, "b g"],
+    accuracy: Float[Array, "b g"],
+    valid: Bool[Array, "b g"],
+    mask: Bool[Array, "b g r"],
+    scores: dict[str, Float[Array, "b g r"]],
+    step: Int[Array, ""],
+    total_steps: int,
+) -> Targets:
+    """`mmrl.algorithms.algorithm.prepare`, over the whole batch of one optimizer step."""
+    return algorithms.prepare(
+        algorithm,
+        rewards=rewards,
+        accuracy=accuracy,
+        mask=mask,
+        valid=valid,
+        scores=scores,
+        step=step,
+        total_steps=total_steps,
+    )
+
+
+@partial(jax.jit, static_argnames=("algorithm", "optimizer", "micro_batches"), donate_argnums=0)
+def update(
+    state: TrainState,
+    policy: Policy,
+    batch: Batch,
+    targets: Targets,
+    corruption: ImageCorruption,
+    *,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step on one batch; a non-finite one leaves the state as it was and is counted."""
+
+    def loss(params: Params, micro: tuple[Batch, Targets]) -> tuple[Array, dict[str, Array]]:
+        inputs, goals = micro
+        live = token_scores(params, policy, inputs, corruption, algorithm.live, algorithm.corrupted_gradient)
+        return algorithms.loss(algorithm, goals, live)
+
+    gradient, metrics = accumulate(loss, state.params, split((batch, targets), micro_batches))
+    return apply(state, gradient, metrics, optimizer)
+
+
+def accumulate(
+    loss: Callable[[Params, Any], tuple[Array, dict[str, Array]]], params: Params, micro: Any
+) -> tuple[Params, dict[str, Array]]:
+    """Sum of the gradients and metrics of ``loss`` over the leading axis of ``micro``; metrics get "loss"."""
+
+    def one(params: Params, piece: Any) -> tuple[Params, dict[str, Array]]:
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece)
+        return gradient, {**metrics, "loss": value}
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    if jax.tree.leaves(micro)[0].shape[0] == 1:
+        return one(params, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, first))
+
+    def add(total: Any, piece: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(params, piece)), None
+
+    return jax.lax.scan(add, zeros, micro)[0]
+
+
+def apply(
+    state: TrainState,
+    gradient: Params,
+    metrics: dict[str, Array],
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Take the optimizer step, unless loss or gradient is not finite."""
+    norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    taken = TrainState(
+        params=optax.apply_updates(state.params, changes),
+        optimizer=optimizer_state,
+        updates=state.updates + 1,
+    )
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
+    return state, {**metrics, "gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
+
+
+@partial(jax.jit, static_argnames=("optimizer", "micro_batches"), donate_argnums=0)
+def imitate(
+    state: TrainState,
+    policy: Policy,
+    prompts: Prompts,
+    responses: Responses,
+    *,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One supervised step: maximise the logprob of the responses, averaged over all tokens of the batch."""
+    total = jnp.maximum(responses.mask.sum(), 1)
+
+    def loss(params: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, dict[str, Array]]:
+        prompts, responses = micro
+        hidden = model.predict(params, policy.model, prompts, responses)
+        out = token_statistics(
+            hidden.reshape(-1, hidden.shape[-1]),
+            model.unembedding(params),
+            responses.tokens.reshape(-1),
+            policy.bias,
+        )
+        value = -jnp.where(responses.mask, out["logprob"].reshape(responses.mask.shape), 0.0).sum() / total
+        return value, {}
+
+    gradient, metrics = accumulate(loss, state.params, split((prompts, responses), micro_batches))
+    return apply(state, gradient, metrics, optimizer)

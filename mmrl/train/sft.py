@@ -1,0 +1,94 @@
+"""The supervised stage: imitate solutions, with the model, data path and optimizer of the RL stage."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrl.config import ColdStart, Config, Optimizer
+from mmrl.data import pipeline
+from mmrl.data.sources import Source
+from mmrl.models import checkpoint as hf
+from mmrl.train import checkpoint, programs
+from mmrl.train.assemble import Model, prompt_format
+from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
+from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.types import Responses
+
+
+def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) -> None:
+    """Train on ``solution`` of each row in ``workdir`` and write a Hugging Face directory ``out``.
+
+    Goes on from the newest checkpoint; when ``out`` exists the stage is done.
+    """
+    stage = config.cold_start
+    optimizer = make_optimizer(_optimizer(stage, config.optimizer), model.load(), stage.steps)
+    state = initial_state(model.load(), optimizer)
+    batches = pipeline.solutions(
+        source,
+        model.processor,
+        prompt_format(config),
+        response_buckets=(stage.max_tokens,),
+        seed=config.seed,
+        batch_size=stage.batch,
+        workers=config.data.workers,
+    )
+    manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
+    saved = checkpoint.restore(manager, state)
+    first = 0
+    if saved is not None:
+        first, state = saved.step, saved.state
+        batches.set_state(saved.data)
+        say(f"resuming the supervised stage after step {first} of {stage.steps}")
+    metrics = Metrics(workdir, first)
+    policy = model.policy(temperature=1.0)
+    progress = Progress("sft", stage.steps)
+    shown_every = max(1, stage.steps // 40)
+    with manager, CompileCounter() as compiles:
+        for step in range(first + 1, stage.steps + 1):
+            phases = Phases()
+            with phases("data"):
+                batch = next(batches)
+            with phases("update"):
+                state, made = programs.imitate(
+                    state,
+                    policy,
+                    batch.prompts,
+                    as_responses(batch.tokens, batch.mask),
+                    optimizer=optimizer,
+                    micro_batches=stage.batch // stage.micro_batch,
+                )
+                values = {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
+            last = step == stage.steps
+            if step % stage.checkpoint_every == 0 and not last:
+                with phases("checkpoint"):
+                    checkpoint.save(manager, step, state, batches.get_state())
+            metrics.write(step, {**values, **phases.metrics(), "compiles": float(compiles.count)})
+            if last or step % shown_every == 0:
+                progress.show(step, loss=values["loss/loss"])
+    metrics.close()
+    hf.save(state.params, model.description, out, base=model.directory)
+
+
+def as_responses(tokens: np.ndarray, mask: np.ndarray) -> Responses:
+    """Given tokens in the form of sampled ones, group of one."""
+    shape = tokens.shape
+    return Responses(
+        tokens=jnp.asarray(tokens),
+        mask=jnp.asarray(mask),
+        logprob=jnp.zeros(shape, jnp.float32),
+        stop=jnp.ones(shape[:2], jnp.int32),
+        valid=jnp.ones(shape[:2], bool),
+    )
+
+
+def _optimizer(stage: ColdStart, base: Optimizer) -> Optimizer:
+    return Optimizer(
+        learning_rate=stage.learning_rate,
+        schedule="cosine",
+        warmup_updates=stage.warmup,
+        weight_decay=base.weight_decay,
+        max_gradient_norm=base.max_gradient_norm,
+        freeze=base.freeze,
+    )

@@ -1,0 +1,126 @@
+"""A whole run: the built-in world if asked for, the cold start if asked for, reinforcement learning, a summary."""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+
+from mmrl.config import Config, algorithm
+from mmrl.data.shapes_files import write_world
+from mmrl.data.shapes_model import write_model
+from mmrl.train.assemble import Model, located, open_model, open_source
+from mmrl.train.curves import draw_curves
+from mmrl.train.loop import train
+from mmrl.train.metrics import read_metrics, say
+from mmrl.train.sft import sft
+from mmrl.train.workdir import open_workdir
+
+_TABLE = (
+    ("accuracy", "heldout/accuracy"),
+    ("perception_errors", "heldout/perception_error"),
+    ("reasoning_errors", "heldout/reasoning_error"),
+)
+
+
+def run(config: Config, workdir: Path) -> dict[str, float | None]:
+    """Run every stage of ``config`` that is not done yet in ``workdir``; returns what ``summary.json`` holds.
+
+    Raises:
+      ValueError: anything about config, model or data that can be known before computing.
+    """
+    start = time.perf_counter()
+    algorithm(config)
+    open_workdir(config, workdir)
+    spent = _seconds_before(workdir)
+    model, source, heldout = prepare(config, workdir)
+    if config.cold_start.steps:
+        model = cold_start(config, model, workdir)
+    train(config, model, source, heldout, workdir)
+    draw_curves(workdir, workdir / "curves.png", f"{config.algorithm['name']}, seed {config.seed}")
+    summary = summarise(workdir, spent + time.perf_counter() - start)
+    (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    _tell(config, workdir, summary)
+    return summary
+
+
+def prepare(config: Config, workdir: Path):
+    """Write the world if the config asks for one, open model and data, and check them.
+
+    Returns:
+      The model, the training source and the held-out source (or None).
+    """
+    write_shapes_world(config, workdir)
+    model = open_model(config, located(config.model.path, workdir))
+    source = open_source(config, config.data.train, workdir, model, key="data.train")
+    heldout = None
+    if config.data.heldout:
+        heldout = open_source(config, config.data.heldout, workdir, model, key="data.heldout")
+    return model, source, heldout
+
+
+def write_shapes_world(config: Config, workdir: Path) -> None:
+    """The shapes world's data and untrained model under ``{workdir}/world``, unless they are there."""
+    world = config.world
+    directory = workdir / "world"
+    if not world.train or (directory / "model" / "config.json").is_file():
+        return
+    say(f"writing the shapes world to {directory}")
+    write_world(
+        directory,
+        config.seed,
+        cold_start=world.cold_start,
+        train=world.train,
+        heldout=world.heldout,
+        prior=world.prior,
+    )
+    write_model(directory / "model", jax.random.key(config.seed))
+
+
+def cold_start(config: Config, model: Model, workdir: Path) -> Model:
+    """The supervised stage, unless its result is there; returns the model it made."""
+    out = workdir / "cold_start" / "model"
+    if not (out / "config.json").is_file():
+        source = open_source(
+            config, config.cold_start.data, workdir, model, key="cold_start.data", with_solutions=True
+        )
+        sft(config, model, source, workdir / "cold_start", out)
+    return open_model(config, out)
+
+
+def summarise(workdir: Path, seconds: float) -> dict[str, float | None]:
+    """First and last held-out figures of a run; None for what its verifier does not report."""
+    rows = read_metrics(workdir)
+    summary: dict[str, float | None] = {}
+    for name, key in _TABLE:
+        values = [row[key] for row in rows if key in row]
+        summary[f"{name}_before"] = values[0] if values else None
+        summary[f"{name}_after"] = values[-1] if values else None
+    return {**summary, "seconds": round(seconds, 1)}
+
+
+def _seconds_before(workdir: Path) -> float:
+    """Time that earlier, interrupted calls spent on the steps that count."""
+    rows = read_metrics(workdir) + read_metrics(workdir / "cold_start")
+    return sum(row.get("time/step", 0.0) for row in rows)
+
+
+def _tell(config: Config, workdir: Path, summary: dict[str, float | None]) -> None:
+    name = config.algorithm["name"]
+    lines = ["", f"{'held out':<20}{'before RL':>12}{f'after {name}':>16}"]
+    for label, _ in _TABLE:
+        before, after = summary[f"{label}_before"], summary[f"{label}_after"]
+        if before is not None and after is not None:
+            lines.append(f"{label.replace('_', ' '):<20}{before:>11.1%} {after:>15.1%}")
+    lines += [
+        "",
+        f"run       {workdir}  ({summary['seconds']:.0f} s)",
+        f"curves    {workdir / 'curves.png'}",
+        f"responses {workdir / 'responses_before.jsonl'}, {workdir / 'responses_after.jsonl'}",
+        "",
+        "next: another method    mmrl train --config=experiments/quickstart.py --config.algorithm.name=vppo",
+        f"      transformers      mmrl export --workdir={workdir} --out=policy",
+        f"      curves by step    tensorboard --logdir={workdir}",
+        "      your own data     see the README",
+    ]
+    say("\n".join(lines))
