@@ -57,15 +57,19 @@ def leave_one_out(rewards: Float[Array, "b g"], valid: Bool[Array, "b g"]) -> Fl
     return centred(rewards, valid) * count / jnp.maximum(count - 1, 1)
 
 
+def lead_of_best(rewards: Float[Array, "b g"], valid: Bool[Array, "b g"]) -> Float[Array, "b g"]:
+    """The best row's lead on the second best of its group, 0 for the others; a tie at the top gives 0."""
+    ranked = -jnp.sort(-jnp.where(valid, rewards, -jnp.inf), axis=1)
+    second = ranked[:, 1:2] if rewards.shape[1] > 1 else jnp.full_like(ranked, -jnp.inf)
+    lead = jnp.where(jnp.isfinite(second), ranked[:, :1] - second, 0.0)
+    return jnp.where(valid & (rewards == ranked[:, :1]), lead, 0.0)
+
+
 def best_of_group(
     rewards: Float[Array, "b g"], valid: Bool[Array, "b g"], eps: float = 1e-6
 ) -> Float[Array, "b g"]:
-    """Pass@k: only the best row counts, by its lead on the second best over (standard deviation + eps).
+    """Pass@k: ``lead_of_best`` over (unbiased standard deviation + eps).
 
-    A tie at the top gives 0. Source: Walder and Karkhanis 2025, as ``grpo_passk`` of EasyR1.
+    Source: Walder and Karkhanis 2025, as ``grpo_passk`` of EasyR1.
     """
-    ranked = -jnp.sort(-jnp.where(valid, rewards, -jnp.inf), axis=1)
-    second = ranked[:, 1:2] if rewards.shape[1] > 1 else ranked
-    lead = jnp.where(jnp.isfinite(second), ranked[:, :1] - second, 0.0)
-    best = valid & (rewards == ranked[:, :1])
-    return jnp.where(best, lead / (group_std(rewards, valid) + eps), 0.0)
+    return lead_of_best(rewards, valid) / (group_std(rewards, valid) + eps)

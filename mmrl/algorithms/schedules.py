@@ -38,17 +38,12 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
 
 
 def adaptive_coefficient(
-    coefficient: Float[Array, ""],
-    measured: Float[Array, ""],
-    *,
-    target: float,
-    horizon: float,
-    samples: Int[Array, ""],
-) -> Float[Array, ""]:
+    coefficient: float, measured: float, *, target: float, horizon: float, samples: int
+) -> float:
     """The next coefficient of a penalty that shall hold ``measured`` near ``target``.
 
-    Grows or shrinks by at most 20 % per ``horizon`` samples. Source: Ziegler et al. 2019, section 2.2, as in
-    PAPO, EasyR1 and verl (``AdaptiveKLController``).
+    It grows or shrinks by at most 20 % per ``horizon`` samples. For the host, between updates. Source:
+    Ziegler et al. 2019, section 2.2, as in PAPO, EasyR1 and verl (``AdaptiveKLController``).
     """
-    error = jnp.clip(measured / target - 1.0, -0.2, 0.2)
+    error = min(max(measured / target - 1.0, -0.2), 0.2)
     return coefficient * (1.0 + error * samples / horizon)

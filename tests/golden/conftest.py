@@ -5,14 +5,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import pytest
 import vectors
 from exclusions import exclusion
 
 COVERED: dict[str, set[str]] = {}
 
 
+@pytest.fixture(autouse=True)
+def _record_golden_case(request, record_property):
+    """Notes which case a test was given, so that the summary can count those that passed."""
+    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
+    if isinstance(case, vectors.Case):
+        record_property("golden", (case.family, case.id))
+
+
 def pytest_runtest_logreport(report):
-    """A test that checks a case records it by ``record_property("golden", (family, case id))``."""
+    """Counts the cases that passed; a test without a parameter ``case`` records ("golden", (family, id))."""
     if report.when == "call" and report.passed:
         for name, value in report.user_properties:
             if name == "golden":
