@@ -1,8 +1,8 @@
 """What a run is: frozen dataclasses, filled from an experiment's `ml_collections.ConfigDict`.
 
 An experiment file defines ``get_config(arg)``; it starts from `template`, fills in and returns it. At the
-border `resolve` turns it into a `Config`; an unknown key, a wrong type or an impossible combination is an error
-that names the key and the mend, before anything is compiled.
+border `resolve` turns it into a `Config`; an unknown key, a wrong type or an impossible combination is an
+error that names the key and the mend, before anything is compiled.
 """
 
 import dataclasses
@@ -134,7 +134,7 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class World:
-    """The built-in shapes world, written to ``{workdir}/world`` before the run; 0 train rows switch it off."""
+    """The built-in shapes world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
 
     train: int = 0
     heldout: int = 0

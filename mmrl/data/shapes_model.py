@@ -1,15 +1,22 @@
-"""The tiny model of the shapes world: everything of its Hugging Face directory but the weights."""
+"""The tiny model of the shapes world, as a Hugging Face directory with random weights."""
 
+import functools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Array, Key
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mmrl.data.shapes import LEVELS, solution
 from mmrl.data.shapes_questions import GRIDS, KINDS
 from mmrl.data.shapes_scenes import CELL
+from mmrl.models import checkpoint
+from mmrl.models.params import initialise
+from mmrl.models.qwen2_5_vl_config import describe, read_config
 
 # Qwen2's special tokens, in its order.
 SPECIAL_TOKENS = (
@@ -76,13 +83,13 @@ def build_tokenizer() -> Tokenizer:
 
 def _corpus() -> list[str]:
     rng = np.random.default_rng(0)
-    texts = ["user\n", "assistant\n", "system\n"]
+    texts = {"user\n", "assistant\n", "system\n"}
     for kind in KINDS.values():
         for level in LEVELS:
-            for _ in range(200):
+            for _ in range(60):
                 question = kind(rng, level, lambda _, options: options[int(rng.integers(len(options)))])
-                texts += [question.problem, solution(question)]
-    return texts
+                texts |= {question.problem, solution(question)}
+    return sorted(texts)
 
 
 def write_tokenizer(directory: Path) -> None:
@@ -186,6 +193,18 @@ def model_config(**overrides: Any) -> dict[str, Any]:
     config |= overrides
     vision["out_hidden_size"] = config["hidden_size"]
     return config | {"vision_config": vision | vision_overrides}
+
+
+def write_model(directory: Path, key: Key[Array, ""], **overrides: Any) -> None:
+    """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``key``."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        write_tokenizer(base)
+        write_config(base, model_config(**overrides))
+        write_processor(base)
+        description = describe(read_config(base))
+        params = jax.jit(functools.partial(initialise, description))(key)
+        checkpoint.save(params, description, directory, base)
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> None:

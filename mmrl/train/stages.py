@@ -1,4 +1,4 @@
-"""A whole run: the built-in world if asked for, the cold start if asked for, reinforcement learning, a summary."""
+"""A whole run: the built-in world and the cold start if asked for, reinforcement learning, a summary."""
 
 import json
 import time

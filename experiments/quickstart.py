@@ -1,0 +1,52 @@
+"""The shapes world from nothing: write data and a tiny model, cold start, then PAPO.
+
+``quickstart.py`` takes a few minutes on two cores; ``quickstart.py:smoke`` takes seconds and learns nothing.
+"""
+
+from ml_collections import ConfigDict
+
+from mmrl.config import template
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """``arg``: "" or "smoke"."""
+    if arg not in ("", "smoke"):
+        raise ValueError(f"quickstart.py:{arg} is unknown; there is quickstart.py and quickstart.py:smoke")
+    config = template("papo_g")
+    config.model.path = "{workdir}/world/model"
+    config.world.update({"train": 4096, "heldout": 256, "cold_start": 8192})
+    config.data.update(
+        {
+            "train": "{workdir}/world/train.parquet",
+            "heldout": "{workdir}/world/heldout.parquet",
+            "prompt_buckets": (40,),
+            "patch_buckets": (64,),
+        }
+    )
+    config.cold_start.update(
+        {
+            "steps": 600,
+            "data": "{workdir}/world/cold_start.parquet",
+            "batch": 64,
+            "micro_batch": 64,
+            "max_tokens": 12,
+            "learning_rate": 3e-3,
+            "warmup": 20,
+            "checkpoint_every": 200,
+        }
+    )
+    config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 16})
+    config.optimizer.update({"learning_rate": 3e-4, "warmup_updates": 2})
+    config.train.update(
+        {"steps": 40, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
+    )
+    config.evaluation.update({"prompts": 256, "samples": 2})
+    if arg == "smoke":
+        config.world.update({"train": 64, "heldout": 32, "cold_start": 64})
+        config.cold_start.update({"steps": 4, "batch": 8, "micro_batch": 8, "checkpoint_every": 2})
+        config.rollout.update({"prompts": 8, "group": 2})
+        config.train.update(
+            {"steps": 4, "update_prompts": 8, "micro_prompts": 4, "evaluate_every": 2, "checkpoint_every": 2}
+        )
+        config.evaluation.update({"prompts": 32, "samples": 1})
+    return config

@@ -1,0 +1,162 @@
+"""The commands: ``mmrl train | sft | eval | generate | export | data``."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from mmrl import commands
+
+_EXAMPLES = {
+    "train": """\
+examples:
+  mmrl train --config=experiments/quickstart.py
+  mmrl train --config=experiments/quickstart.py:smoke --config.algorithm.name=vppo --workdir=runs/vppo
+  mmrl train --config=experiments/papo_qwen2_5_vl_3b.py --config.model.path=DIR --config.data.train=FILE.parquet
+
+An interrupted run goes on from its last checkpoint when called again with the same --workdir.""",
+    "sft": """\
+examples:
+  mmrl sft --config=experiments/quickstart.py --workdir=runs/cold
+
+Runs the supervised stage of a config (config.cold_start) and writes a Hugging Face directory to
+WORKDIR/cold_start/model.""",
+    "eval": """\
+examples:
+  mmrl eval --workdir=runs/quickstart --data=heldout.parquet --samples=8
+  mmrl eval --model=DIR --data=FILE.parquet --max-tokens=2048 --out=responses.jsonl
+
+Prints the mean of every reward component as JSON. With --workdir, the run's config says how.""",
+    "generate": """\
+examples:
+  mmrl generate --model=DIR --prompts=prompts.jsonl --out=out.jsonl --n=4 --temperature=0.7 --top-p=0.9
+  mmrl generate --workdir=runs/quickstart --step=20 --prompts=prompts.jsonl --out=out.jsonl
+
+A prompt is a JSON object a line: {"problem": "<image>What is this?", "images": ["photo.png"]}.
+Out: one object a response, with its tokens, text, logprobs (of the distribution sampled from) and stop.""",
+    "export": """\
+examples:
+  mmrl export --workdir=runs/quickstart --out=policy
+  mmrl export --workdir=runs/quickstart --step=10 --out=policy-10 --dtype=bfloat16
+
+Writes a Hugging Face directory that transformers loads.""",
+    "data": """\
+examples:
+  mmrl data shapes --out=shapes --train=4096 --heldout=512 --seed=0 --sheet=shapes.png
+
+Writes cold_start, train and heldout.parquet of the built-in world, and its untrained model.""",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a mistake of the caller's is one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        wrong = [word for word in rest if known.command not in ("train", "sft") or not _is_override(word)]
+        if wrong:
+            raise ValueError(f"unknown argument {wrong[0]!r}; see mmrl {known.command} --help")
+        known.run(known, rest)
+    except ValueError as error:
+        print(f"mmrl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmrl: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _is_override(word: str) -> bool:
+    return re.match(r"--config\.[\w.]+=", word) is not None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmrl", description="Multimodal policy optimization in JAX.")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, summary: str, run) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=_EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    for name, summary, run in (
+        ("train", "Run every stage of an experiment, reinforcement learning last.", commands.train),
+        ("sft", "Run the supervised stage of an experiment.", commands.sft),
+    ):
+        sub = command(name, summary, run)
+        sub.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE[:ARG]",
+            help="an experiment; its keys are overruled by --config.KEY=VALUE",
+        )
+        sub.add_argument(
+            "--workdir", type=Path, help="the run's folder (default: runs/<name of the experiment>)"
+        )
+    _evaluation(command("eval", "Measure a model or a run on a data file.", commands.evaluate))
+    _generation(command("generate", "Sample responses to prompts.", commands.generate))
+    sub = command("export", "Write a step of a run as a Hugging Face directory.", commands.export)
+    sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")
+    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    sub.add_argument("--out", type=Path, required=True, help="directory to be made")
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (default: %(default)s)",
+    )
+    _data(command("data", "Make data.", commands.shapes))
+    return parser
+
+
+def _source_of_weights(sub: argparse.ArgumentParser) -> None:
+    where = sub.add_mutually_exclusive_group(required=True)
+    where.add_argument("--model", type=Path, help="a Hugging Face directory")
+    where.add_argument("--workdir", type=Path, help="a run's folder")
+    sub.add_argument("--step", type=int, help="which checkpoint of the run (default: the newest)")
+    sub.add_argument(
+        "--temperature", type=float, help="0 takes the most likely token (default: 1, or the run's)"
+    )
+    sub.add_argument("--top-p", type=float, help="nucleus (default: 1, or the run's)")
+    sub.add_argument("--max-tokens", type=int, help="of a response (default: 512, or the run's)")
+    sub.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    sub.add_argument("--batch", type=int, default=32, help="prompts at a time (default: %(default)s)")
+
+
+def _evaluation(sub: argparse.ArgumentParser) -> None:
+    _source_of_weights(sub)
+    sub.add_argument("--data", type=Path, required=True, help="parquet or JSONL in the public schema")
+    sub.add_argument("--samples", type=int, default=1, help="responses to each prompt (default: %(default)s)")
+    sub.add_argument(
+        "--out", type=Path, help="also write every response, with its grades, to this JSONL file"
+    )
+
+
+def _generation(sub: argparse.ArgumentParser) -> None:
+    _source_of_weights(sub)
+    sub.add_argument("--prompts", type=Path, required=True, help="JSONL")
+    sub.add_argument("--out", type=Path, required=True, help="JSONL to be written")
+    sub.add_argument("--n", type=int, default=1, help="responses to each prompt (default: %(default)s)")
+
+
+def _data(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("world", choices=("shapes",), help="which data")
+    sub.add_argument("--out", type=Path, required=True, help="directory to be made")
+    sub.add_argument("--cold-start", type=int, default=4096, help="rows (default: %(default)s)")
+    sub.add_argument("--train", type=int, default=4096, help="rows (default: %(default)s)")
+    sub.add_argument("--heldout", type=int, default=512, help="rows (default: %(default)s)")
+    sub.add_argument("--prior", type=float, help="how strongly a question suggests its answer, 0 to 1")
+    sub.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    sub.add_argument("--sheet", type=Path, help="also draw some examples to this PNG")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What each command does. Heavy libraries are imported when a command runs, so that ``--help`` is quick."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmrl.config import Config
+    from mmrl.train.assemble import Model
+    from mmrl.types import Params
+
+
+def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """``mmrl train``."""
+    config, workdir = _experiment(options, overrides)
+    from mmrl.train.stages import run
+
+    run(config, workdir)
+
+
+def sft(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """``mmrl sft``."""
+    config, workdir = _experiment(options, overrides)
+    from mmrl.train import stages
+    from mmrl.train.assemble import located, open_model
+    from mmrl.train.workdir import open_workdir
+
+    if not config.cold_start.steps:
+        raise ValueError("config.cold_start.steps=0: this experiment has no supervised stage")
+    open_workdir(config, workdir)
+    stages.write_shapes_world(config, workdir)
+    model = stages.cold_start(config, open_model(config, located(config.model.path, workdir)), workdir)
+    print(f"model     {model.directory}")
+
+
+def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """``mmrl eval``."""
+    config, model, params = _weights(options)
+    from mmrl.data.sources import read
+    from mmrl.data.validation import validate
+    from mmrl.rewards.pool import RewardPool
+    from mmrl.train.assemble import CHECKED_ROWS, prompt_format
+    from mmrl.train.evaluate import evaluate as measure
+    from mmrl.train.evaluate import write_responses
+
+    config = dataclasses.replace(
+        config,
+        evaluation=dataclasses.replace(
+            config.evaluation, samples=options.samples, prompts=options.batch, limit=0
+        ),
+    )
+    source = read(options.data)
+    validate(source, model.processor, prompt_format(config), rows=CHECKED_ROWS)
+    policy = model.policy(config.evaluation.temperature)
+    with RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool:
+        values, experiences = measure(params, policy, model, source, pool, config)
+    if options.out:
+        write_responses(options.out, experiences)
+    print(json.dumps({"rows": len(source), "samples": options.samples, **values}, indent=1))
+
+
+def generate(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """``mmrl generate``."""
+    if options.n < 1:
+        raise ValueError(f"--n={options.n}: sample at least one response")
+    rows = list(_prompts(options.prompts))
+    config, model, params = _weights(options)
+    from mmrl.train.completions import complete
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w") as file:
+        for row in complete(rows, config, model, params, n=options.n, batch=options.batch):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    print(f"{len(rows) * options.n} responses to {len(rows)} prompts in {options.out}")
+
+
+def export(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """``mmrl export``."""
+    import jax.numpy as jnp
+
+    from mmrl.models.checkpoint import save
+
+    config, model, step, params = _run_weights(options.workdir, options.step)
+    save(params, model.description, options.out, base=model.directory, dtype=jnp.dtype(options.dtype))
+    print(f"step {step} of {options.workdir} in {options.out} ({options.dtype})")
+
+
+def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """``mmrl data shapes``."""
+    import jax
+
+    from mmrl.data.shapes import PRIOR, example
+    from mmrl.data.shapes_files import contact_sheet, write_world
+    from mmrl.data.shapes_model import write_model
+
+    prior = PRIOR if options.prior is None else options.prior
+    paths = write_world(
+        options.out,
+        options.seed,
+        cold_start=options.cold_start,
+        train=options.train,
+        heldout=options.heldout,
+        prior=prior,
+    )
+    write_model(options.out / "model", jax.random.key(options.seed))
+    for name, path in paths.items():
+        print(f"{name:<12}{path}")
+    print(f"{'model':<12}{options.out / 'model'}")
+    if options.sheet:
+        records = [example(options.seed, "train", index, prior=prior) for index in range(24)]
+        contact_sheet(records).save(options.sheet)
+        print(f"{'sheet':<12}{options.sheet}")
+
+
+def _experiment(options: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path]:
+    from mmrl.config import resolve
+    from mmrl.experiment import load
+
+    config = resolve(load(options.config, overrides))
+    name = Path(options.config.partition(":")[0]).stem
+    return config, options.workdir or Path("runs") / name
+
+
+def _weights(options: argparse.Namespace) -> tuple["Config", "Model", "Params"]:
+    """Config, model and weights that ``--model`` or ``--workdir`` and the sampling options name."""
+    from mmrl.config import Config
+    from mmrl.train.assemble import open_model
+
+    if options.model:
+        rollout = dataclasses.replace(Config().rollout, max_tokens=512)
+        config = dataclasses.replace(Config(), rollout=rollout)
+        model = open_model(config, options.model)
+        params = model.load()
+    else:
+        config, model, _, params = _run_weights(options.workdir, options.step)
+    chosen = {"temperature": options.temperature, "top_p": options.top_p}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    length = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
+    config = dataclasses.replace(
+        config,
+        seed=options.seed,
+        rollout=dataclasses.replace(config.rollout, **given, **length),
+        evaluation=dataclasses.replace(config.evaluation, **given),
+    )
+    return config, model, params
+
+
+def _run_weights(workdir: Path, step: int | None) -> tuple["Config", "Model", int, "Params"]:
+    from mmrl.train.assemble import located, open_model
+    from mmrl.train.checkpoint import load_params
+    from mmrl.train.workdir import read_config
+
+    config = read_config(workdir)
+    model = open_model(config, located(config.model.path, workdir))
+    step, params = load_params(workdir / "checkpoints", model.description, step)
+    return config, model, step, params
+
+
+def _prompts(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a prompt file; relative image paths start at its folder."""
+    if not path.is_file():
+        raise ValueError(f"--prompts={path} does not exist")
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("problem"), str):
+            raise ValueError(f'{path}, line {number}: should be an object with "problem" and "images"')
+        images = [str(path.parent / image) for image in row.get("images") or ()]
+        yield {"name": f"{path}, line {number}", "problem": row["problem"], "images": images}
