@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 
 CELL = 28  # pixels
 
-# The mean colour of Qwen's image processor: an empty cell is zero once normalised.
+# The mean colour of Qwen's image processor, around which the cells of an empty board lie.
 BACKGROUND = (123, 117, 104)
 COLOURS = {
     "red": (225, 30, 30),
@@ -105,6 +105,17 @@ def draw_scene(
     return Scene(*grid, tuple(objects))
 
 
+def board_colour(row: int, column: int) -> tuple[int, int, int]:
+    """Colour of an empty cell: the board grows lighter by row and warmer by column.
+
+    So a cell can be told by its own pixels. Rotary positions are relative: without marks in the picture a
+    model would have to learn to measure from the picture's start before it could name any cell.
+    """
+    light, warm = 30 * row - 45, 30 * column - 45
+    red, green, blue = BACKGROUND
+    return red + light + warm, green + light, blue + light - warm
+
+
 def mask(shape: str, radius: int, offset: tuple[int, int]) -> Bool[np.ndarray, "28 28"]:
     """Pixels of one cell covered by a shape or digit of the given radius (half its height) and offset."""
     # Twice the distance of the pixel's centre from the shape's, so that everything stays a whole number.
@@ -135,12 +146,14 @@ def _digit_mask(digit: str, radius: int, offset: tuple[int, int]) -> Bool[np.nda
 
 
 def render(scene: Scene) -> bytes:
-    """PNG bytes of a scene, (28 rows) x (28 columns) pixels, one palette entry per object."""
-    pixels = np.zeros((CELL * scene.rows, CELL * scene.columns), np.uint8)
-    for index, item in enumerate(scene.objects, start=1):
+    """PNG bytes of a scene, 28 x 28 pixels a cell, a palette entry for each cell and each object."""
+    board = [board_colour(row, column) for row in range(scene.rows) for column in range(scene.columns)]
+    cells = np.arange(len(board), dtype=np.uint8).reshape(scene.rows, scene.columns)
+    pixels = cells.repeat(CELL, axis=0).repeat(CELL, axis=1)
+    for index, item in enumerate(scene.objects, start=len(board)):
         cell = pixels[item.row * CELL : (item.row + 1) * CELL, item.column * CELL : (item.column + 1) * CELL]
         cell[mask(item.look.shape, item.radius, item.offset)] = index
-    return _png(pixels, (BACKGROUND, *(item.rgb for item in scene.objects)))
+    return _png(pixels, (*board, *(item.rgb for item in scene.objects)))
 
 
 def _png(pixels: UInt8[np.ndarray, "h w"], palette: tuple[tuple[int, int, int], ...]) -> bytes:

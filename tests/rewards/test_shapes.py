@@ -113,7 +113,7 @@ def test_ten_megabytes_are_judged_quickly(hostile):
 
 
 def test_facts_of_another_world_are_refused():
-    with pytest.raises(ValueError, match="world:7.*'kind'"):
+    with pytest.raises(ValueError, match=r"world:7.*'kind'"):
         shapes(Sample("world:7", "", "2", facts={"kind": "sing", "seen": []}), "")
     with pytest.raises(ValueError, match="list 'seen'"):
         shapes(Sample("world:7", "", "2", facts={"kind": "count"}), "")
