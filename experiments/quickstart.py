@@ -6,12 +6,11 @@
 from ml_collections import ConfigDict
 
 from mmrl.config import template
+from mmrl.presets import form
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
-    if arg not in ("", "smoke"):
-        raise ValueError(f"quickstart.py:{arg} is unknown; there is quickstart.py and quickstart.py:smoke")
     config = template("papo_g")
     config.model.path = "{workdir}/world/model"
     config.world.update({"train": 4096, "heldout": 256, "cold_start": 8192})
@@ -41,12 +40,4 @@ def get_config(arg: str = "") -> ConfigDict:
         {"steps": 40, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
     )
     config.evaluation.update({"prompts": 256, "samples": 2})
-    if arg == "smoke":
-        config.world.update({"train": 64, "heldout": 32, "cold_start": 64})
-        config.cold_start.update({"steps": 4, "batch": 8, "micro_batch": 8, "checkpoint_every": 2})
-        config.rollout.update({"prompts": 8, "group": 2})
-        config.train.update(
-            {"steps": 4, "update_prompts": 8, "micro_prompts": 4, "evaluate_every": 2, "checkpoint_every": 2}
-        )
-        config.evaluation.update({"prompts": 32, "samples": 1})
-    return config
+    return form(config, arg)

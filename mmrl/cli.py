@@ -12,7 +12,8 @@ _EXAMPLES = {
 examples:
   mmrl train --config=experiments/quickstart.py
   mmrl train --config=experiments/quickstart.py:smoke --config.algorithm.name=vppo --workdir=runs/vppo
-  mmrl train --config=experiments/papo_qwen2_5_vl_3b.py --config.model.path=DIR --config.data.train=FILE.parquet
+  mmrl train --config=experiments/papo_qwen2_5_vl_3b.py --config.model.path=DIR \\
+      --config.data.train=FILE.parquet
 
 An interrupted run goes on from its last checkpoint when called again with the same --workdir.""",
     "sft": """\

@@ -78,13 +78,13 @@ def generate(options: argparse.Namespace, _: Sequence[str]) -> None:
     print(f"{len(rows) * options.n} responses to {len(rows)} prompts in {options.out}")
 
 
-def export(options: argparse.Namespace, _: Sequence[str]) -> None:
+def export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl export``."""
     import jax.numpy as jnp
 
     from mmrl.models.checkpoint import save
 
-    config, model, step, params = _run_weights(options.workdir, options.step)
+    _, model, step, params = _run_weights(options.workdir, options.step)
     save(params, model.description, options.out, base=model.directory, dtype=jnp.dtype(options.dtype))
     print(f"step {step} of {options.workdir} in {options.out} ({options.dtype})")
 

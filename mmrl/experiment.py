@@ -1,11 +1,13 @@
 """Loading an experiment: ``FILE[:ARG]`` and overrides ``--config.KEY=VALUE``."""
 
+import ast
 import difflib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -14,32 +16,56 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ValueError: no such file or form, an unknown key (the nearest is named), or a value of the wrong type.
     """
-    path = config.partition(":")[0]
+    path, _, arg = config.partition(":")
     if not Path(path).is_file():
         raise ValueError(f"--config={config}: the file {path} does not exist")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config={config}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={config}: {path} does not define get_config(arg)")
     try:
-        values(["mmrl", f"--config={config}"])
-    except (flags.IllegalFlagValueError, AttributeError) as error:
+        values = module.get_config(arg)
+    except ValueError as error:
         raise ValueError(f"--config={config}: {error}") from error
-    known = [f"config.{key}" for key in _keys(values["config"].value)]
     for override in overrides:
-        key = override.removeprefix("--").partition("=")[0]
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ValueError(f"{key} is not a key of the config; did you mean {close[0]}?")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+        key, _, text = override.removeprefix("--config.").partition("=")
+        _override(values, key, text)
+    return values
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    known = _keys(config)
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise ValueError(f"config.{key} is not a key of the config; did you mean config.{close[0]}?")
+    *parents, name = key.split(".")
+    for parent in parents:
+        config = config[parent]
+    kind = config.get_type(name)
     try:
-        values(["mmrl", f"--config={config}", *overrides])
-    except (flags.IllegalFlagValueError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    return values["config"].value
+        config[name] = _parse(text, kind)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"config.{key}={text} should be of type {kind.__name__}") from error
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise TypeError
+        return text.lower() == "true"
+    value = ast.literal_eval(text)
+    if kind is int and type(value) is not int:
+        raise TypeError
+    return (value,) if kind is tuple and not isinstance(value, tuple | list) else value
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    out = []
+    out: list[str] = []
     for key in config:
         value = config[key]
         out += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]

@@ -4,6 +4,7 @@
 key/value heads, ``q`` query heads per key/value head, ``k`` head width.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -35,7 +36,8 @@ def two_source_attention(
         )
         prefix_score = jnp.where(prefix_mask[:, None, None, None, None], prefix_score * scale, MASKED)
         top = jnp.maximum(top, prefix_score.max(axis=-1))
-    top = jnp.maximum(top, MASKED / 2)[..., None]
+    # Softmax does not depend on the number subtracted: no gradient need go through it.
+    top = jax.lax.stop_gradient(jnp.maximum(top, MASKED / 2))[..., None]
     own_weight = jnp.exp(own_score - top)
     total = own_weight.sum(axis=-1)
     out = jnp.einsum("bghqst,bgthk->bgshqk", own_weight.astype(own_value.dtype), own_value)
@@ -57,6 +59,7 @@ def self_attention(
     """Bidirectional attention under ``mask[..., query, key]``, softmax in float32 (the vision tower's)."""
     score = jnp.einsum("...thk,...uhk->...htu", query, key, preferred_element_type=jnp.float32)
     score = jnp.where(mask[..., None, :, :], score * query.shape[-1] ** -0.5, MASKED)
-    weight = jnp.exp(score - jnp.maximum(score.max(axis=-1, keepdims=True), MASKED / 2))
+    top = jax.lax.stop_gradient(jnp.maximum(score.max(axis=-1, keepdims=True), MASKED / 2))
+    weight = jnp.exp(score - top)
     weight = weight / jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30)
     return jnp.einsum("...htu,...uhk->...thk", weight.astype(value.dtype), value)

@@ -74,8 +74,9 @@ def save(
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        ignore = shutil.ignore_patterns(*_WEIGHT_FILES, "ref")
-        shutil.copytree(base, temporary, ignore=ignore, dirs_exist_ok=True)
+        for file in base.iterdir():
+            if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
+                shutil.copyfile(file, temporary / file.name)
         shards = list(_shards(_export(params, description, dtype), shard_bytes))
         _write_shards(shards, temporary)
         _state_dtype(temporary / "config.json", next(iter(shards[0].values())).dtype)

@@ -13,7 +13,7 @@ def rms_norm(x: Float[Array, "... d"], scale: Float[Array, "d"], eps: float) -> 
 
 
 def gated_mlp(x: Float[Array, "... d"], weights: dict) -> Float[Array, "... d"]:
-    """SwiGLU: ``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202). Biases are used where ``weights`` has them."""
+    """SwiGLU: ``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202), with biases where there are some."""
     gate = linear(x, weights["gate"], weights.get("gate_bias"))
     up = linear(x, weights["up"], weights.get("up_bias"))
     return linear(jax.nn.silu(gate) * up, weights["down"], weights.get("down_bias"))
@@ -55,7 +55,7 @@ def mrope_angles(
 def grid_angles(
     position: Int[Array, "... 2"], head_dim: int, theta: float = 10_000.0
 ) -> Float[Array, "... half"]:
-    """Angles of the vision tower's 2-D rotary embedding: half the frequencies turn with row, half with column."""
+    """Angles of the vision tower's 2-D rotary embedding: half turn with the row, half with the column."""
     quarter = head_dim // 4
     frequency = theta ** -(jnp.arange(quarter, dtype=jnp.float32) / quarter)
     angle = position[..., :, None].astype(jnp.float32) * frequency

@@ -1,4 +1,4 @@
-"""One description per weight: shape, sharding axes, initialisation and its place in a Hugging Face checkpoint.
+"""One description per weight: shape, sharding axes, initialisation, place in a Hugging Face checkpoint.
 
 A model states its weights once, as a nested dict of `Param`. The abstract tree, the random initialisation and
 the mapping to checkpoint tensors are all read off that description, so they cannot disagree.
@@ -6,6 +6,7 @@ the mapping to checkpoint tensors are all read off that description, so they can
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +70,12 @@ class Param:
         return math.prod(self.hf_shape[1:])
 
 
-def flatten(tree: dict) -> dict[str, object]:
+def flatten(tree: dict) -> dict[str, Any]:
     """Nested dict to ``{"a/b/c": leaf}``."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
-def unflatten(flat: dict[str, object]) -> dict:
+def unflatten(flat: dict[str, Any]) -> dict:
     """Inverse of `flatten`."""
     return traverse_util.unflatten_dict(flat, sep="/")
 

@@ -136,10 +136,11 @@ def extend(
     """Run ``s`` further tokens of each response through the language model.
 
     Each token reads the prefix of its group, the tokens already in ``cache`` and the earlier ones of this
-    call; tokens with ``mask`` False are read by nobody. Without a cache, one of just these tokens is made.
+    call. Tokens with ``mask`` False, which come after the real ones, are read by nobody and take no slot.
+    Without a cache, one of just these tokens is made.
 
     Returns:
-      The hidden states after the final norm, and the cache with the tokens added (``length`` grows by ``s``).
+      The hidden states after the final norm, and the cache with the real tokens added.
     """
     b, g, s, _ = x.shape
     angle = mrope_angles(position, config.mrope_sections, config.rope_theta)
@@ -150,8 +151,9 @@ def extend(
         new_key_value: tuple | None = None
     else:
         start = cache.length
-        slot = start[..., None] + jnp.arange(s)
-        own_mask = slot[..., None] >= jnp.arange(cache.key.shape[3])
+        slots = cache.key.shape[3]
+        own_mask = (start[..., None] + jnp.arange(s))[..., None] >= jnp.arange(slots)
+        slot = jnp.where(mask, start[..., None] + jnp.arange(s), slots)
         new_key_value = (cache.key, cache.value)
 
     def layer(carry: tuple, inputs: tuple) -> tuple[tuple, tuple | None]:
@@ -180,7 +182,7 @@ def extend(
         (jnp.arange(config.layers), params["layers"], *shared),
     )
     key, value = made if stored is None else stored
-    return rms_norm(x, params["final_norm"], config.norm_eps), Cache(key, value, start + s)
+    return rms_norm(x, params["final_norm"], config.norm_eps), Cache(key, value, start + mask.sum(axis=-1))
 
 
 def _project(config: Config, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:

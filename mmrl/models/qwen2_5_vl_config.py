@@ -1,4 +1,4 @@
-"""Sizes of a Qwen2.5-VL model, read from its Hugging Face ``config.json``, and the description of its weights."""
+"""Sizes of a Qwen2.5-VL model, read from its ``config.json``, and the description of its weights."""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from mmrl.models.params import Param
+
+_IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, where a directory does not say
+_IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Config:
     patch_size: int
     window_size: int  # pixels
     full_attention_layers: tuple[int, ...]
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: tuple[float, float, float] = _IMAGE_MEAN
+    image_std: tuple[float, float, float] = _IMAGE_STD
     dtype: Any = jnp.float32  # of matrix products; norms, softmax and logprobs are float32 always
     remat: str = "none"  # "none", "dots" or "full": what layers recompute in the backward pass
 
@@ -44,15 +47,15 @@ class Config:
 
     @property
     def window_slots(self) -> int:
-        """Patches in a window of the vision tower."""
-        side = self.window_size // self.patch_size
+        """Patches in a window of the vision tower, which holds whole merge blocks."""
+        side = self.window_size // (2 * self.patch_size) * 2
         return side * side
 
 
 def read_config(directory: str | Path) -> Config:
     """Read ``config.json`` (and the pixel statistics of ``preprocessor_config.json``) of a model directory.
 
-    Both layouts are understood: the flat one of the hub's repositories and the nested one transformers 5 writes.
+    Both layouts are understood: the hub's flat one, and the nested one that transformers 5 writes.
 
     Raises:
       ValueError: the directory or file is missing, or the model is of another family.
@@ -112,7 +115,8 @@ def from_hf(raw: dict, preprocessor: dict, name: str = "config.json") -> Config:
             patch_size=vision.get("patch_size", 14),
             window_size=vision.get("window_size", 112),
             full_attention_layers=tuple(vision.get("fullatt_block_indexes", ())),
-            **{key: tuple(preprocessor[key]) for key in ("image_mean", "image_std") if key in preprocessor},
+            image_mean=tuple(preprocessor.get("image_mean", _IMAGE_MEAN)),
+            image_std=tuple(preprocessor.get("image_std", _IMAGE_STD)),
         )
     except KeyError as error:
         raise ValueError(f"{name}: the key {error} is missing") from error

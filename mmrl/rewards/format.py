@@ -24,6 +24,19 @@ def think_boxed(sample: Sample, response: str) -> dict[str, float]:
     return {"format": 1.0}
 
 
+def think_answer(sample: Sample, response: str) -> dict[str, float]:
+    """``{"format": 1.0}`` if the whole response reads ``<think>.*</think><answer>.*</answer>``, else 0.
+
+    The rule of ``format_reward`` in EasyR1's ``examples/reward_function/r1v.py``, read without blanks around
+    the tags.
+    """
+    text = tight_tags(response)
+    middle = text.find("</think><answer>", len("<think>"))
+    ending = len(text) - len("</answer>")
+    inside = 0 <= middle <= ending - len("</think><answer>")
+    return {"format": float(text.startswith("<think>") and text.endswith("</answer>") and inside)}
+
+
 def tight_tags(response: str) -> str:
     """``response`` without the blanks around ``<``, ``>`` and ``/``."""
     pieces = re.split("([<>/])", response)

@@ -11,7 +11,15 @@ from functools import lru_cache
 from typing import Any
 
 from mmrl.rewards.number import is_decimal, parse_number, same_number
-from mmrl.rewards.text import canonical, has_control_characters, last_boxed, nesting, to_latex
+from mmrl.rewards.text import (
+    canonical,
+    first_tagged,
+    has_control_characters,
+    last_answer_line,
+    last_boxed,
+    nesting,
+    to_latex,
+)
 from mmrl.sample import Sample
 
 MAX_PARSED = 400  # characters; a longer answer is compared as text only
@@ -22,7 +30,7 @@ MAX_SYMBOLIC_EXPONENT = 20  # of anything with a variable in it; sympy expands t
 MAX_COUNT = 200  # argument of a factorial or binomial
 
 _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[\s.,'-]+[^\W\d_]+)*")
-_NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*")
+_NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*|\\boxed")
 _BOXED_TRUTH = re.compile(r"\s*\\boxed\{")
 
 
@@ -32,13 +40,27 @@ def math(sample: Sample, response: str) -> dict[str, float]:
     A missing, unclosed or empty last box is 0 whatever the truth is. May run long on hostile answers: meant
     to be called by a ``RewardPool``, under its deadline.
     """
-    answer = last_boxed(response)
-    truth = sample.answer
+    return _accuracy(last_boxed(response), sample.answer)
+
+
+def math_in_tag(sample: Sample, response: str) -> dict[str, float]:
+    """``math`` for the first ``<answer>...</answer>``, or the whole of a response without that tag.
+
+    As in EasyR1's ``examples/reward_function/r1v.py``.
+    """
+    answer = first_tagged(response) if "<answer>" in response else response[: MAX_PARSED + 1].strip()
+    return _accuracy(answer, sample.answer)
+
+
+def math_in_line(sample: Sample, response: str) -> dict[str, float]:
+    """``math`` for what follows the last ``Answer:``; in EasyR1's ``dapo.py``, the same as 1 or -1."""
+    return _accuracy(last_answer_line(response), sample.answer)
+
+
+def _accuracy(answer: str | None, truth: str) -> dict[str, float]:
     if _BOXED_TRUTH.match(truth):
         truth = last_boxed(truth) or ""
-    if not answer or not truth.strip():
-        return {"accuracy": 0.0}
-    return {"accuracy": float(equal(answer, truth))}
+    return {"accuracy": float(bool(answer and truth.strip()) and equal(answer or "", truth))}
 
 
 @lru_cache(maxsize=4096)

@@ -5,6 +5,7 @@ import unicodedata
 
 MAX_ANSWER = 8192  # characters; a box with more in it is no answer
 
+_ANSWER_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BRACE_OR_PARENTHESIS = re.compile(r"\\.|[{}()]", re.DOTALL)
 _PARTNER = {"}": "{", ")": "("}
@@ -34,6 +35,7 @@ _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorn
 _DEGREE = re.compile(r"\^\s?\{?\s?\\circ\s?\}?|\\degree")
 _PLAIN_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 _PLAIN_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\(([^()]*)\)")
+_BLANK = re.compile(r"(?<!\d) | (?!\d)")
 _BRACED_CHARACTER = re.compile(r"\{(\w)\}")
 _ONE_IN_BRACKETS = re.compile(r"\(([^\s,()\[\]]*)\)|\[([^\s,()\[\]]*)\]")
 
@@ -50,6 +52,19 @@ def last_boxed(text: str) -> str | None:
     start = opening + len("\\boxed{")
     end = _closing_brace(text, start, min(len(text), start + MAX_ANSWER + 1))
     return None if end is None else text[start:end].strip()
+
+
+def first_tagged(text: str) -> str | None:
+    """Content of the first ``<answer>...</answer>``, stripped; None if there is none or it is too long."""
+    _, opening, rest = text.partition("<answer>")
+    content, closing, _ = rest.partition("</answer>")
+    return content.strip() if opening and closing and len(content) <= MAX_ANSWER else None
+
+
+def last_answer_line(text: str) -> str | None:
+    """What follows the last ``Answer:`` (in any case) on its line, within the last 300 characters."""
+    lines = _ANSWER_LINE.findall(text[-300:])
+    return lines[-1].strip() if lines else None
 
 
 def _closing_brace(text: str, start: int, limit: int) -> int | None:
@@ -116,7 +131,8 @@ def _without_spacing(match: re.Match[str]) -> str:
 
 
 def canonical(answer: str) -> str:
-    """The key under which two spellings of one answer are equal: no blanks, no fonts, lower case.
+    """The key under which two spellings of one answer are equal: no fonts, lower case, and no blanks but one
+    between digits, which tells ``2 1/2`` from ``21/2``.
 
     Degrees and percent signs are dropped, and brackets around a single item: ``(A)`` is ``a``. Meant for
     comparison only.
@@ -126,7 +142,7 @@ def canonical(answer: str) -> str:
     bracketed = _ONE_IN_BRACKETS.fullmatch(text)
     if bracketed:
         text = bracketed[1] or bracketed[2] or ""
-    return _BRACED_CHARACTER.sub(r"\1", re.sub(r"\s", "", text)).lower()
+    return _BRACED_CHARACTER.sub(r"\1", _BLANK.sub("", " ".join(text.split()))).lower()
 
 
 def has_control_characters(text: str) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from mmrl.rewards.choice import choice
-from mmrl.rewards.format import think_boxed
+from mmrl.rewards.format import think_answer, think_boxed
 from mmrl.rewards.math import load as load_math
-from mmrl.rewards.math import math
+from mmrl.rewards.math import math, math_in_line, math_in_tag
 from mmrl.rewards.number import number
 from mmrl.rewards.shapes import shapes
 from mmrl.sample import Sample
@@ -42,6 +42,8 @@ def together(*verifiers: Verifier) -> Verifier:
 VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {
         "math": together(math, think_boxed),
+        "math_in_tag": together(math_in_tag, think_answer),
+        "math_in_line": math_in_line,
         "choice": together(choice, think_boxed),
         "number": together(number, think_boxed),
         "format": think_boxed,
@@ -50,7 +52,9 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
 )
 
 # What a worker does before its first sample of a verifier, outside that sample's deadline.
-LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType({"math": load_math})
+LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType(
+    {name: load_math for name in ("math", "math_in_tag", "math_in_line")}
+)
 
 
 def score(components: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -13,8 +13,8 @@ from mmrl.kernels.vocab import BANNED
 class Sampling:
     """How to sample responses.
 
-    ``temperature`` 0 takes the most likely token. ``top_p``, ``top_k`` and ``min_p`` truncate the distribution
-    (in that order of definition all apply to the tempered distribution; 1, 0 and 0 switch them off).
+    ``temperature`` 0 takes the most likely token. ``top_k``, ``top_p`` and ``min_p``, in this order, truncate
+    the tempered distribution; 0, 1 and 0 switch them off.
     """
 
     max_tokens: int

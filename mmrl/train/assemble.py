@@ -53,12 +53,12 @@ def open_model(config: Config, directory: str | Path) -> Model:
     if not str(directory):
         raise ValueError("config.model.path is empty: name a Hugging Face directory of the Qwen2.5-VL family")
     processor = load_processor(directory)
-    limits = {
-        name: value
-        for name, value in (("min_pixels", config.data.min_pixels), ("max_pixels", config.data.max_pixels))
-        if value
-    }
-    processor = replace(processor, image=replace(processor.image, **limits))
+    image = replace(
+        processor.image,
+        min_pixels=config.data.min_pixels or processor.image.min_pixels,
+        max_pixels=config.data.max_pixels or processor.image.max_pixels,
+    )
+    processor = replace(processor, image=image)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.model.dtype]
     sizes = replace(qwen2_5_vl_config.read_config(directory), dtype=dtype, remat=config.model.remat)
     return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes))

@@ -59,13 +59,13 @@ def evaluate(
         )
         valid = experience.responses.valid & batch.keep[:, None]
         experiences.append(
-            dataclasses.replace(experience, responses=experience.responses.replace(valid=valid))
+            dataclasses.replace(experience, responses=dataclasses.replace(experience.responses, valid=valid))
         )
     return _summary(experiences), experiences
 
 
 def _summary(experiences: Sequence[Experience]) -> dict[str, float]:
-    valid = np.concatenate([experience.responses.valid for experience in experiences])
+    valid = np.concatenate([np.asarray(experience.responses.valid) for experience in experiences])
     if not valid.any():
         raise ValueError("evaluation: no response could be graded; see the verifier's errors")
 
@@ -79,8 +79,10 @@ def _summary(experiences: Sequence[Experience]) -> dict[str, float]:
         for name in names
     }
     out["reward"] = mean([e.rewards for e in experiences])
-    out["length"] = mean([e.responses.mask.sum(axis=-1).astype(float) for e in experiences])
-    out["truncated"] = mean([(e.responses.stop == StopReason.LENGTH).astype(float) for e in experiences])
+    out["length"] = mean([np.asarray(e.responses.mask).sum(axis=-1).astype(float) for e in experiences])
+    out["truncated"] = mean(
+        [(np.asarray(e.responses.stop) == StopReason.LENGTH).astype(float) for e in experiences]
+    )
     return out
 
 

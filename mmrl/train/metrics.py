@@ -90,7 +90,7 @@ class CompileCounter:
         self.count = 0
         self._listener = self._on_duration
 
-    def _on_duration(self, event: str, duration: float, **_: object) -> None:
+    def _on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.count += 1
 

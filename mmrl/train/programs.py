@@ -6,6 +6,7 @@ of a micro-batch changes memory and nothing else.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -103,7 +104,7 @@ def token_scores(
         images = corrupt(prompts.images, batch.corruption_keys, corruption.method, corruption.probability)
         branch = params if corrupted_gradient else jax.lax.stop_gradient(params)
         with jax.named_scope("corrupted"):
-            corrupted = model.predict(branch, policy.model, prompts.replace(images=images), responses)
+            corrupted = model.predict(branch, policy.model, replace(prompts, images=images), responses)
     shape = responses.tokens.shape
     out = token_statistics(
         hidden.reshape(-1, hidden.shape[-1]),

@@ -1,7 +1,7 @@
 """One batch of experience: sample groups, grade them, and draw again where an algorithm filters groups."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -85,7 +85,7 @@ def sample_and_grade(
     return Experience(
         samples=batch.samples,
         prompts=batch.prompts,
-        responses=responses.replace(valid=valid),
+        responses=replace(responses, valid=valid),
         texts=texts,
         rewards=np.array(rewards, np.float32).reshape(shape),
         components=components,
@@ -158,12 +158,9 @@ def _choose(drawn: Sequence[Experience], chosen: Sequence[tuple[int, int]]) -> E
 
     prompts = merge([experience.prompts for experience in drawn])
     # -1, not 0, stands for "no image" in these two.
-    prompts = prompts.replace(
-        image_token=gather([experience.prompts.image_token for experience in drawn], -1),
-        images=prompts.images.replace(
-            image=gather([experience.prompts.images.image for experience in drawn], -1)
-        ),
-    )
+    image_token = gather([np.asarray(experience.prompts.image_token) for experience in drawn], -1)
+    image = gather([np.asarray(experience.prompts.images.image) for experience in drawn], -1)
+    prompts = replace(prompts, image_token=image_token, images=replace(prompts.images, image=image))
     names = {name for experience in drawn for name in experience.components}
     missing = np.full(drawn[0].rewards.shape, np.nan, np.float32)
     return Experience(
@@ -181,7 +178,7 @@ def _choose(drawn: Sequence[Experience], chosen: Sequence[tuple[int, int]]) -> E
 
 def describe(experience: Experience) -> dict[str, float]:
     """Metrics of sampled and graded responses."""
-    responses, valid = experience.responses, experience.responses.valid
+    responses, valid = experience.responses, np.asarray(experience.responses.valid)
     lengths = responses.mask.sum(axis=-1)
     out = {
         "reward/mean": _mean(experience.rewards, valid),

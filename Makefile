@@ -1,0 +1,36 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both make what they need.
+PYTHON ?= python3
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+WORKDIR ?= runs/quickstart
+ARGS ?=
+
+.PHONY: quickstart test lint clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(TEST_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+$(TEST_VENV)/linters: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	touch $@
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/mmrl train --config=experiments/quickstart.py --workdir=$(WORKDIR) $(ARGS)
+
+test: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(TEST_VENV)/linters
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,19 @@
+"""VPPO, Qwen2.5-VL-3B on ViRL39K (arXiv:2510.09285): token perception shapes the policy gradient.
+
+Source: the released 7B script: DAPO's clip and filter, no KL, group of 8, reward is accuracy alone, 40 % of
+the tokens kept, shaping from 0.9, entropy penalty 0.06, 50 % of the patches blackened. The paper trains 7B
+(and 32B); this is the same set-up at 3B. Differences: those of `mmrl.presets.virl39k` and of the recipe
+`vppo`; one corrupted image a prompt, where the script draws one for every response.
+"""
+
+from ml_collections import ConfigDict
+
+from mmrl.presets import form, virl39k
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """``arg``: "" or "smoke"."""
+    config = virl39k("vppo", group=8)
+    config.reward.weights = ConfigDict({"accuracy": 1.0})
+    config.corruption.update({"method": "patch_black", "probability": 0.5})
+    return form(config, arg)
