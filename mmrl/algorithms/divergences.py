@@ -6,6 +6,7 @@ sampled token. Schulman 2020, "Approximating KL divergence".
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,8 +19,9 @@ def k1(p: Float[Array, "*n"], q: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def absolute(p: Float[Array, "*n"], q: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """|log p - log q|."""
-    return jnp.abs(p - q)
+    """|log p - log q|, with gradient 0 where they are equal."""
+    difference = p - q
+    return difference * jax.lax.stop_gradient(jnp.sign(difference))
 
 
 def k2(p: Float[Array, "*n"], q: Float[Array, "*n"]) -> Float[Array, "*n"]:

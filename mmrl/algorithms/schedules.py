@@ -26,8 +26,9 @@ def linear(start: float, end: float, fraction: float = 1.0) -> Schedule:
 
     def value(step: Int[Array, ""], total_steps: int) -> Float[Array, ""]:
         way = max(1, int(total_steps * fraction))
-        done = jnp.minimum(jnp.asarray(step, jnp.float32) / way, 1.0)
-        return start + (end - start) * done
+        done = jnp.clip(jnp.asarray(step, jnp.float32), 0.0, way)
+        # Weighted by whole steps left, so that a value near the end keeps its digits.
+        return start * ((way - done) / way) + end * (done / way)
 
     return value
 

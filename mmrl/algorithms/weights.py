@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.algorithms.divergences import k3
 from mmrl.algorithms.experience import Experience, response_mean, token_counts
@@ -39,15 +39,20 @@ def entropy(experience: Experience) -> Float[Array, "b g r"]:
     return experience.scores["entropy"]
 
 
-def top_fraction(
-    values: Float[Array, "*rows r"], mask: Bool[Array, "*rows r"], keep: float
-) -> Bool[Array, "*rows r"]:
-    """The ceil(keep * n) largest of the n tokens of each response; of equal values the earlier come first.
+def kept_count(tokens: Int[Array, "*rows"], keep: float) -> Int[Array, "*rows"]:
+    """ceil(keep * tokens).
 
     The product is taken in float32, as in VPPO's code: for keep = 0.3 and 0.6 it can exceed the exact one by
     an ulp, and the ceiling then gives one token more.
     """
-    wanted = jnp.ceil(token_counts(mask).astype(jnp.float32) * jnp.float32(keep)).astype(jnp.int32)
+    return jnp.ceil(tokens.astype(jnp.float32) * jnp.float32(keep)).astype(jnp.int32)
+
+
+def top_fraction(
+    values: Float[Array, "*rows r"], mask: Bool[Array, "*rows r"], keep: float
+) -> Bool[Array, "*rows r"]:
+    """The ``kept_count`` largest tokens of each response; of equal values the earlier come first."""
+    wanted = kept_count(token_counts(mask), keep)
     order = jnp.argsort(jnp.where(mask, -values, jnp.inf), axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1, stable=True)
     return mask & (rank < wanted[..., None])

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vectors import Case
 
 from mmrl.algorithms import objectives, reductions
 from mmrl.algorithms.algorithm import Algorithm, loss, prepare
@@ -98,8 +97,12 @@ AVERAGES = {"token": reductions.token_mean, "seq": reductions.sequence_mean}
 ESTIMATORS = {"kl": "k1", "abs": "abs", "mse": "k2", "low_var_kl": "k3"}
 
 
-def needs_exact_ratio(case: Case, limit: float = 20.0) -> bool:
-    """Whether a log-ratio of a response token passes ``limit``, beyond which mmrl holds it."""
-    inputs = case.inputs
-    difference = inputs["log_probs"] - inputs.get("old_log_probs", inputs["log_probs"])
-    return bool(np.any(np.abs(difference[inputs["response_mask"] != 0]) > limit))
+def micro_batches(rows: np.ndarray, mini: int, micro: int) -> list[np.ndarray]:
+    """The rows of each micro-batch: mini-batches in order, each cut in order."""
+    minis = [rows[start : start + mini] for start in range(0, len(rows), mini)]
+    return [part[start : start + micro] for part in minis for start in range(0, len(part), micro)]
+
+
+def rows_of(array: np.ndarray, part: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """``array`` at the rows ``part`` of the batch, where it holds either the whole batch or only ``rows``."""
+    return array[np.searchsorted(rows, part)] if len(array) == len(rows) else array[part]

@@ -76,6 +76,11 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         lambda case: is_trl_loss(case) and case.hparams.get("top_entropy_quantile", 1.0) < 1.0,
     ),
     Exclusion(
+        "verl: warmup-stable-decay rates; cosine rates of other than half a cycle",
+        "mmrl has a constant rate and half a cosine, each after a warmup",
+        lambda case: called(case, "get_wsd_schedule") or case.hparams.get("num_cycles", 0.5) != 0.5,
+    ),
+    Exclusion(
         "TRL and verl's GSPO with log-ratios beyond mmrl's limit",
         "mmrl holds log-ratios within +-20 (as PAPO, VPPO, EasyR1 do), TRL nowhere, verl's GSPO below 10",
         lambda case: passes_log_ratio_limit(case),
