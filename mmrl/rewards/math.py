@@ -31,6 +31,8 @@ MAX_COUNT = 200  # argument of a factorial or binomial
 
 _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[\s.,'-]+[^\W\d_]+)*")
 _NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*|\\boxed")
+_COUNTING = re.compile(r"binom|choose|!")
+_LARGE_NUMBER = re.compile(r"\d{4}|\^")
 _BOXED_TRUTH = re.compile(r"\s*\\boxed\{")
 
 
@@ -81,7 +83,7 @@ def equal(answer: str, truth: str) -> bool:
     if _is_words(answer) or _is_words(truth) or _NOT_MATHEMATICS.search(answer):
         return False
     latex = to_latex(answer), to_latex(truth)
-    if any(len(text) > MAX_PARSED or nesting(text) > MAX_NESTING for text in latex):
+    if any(_is_costly_to_parse(text) for text in latex):
         return False
     try:
         return _same_mathematics(*latex)
@@ -89,6 +91,12 @@ def equal(answer: str, truth: str) -> bool:
         raise
     except Exception:  # sympy raises errors of many kinds on nonsense, which is no right answer
         return False
+
+
+def _is_costly_to_parse(latex: str) -> bool:
+    """Whether even reading ``latex`` could take long: the parser computes binomials as it meets them."""
+    counts = _COUNTING.search(latex) and _LARGE_NUMBER.search(latex)
+    return len(latex) > MAX_PARSED or nesting(latex) > MAX_NESTING or bool(counts)
 
 
 def _is_words(text: str) -> bool:

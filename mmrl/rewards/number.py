@@ -92,8 +92,8 @@ def number(sample: Sample, response: str) -> dict[str, float]:
     if value is None:
         return {"accuracy": 0.0}
     slack = max(
-        Fraction(sample.facts.get("tolerance", 0)),
-        Fraction(sample.facts.get("relative_tolerance", 0)) * abs(truth),
+        Fraction(str(sample.facts.get("tolerance", 0))),  # as written: 0.01 is one hundredth
+        Fraction(str(sample.facts.get("relative_tolerance", 0))) * abs(truth),
     )
     return {"accuracy": float(abs(value - truth) <= slack)}
 

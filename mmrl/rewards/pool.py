@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from mmrl.sample import Sample
 
@@ -78,7 +78,7 @@ class RewardPool:
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RewardPool":
         return self
 
     def __exit__(
