@@ -30,7 +30,7 @@ def two_source_attention(
     own_score = jnp.where(own_mask[:, :, None, None], own_score * scale, MASKED)
     top = own_score.max(axis=-1)
     if prefix_key is not None:
-        assert prefix_value is not None and prefix_mask is not None
+        assert prefix_mask is not None
         prefix_score = jnp.einsum(
             "bgshqk,bphk->bghqsp", query, prefix_key, preferred_element_type=jnp.float32
         )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -26,7 +27,7 @@ _RENAME = (("model.language_model.", "model."), ("model.visual.", "visual."))
 _WEIGHT_FILES = ("*.safetensors", _INDEX, "*.bin", "*.pt", "*.pth")
 
 
-def load(directory: str | Path, description: dict, dtype: jnp.dtype = jnp.float32) -> Params:
+def load(directory: str | Path, description: dict, dtype: DTypeLike = jnp.float32) -> Params:
     """Read the weights of ``description`` from a Hugging Face directory.
 
     Args:
@@ -57,7 +58,7 @@ def save(
     description: dict,
     directory: str | Path,
     base: str | Path,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     shard_bytes: int = 5 * 1024**3,
 ) -> None:
     """Write a Hugging Face directory that ``transformers`` loads; it appears whole or not at all.
@@ -117,18 +118,26 @@ def _locate(directory: Path) -> dict[str, Path]:
     """Which file holds each tensor (under the hub's names)."""
     index = directory / _INDEX
     if index.is_file():
-        try:
-            listed = json.loads(index.read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{index}: not a safetensors index ({error})") from error
+        listed = _read_index(index)
         for file in sorted(set(listed.values())):
-            if not (directory / file).is_file():
+            if Path(file).name != file or not (directory / file).is_file():
                 raise ValueError(f"{directory}: the shard {file} named by {_INDEX} is missing")
         return _unique({name: directory / file for name, file in listed.items()}, directory)
     single = directory / _SINGLE
     if not single.is_file():
         raise ValueError(f"{directory}: no weights (neither {_SINGLE} nor {_INDEX})")
     return _unique(dict.fromkeys(_open(single).keys(), single), directory)
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """File name of each tensor."""
+    try:
+        listed = json.loads(index.read_text())["weight_map"]
+        if not all(isinstance(file, str) for file in listed.values()):
+            raise TypeError("weight_map must map tensors to file names")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not a safetensors index ({error})") from error
+    return listed
 
 
 def _unique(where: dict[str, Path], directory: Path) -> dict[str, Path]:
@@ -192,7 +201,7 @@ def _sizes(param: Param) -> dict[str, int]:
     return {name: param.sizes[name] for name in inside.split()}
 
 
-def _export(params: Params, description: dict, dtype: jnp.dtype | None) -> Iterator[tuple[str, np.ndarray]]:
+def _export(params: Params, description: dict, dtype: DTypeLike | None) -> Iterator[tuple[str, np.ndarray]]:
     arrays = flatten(params)
     for path, param in flatten(description).items():
         assert isinstance(param, Param)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from mmrl.types import Params
 
@@ -80,14 +81,14 @@ def unflatten(flat: dict[str, Any]) -> dict:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def abstract(description: dict, dtype: jnp.dtype = jnp.float32) -> Params:
+def abstract(description: dict, dtype: DTypeLike = jnp.float32) -> Params:
     """The tree of `jax.ShapeDtypeStruct` that ``description`` promises."""
     return jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(p.shape, dtype), description, is_leaf=lambda x: isinstance(x, Param)
     )
 
 
-def initialise(description: dict, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
+def initialise(description: dict, key: jax.Array, dtype: DTypeLike = jnp.float32) -> Params:
     """Random weights: normal with variance 1 / fan-in, zero biases, unit norms.
 
     Each weight's key depends on its path alone, so adding a weight leaves the others as they were.

@@ -7,6 +7,7 @@ update are calls of it with different sources (see `mmrl.kernels.attention`).
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.kernels.attention import self_attention, two_source_attention
@@ -36,7 +37,7 @@ class Cache:
     length: Int[Array, "b g"]
 
 
-def empty_cache(config: Config, prompts: int, group: int, slots: int, dtype: jnp.dtype) -> Cache:
+def empty_cache(config: Config, prompts: int, group: int, slots: int, dtype: DTypeLike) -> Cache:
     """A cache of ``slots`` tokens for each of ``prompts`` x ``group`` responses, with nothing in it."""
     shape = (config.layers, prompts, group, slots, config.kv_heads, config.head_dim)
     return Cache(
@@ -88,7 +89,7 @@ def _normalise_pixels(config: Config, patches: Array) -> Float[Array, "b n c"]:
 def _vision_block(
     config: Config, x: Array, weights: dict, full: Array, angle: Array, real: Array, same_image: Array
 ) -> Array:
-    b, n, width = x.shape
+    b, n, _ = x.shape
     slots = config.window_slots
     y = rms_norm(x, weights["attention_norm"], _VISION_EPS)
     qkv = jnp.einsum("bnd,dxhk->xbnhk", y, weights["qkv"].astype(y.dtype))

@@ -72,9 +72,12 @@ def read_config(directory: str | Path) -> Config:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return value
 
 
 def from_hf(raw: dict, preprocessor: dict, name: str = "config.json") -> Config:
@@ -85,6 +88,8 @@ def from_hf(raw: dict, preprocessor: dict, name: str = "config.json") -> Config:
     """
     if raw.get("model_type") != "qwen2_5_vl":
         raise ValueError(f"{name}: model_type is {raw.get('model_type')!r}; mmrl reads 'qwen2_5_vl'")
+    if "vision_config" not in raw:
+        raise ValueError(f"{name}: the key 'vision_config' is missing")
     text, vision = {**raw, **raw.get("text_config", {})}, raw["vision_config"]
     if text.get("use_sliding_window"):
         raise ValueError(f"{name}: use_sliding_window is true; only full attention is supported")
@@ -94,15 +99,17 @@ def from_hf(raw: dict, preprocessor: dict, name: str = "config.json") -> Config:
     if vision.get("spatial_merge_size", 2) != 2 or vision.get("temporal_patch_size", 2) != 2:
         raise ValueError(f"{name}: spatial_merge_size and temporal_patch_size must be 2")
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    heads = text["num_attention_heads"]
+    rope_type = rope.get("rope_type", rope.get("type", "mrope"))
+    if rope_type not in ("mrope", "default"):
+        raise ValueError(f"{name}: rope type {rope_type!r} is not supported, only 'mrope' unscaled")
     try:
         config = Config(
             vocabulary=text["vocab_size"],
             width=text["hidden_size"],
             layers=text["num_hidden_layers"],
-            query_heads=heads,
+            query_heads=text["num_attention_heads"],
             kv_heads=text["num_key_value_heads"],
-            head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+            head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
             mlp_width=text["intermediate_size"],
             rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
             mrope_sections=tuple(rope["mrope_section"]),

@@ -1,0 +1,128 @@
+"""Generation: what a request gets depends on it alone, and its log-probabilities are the scorer's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import make_prompts
+
+from mmrl.kernels.vocab import token_statistics
+from mmrl.models import qwen2_5_vl as model
+from mmrl.rollout import engine
+from mmrl.rollout.sampling import Sampling
+from mmrl.types import StopReason
+
+ROWS = [("Add 17 and 25.", []), ("What is this?", [(100, 75)]), ("Which?", [(61, 90), (90, 33)])]
+KEYS = jax.random.split(jax.random.key(7), 3)
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def prompts(policy):
+    return make_prompts(policy.processor, ROWS, tokens=72, patches=96)
+
+
+@pytest.fixture(scope="module")
+def bias(policy):
+    tokenizer = policy.processor.tokenizer
+    return engine.vocabulary_bias(policy.config.vocabulary, len(tokenizer), policy.processor.placeholders)
+
+
+def _generate(policy, prompts, bias, keys=KEYS, group=4, stop_ids=(), **options):
+    sampling = Sampling(**{"max_tokens": LENGTH, **options})
+    return engine.generate(
+        policy.params,
+        policy.config,
+        prompts,
+        keys,
+        group=group,
+        sampling=sampling,
+        bias=bias,
+        stop_ids=stop_ids,
+    )
+
+
+@pytest.fixture(scope="module")
+def responses(policy, prompts, bias):
+    return _generate(policy, prompts, bias)
+
+
+def test_shapes_and_bookkeeping(responses):
+    assert responses.tokens.shape == responses.mask.shape == responses.logprob.shape == (3, 4, LENGTH)
+    assert responses.mask.all()
+    assert responses.valid.all()
+    assert (responses.stop == StopReason.LENGTH).all()
+    assert len({tuple(row) for row in responses.tokens.reshape(12, -1).tolist()}) == 12
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_equals_scorer(policy, prompts, bias, responses, temperature):
+    if temperature != 1.0:
+        responses = _generate(policy, prompts, bias, temperature=temperature)
+
+    @jax.jit
+    def score(params):
+        hidden = model.predict(params, policy.config, prompts, responses)
+        return token_statistics(
+            hidden.reshape(-1, hidden.shape[-1]),
+            model.unembedding(params),
+            responses.tokens.reshape(-1),
+            bias,
+            temperature=temperature,
+        )["logprob"]
+
+    scored = score(policy.params).reshape(responses.logprob.shape)
+    np.testing.assert_allclose(responses.logprob, scored, atol=1e-4)
+    assert float(responses.logprob.std()) > 0.1
+
+
+def test_company_and_group_size_change_nothing(policy, prompts, bias, responses):
+    order = jnp.array([2, 0])
+    other = jax.tree.map(lambda a: a[order], prompts)
+    again = _generate(policy, other, bias, keys=KEYS[order], group=2)
+    np.testing.assert_array_equal(again.tokens, responses.tokens[order, :2])
+    np.testing.assert_allclose(again.logprob, responses.logprob[order, :2], atol=1e-4)
+
+
+def test_keys_and_repetition(policy, prompts, bias, responses):
+    compiled = engine.decode._cache_size(), engine.prefill._cache_size()
+    again = _generate(policy, prompts, bias)
+    np.testing.assert_array_equal(again.tokens, responses.tokens)
+    other = _generate(policy, prompts, bias, keys=jax.random.split(jax.random.key(8), 3))
+    assert (other.tokens != responses.tokens).any(axis=-1).all()
+    assert (engine.decode._cache_size(), engine.prefill._cache_size()) == compiled
+
+
+def test_stop_ids_end_a_response(policy, prompts, bias, responses):
+    """The same draws as without stopping, up to and with the first stop id; nothing after it."""
+    free = np.asarray(responses.tokens)
+    stop_ids = (int(free[0, 0, 3]), int(free[1, 2, 0]), int(free[2, 1, LENGTH - 1]))
+    stopped = _generate(policy, prompts, bias, stop_ids=stop_ids)
+    is_stop = np.isin(free, stop_ids)
+    length = np.where(is_stop.any(-1), is_stop.argmax(-1) + 1, LENGTH)
+    assert length[1, 2] == 1
+    assert length[0, 0] <= 4
+    mask = np.arange(LENGTH) < length[..., None]
+    np.testing.assert_array_equal(stopped.mask, mask)
+    np.testing.assert_array_equal(stopped.tokens, np.where(mask, free, 0))
+    np.testing.assert_allclose(stopped.logprob, np.where(mask, responses.logprob, 0), atol=1e-5)
+    reason = np.where(is_stop.any(-1), StopReason.EOS, StopReason.LENGTH)
+    np.testing.assert_array_equal(stopped.stop, reason)
+
+
+def test_decoding_ends_with_the_last_response(policy, prompts, bias):
+    """Every id stops: one step is taken of a budget that would take hours."""
+    every = tuple(range(policy.config.vocabulary))
+    single = jax.tree.map(lambda a: a[:1], prompts)
+    done = _generate(policy, single, bias, keys=KEYS[:1], group=1, stop_ids=every, max_tokens=20_000)
+    assert int(done.mask.sum()) == 1
+    assert done.stop.tolist() == [[StopReason.EOS]]
+
+
+def test_banned_ids_are_never_sampled(policy, prompts):
+    """All but three ids banned, at a temperature that makes everything likely."""
+    vocabulary = policy.config.vocabulary
+    bias = engine.vocabulary_bias(vocabulary, 8, (0, 1, 3, 4, 6))
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(bias) == 0), [2, 5, 7])
+    tokens = _generate(policy, prompts, bias, temperature=5.0).tokens
+    assert set(np.unique(tokens)) == {2, 5, 7}
