@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -42,7 +42,7 @@ class Graded:
 @dataclass
 class _Job:
     sample: Sample
-    response: str
+    payload: bytes  # the pickled (sample, response)
     future: Future[Graded]
 
 
@@ -70,7 +70,7 @@ class RewardPool:
         self._arguments = [table, str(deadline_s), str(memory_bytes)]
         self._deadline_s = deadline_s
         self._workers = workers
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._threads = [
             threading.Thread(target=self._serve, name=f"reward-{i}", daemon=True) for i in range(workers)
@@ -89,11 +89,13 @@ class RewardPool:
     def submit(self, sample: Sample, response: str) -> Future[Graded]:
         """Queues one response and returns at once; ``.result()`` of the handle is its ``Graded``.
 
+        Verifiers see the sample without its images; what they need of these belongs into ``facts``.
         ValueError if the pool is closed. ``.result()`` raises RuntimeError if workers cannot be started.
         """
         if self._closed.is_set():
             raise ValueError("the reward pool is closed; grade inside its context")
-        job = _Job(sample, response, Future())
+        sample = replace(sample, images=())  # megabytes that no verifier reads
+        job = _Job(sample, pickle.dumps((sample, response)), Future())
         self._jobs.put(job)
         return job.future
 
@@ -105,10 +107,9 @@ class RewardPool:
     def close(self) -> None:
         """Kills the workers and waits for their end. What was not graded yet becomes invalid."""
         self._closed.set()
-        for _ in self._threads:
-            self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        _abandon(self._rest())
 
     def _serve(self) -> None:
         """One thread: owns one worker at a time, gives it chunks of jobs, replaces it when it dies."""
@@ -129,24 +130,28 @@ class RewardPool:
         finally:
             if worker is not None:
                 _kill(worker)
-            for job in jobs + self._rest():
-                job.future.set_result(Graded({}, False, "the reward pool was closed before this was graded"))
+            _abandon(jobs)
 
     def _take(self) -> list[_Job]:
         """The next chunk, waiting for its first job; empty once the pool is closed."""
-        job = self._jobs.get()
-        share = min(CHUNK, self._jobs.qsize() // (2 * self._workers))
-        return [job, *self._rest(share)] if job is not None else []
+        while not self._closed.is_set():
+            with suppress(queue.Empty):
+                job = self._jobs.get(timeout=CLOSE_POLL_S)
+                return [job, *self._rest(min(CHUNK, self._jobs.qsize() // (2 * self._workers)))]
+        return []
 
     def _rest(self, most: int | None = None) -> list[_Job]:
         """Up to ``most`` jobs that already wait in the queue."""
         jobs: list[_Job] = []
         with suppress(queue.Empty):
             while most is None or len(jobs) < most:
-                job = self._jobs.get_nowait()
-                if job is not None:
-                    jobs.append(job)
+                jobs.append(self._jobs.get_nowait())
         return jobs
+
+
+def _abandon(jobs: list[_Job]) -> None:
+    for job in jobs:
+        job.future.set_result(Graded({}, False, "the reward pool was closed before this was graded"))
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def _kill(worker: _Worker) -> None:
 def _work(worker: _Worker, jobs: list[_Job], deadline_s: float, closed: threading.Event) -> bool:
     """Grades ``jobs`` from the front, removing what is done. False if the worker must be replaced."""
     try:
-        worker.connection.send_bytes(pickle.dumps([(job.sample, job.response) for job in jobs]))
+        worker.connection.send_bytes(pickle.dumps([job.payload for job in jobs]))
     except (BrokenPipeError, ConnectionResetError):
         return False
     limit_s = deadline_s + GRACE_S

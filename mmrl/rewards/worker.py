@@ -1,6 +1,6 @@
 """The process that runs verifiers: ``python -m mmrl.rewards.worker FD TABLE DEADLINE MEMORY``.
 
-Started by ``pool.RewardPool``. Reads pickled lists of ``(sample, response)`` from the parent (trusted: the
+Started by ``pool.RewardPool``. Reads pickled lists of pickled ``(sample, response)`` from the parent (trusted: the
 parent wrote them) and answers with JSON, one message a sample, so that nothing a hostile response brought
 about is ever unpickled.
 """
@@ -39,7 +39,8 @@ def main(fd: int, table: str, deadline_s: float, memory_bytes: int) -> None:
         while not connection.poll(PARENT_POLL_S):
             if os.getppid() != parent:
                 return
-        for sample, response in pickle.loads(connection.recv_bytes()):
+        for payload in pickle.loads(connection.recv_bytes()):
+            sample, response = pickle.loads(payload)
             load = getattr(module, "LOADERS", {}).get(sample.verifier)
             if load is not None and sample.verifier not in loaded:
                 _send(connection, {"event": "loading"})

@@ -1,0 +1,45 @@
+"""Verifiers that misbehave, for the tests of the pool. Imported by its workers."""
+
+import os
+import time
+
+from mmrl.sample import Sample
+
+
+def length(sample: Sample, response: str) -> dict[str, float]:
+    return {"length": float(len(response))}
+
+
+def sleep(sample: Sample, response: str) -> dict[str, float]:
+    time.sleep(600)
+    return {"accuracy": 1.0}
+
+
+def long_c_call(sample: Sample, response: str) -> dict[str, float]:
+    return {"accuracy": float(len(str(7 ** (7**10))))}  # one C call, deaf to Python's own signal handlers
+
+
+def raises(sample: Sample, response: str) -> dict[str, float]:
+    raise KeyError("no such fact")
+
+
+def not_finite(sample: Sample, response: str) -> dict[str, float]:
+    return {"accuracy": float("nan")}
+
+
+def eats_memory(sample: Sample, response: str) -> dict[str, float]:
+    return {"accuracy": float(len(bytearray(8 << 30)))}
+
+
+def exits(sample: Sample, response: str) -> dict[str, float]:
+    os._exit(3)
+
+
+def process_id(sample: Sample, response: str) -> dict[str, float]:
+    return {"pid": float(os.getpid())}
+
+
+VERIFIERS = {
+    f.__name__: f for f in (length, sleep, long_c_call, raises, not_finite, eats_memory, exits, process_id)
+}
+LOADERS = {"length": lambda: time.sleep(1.5)}  # longer than the deadline of the tests
