@@ -109,7 +109,8 @@ def sampled_entropy(coefficient: Schedule) -> Penalty:
 def corrupted_sampled_entropy(coefficient: Schedule, corrupted_branch: str = "constant") -> Penalty:
     """-log p of the same tokens with the image corrupted, minimised (PAPO's double entropy loss).
 
-    With ``corrupted_branch`` "constant" it is a number without gradient, as in the released default.
+    ``corrupted_branch`` "constant" takes the old policy's logprobs and "frozen" the current policy's: without
+    gradient, a mere number, as in the released default. "live" lets the gradient through.
     """
     name = "corrupted_sampled_entropy"
     if corrupted_branch == "constant":
@@ -120,12 +121,13 @@ def corrupted_sampled_entropy(coefficient: Schedule, corrupted_branch: str = "co
             needs=frozenset({"corrupted"}),
             reduction=token_mean,
         )
+    is_live = corrupted_branch == "live"
     return Penalty(
         name,
         coefficient,
-        lambda live, *_: -live["corrupted"],
+        lambda live, *_: -live["corrupted"] if is_live else -jax.lax.stop_gradient(live["corrupted"]),
         live=frozenset({"corrupted"}),
-        corrupted_gradient=True,
+        corrupted_gradient=is_live,
         reduction=token_mean,
     )
 

@@ -212,7 +212,9 @@ def perception_terms(
         )
 
     def corrupted(schedule: Schedule) -> Penalty:
-        return penalties.corrupted_sampled_entropy(schedule, corrupted_branch)
+        # The exact KL has the corrupted branch in the update anyway: no pass before it, for a mere number.
+        frozen = estimator == "exact" and corrupted_branch == "constant"
+        return penalties.corrupted_sampled_entropy(schedule, "frozen" if frozen else corrupted_branch)
 
     terms: tuple[Penalty, ...] = ()
     for name, value, make in (

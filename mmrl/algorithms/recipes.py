@@ -56,7 +56,8 @@ def grpo_no_std(
 ) -> Algorithm:
     """GRPO without division by the group's standard deviation, everything else as ``grpo``.
 
-    Source: Liu et al. 2025 (Dr. GRPO), section 3.2, the first of its two corrections alone.
+    Source: Liu et al. 2025 (Dr. GRPO), section 3.2. Differs from the paper: only the first of its two
+    corrections; ``dr_grpo`` has both.
     """
     return Algorithm(
         advantage=per_response(advantages.centred),
@@ -169,8 +170,8 @@ def cispo(
 
     REINFORCE on every token, weighted by the clipped ratio without gradient; mean over all tokens.
     The paper leaves the ratio unbounded below (``clip_low`` 1 does that) and does not publish the upper
-    bound; ``clip_high`` 4 bounds the weight at 5, the value ScaleRL found good. EasyR1 and verl use the PPO
-    range 0.2 / 0.28 here.
+    bound; ``clip_high`` 4 bounds the weight at 5, the value ScaleRL found good. Differs from
+    EasyR1 and verl: they use the PPO range here, 0.2 and 0.28.
     """
     return Algorithm(
         advantage=per_response(lambda r, v: advantages.normalised(r, v, std_eps)),

@@ -76,14 +76,30 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         lambda case: is_trl_loss(case) and case.hparams.get("top_entropy_quantile", 1.0) < 1.0,
     ),
     Exclusion(
-        "verl: warmup-stable-decay rates; cosine rates of other than half a cycle",
-        "mmrl has a constant rate and half a cosine, each after a warmup",
-        lambda case: called(case, "get_wsd_schedule") or case.hparams.get("num_cycles", 0.5) != 0.5,
+        "verl: warmup-stable-decay rates",
+        "mmrl has a constant rate and a cosine, each after a warmup",
+        lambda case: called(case, "get_wsd_schedule"),
     ),
     Exclusion(
         "TRL and verl's GSPO with log-ratios beyond mmrl's limit",
         "mmrl holds log-ratios within +-20 (as PAPO, VPPO, EasyR1 do), TRL nowhere, verl's GSPO below 10",
         lambda case: passes_log_ratio_limit(case),
+    ),
+    Exclusion(
+        "VLM-R1: boxes, IoU, detection",
+        "mmrl has no grounding verifiers yet",
+        lambda case: case.project == "VLM-R1" and case.id.startswith(("box_", "det_", "iou")),
+    ),
+    Exclusion(
+        "VLM-R1: rewards of text",
+        "no recipe uses them; partial credit by edit distance and searches without a box are left out on purpose",
+        lambda case: case.project == "VLM-R1" and case.id.startswith("text_"),
+    ),
+    Exclusion(
+        "TRL and math-verify: rewards of text",
+        "they take an answer from anywhere in the response, or an earlier box if the last is unclosed; "
+        "their format has no box",
+        lambda case: case.family.startswith("07") and case.id.startswith(("text_trl_", "text_math_verify_")),
     ),
 )
 
