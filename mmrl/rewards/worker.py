@@ -1,8 +1,8 @@
 """The process that runs verifiers: ``python -m mmrl.rewards.worker FD TABLE DEADLINE MEMORY``.
 
-Started by ``pool.RewardPool``. Reads pickled lists of pickled ``(sample, response)`` from the parent (trusted: the
-parent wrote them) and answers with JSON, one message a sample, so that nothing a hostile response brought
-about is ever unpickled.
+Started by ``pool.RewardPool``. Reads pickled lists of pickled ``(sample, response)`` from the parent, which
+it trusts, and answers with JSON, one message a sample: the parent never unpickles what comes from a process
+that has handled a hostile response.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Verifiers against the reward functions of PAPO, VPPO and EasyR1.
 
-``docs/rewards.md`` lists the answers on which mmrl and mathruler part; with the vectors of this repository the
-list must be complete and true. Other vectors must agree by the rules of the other tests.
+``docs/rewards.md`` lists the answers on which mmrl and mathruler part; with the vectors of this repository
+the list must be complete and true. Other vectors must agree by the rules of the other tests.
 """
 
 import re
