@@ -2,6 +2,7 @@
 
 import re
 
+from mmrl.rewards.text import last_boxed
 from mmrl.sample import Sample
 
 # One stated fact of each kind of question; a statement is one or more of them, in any order.
@@ -13,7 +14,7 @@ _FACT = {
     "missing": r"[a-z]+",
 }
 _FORMAT = re.compile(r"<think>[^<>{}]*</think>\s*\\boxed\{[^{}]*\}")
-_LONGEST = 200  # characters of a thinking, or of an answer, that may still say something true about a scene
+_LONGEST = 200  # characters of a thinking that may still say something true about a scene
 
 
 def shapes(sample: Sample, response: str) -> dict[str, float]:
@@ -43,7 +44,7 @@ def shapes(sample: Sample, response: str) -> dict[str, float]:
             f"sample {sample.id}: the shapes verifier needs facts with a 'kind' ({', '.join(_FACT)}) and a "
             "list 'seen'; write the data with `mmrl data shapes`"
         )
-    answer = _boxed(response)
+    answer = last_boxed(response) or None
     stated = _stated_facts(kind, _thinking(response))
     right = answer == sample.answer.strip()
     seen_right = stated is not None and stated == _stated_facts(kind, " ".join(seen))
@@ -56,15 +57,6 @@ def shapes(sample: Sample, response: str) -> dict[str, float]:
         "reasoning_error": float(not right and readable and seen_right),
         "unfaithful": float(right and not seen_right),
     }
-
-
-def _boxed(response: str) -> str | None:
-    """What the last box holds, or None where there is none, it stays open, is empty or too long."""
-    _, box, rest = response.rpartition("\\boxed{")
-    inside, closed, _ = rest.partition("}")
-    if not box or not closed or len(inside) > _LONGEST:
-        return None
-    return inside.strip() or None
 
 
 def _thinking(response: str) -> str:
