@@ -43,8 +43,7 @@ def _plain(hidden, table, tokens, bias, temperature, corrupted_hidden):
     }
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("chunk", [1, 4, 7, 64])
+@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (4, 0.6), (7, 1.0), (64, 0.6)])
 def test_values_and_gradients(inputs, chunk, temperature):
     fixed = {name: inputs[name] for name in ("tokens", "bias")}
     moving = {name: inputs[name] for name in ("hidden", "table", "corrupted_hidden")}
