@@ -60,3 +60,13 @@ def test_dual_clip_caps_the_loss_of_bad_tokens():
     assert float(capped[0, 0, 0]) == pytest.approx(3.0)
     assert float(free[0, 0, 0]) == pytest.approx(np.exp(3.0), rel=1e-5)
     assert float(metrics["clip_dual"][0, 0, 0]) == 1.0
+
+
+def test_log_ratios_beyond_twenty_have_no_gradient():
+    old, advantage, mask = jnp.zeros((1, 1, 2)), -jnp.ones((1, 1, 2)), jnp.ones((1, 1, 2), bool)
+    objective = objectives.clipped(0.2, 0.2)
+    logprob = jnp.array([[[19.0, 25.0]]])
+    loss = objective.token_loss(logprob, old, advantage, mask)[0]
+    np.testing.assert_allclose(loss[0, 0], np.exp([19.0, 20.0]), rtol=1e-5)
+    gradient = jax.grad(lambda x: total(objective, x, old, advantage))(logprob)
+    np.testing.assert_allclose(gradient[0, 0], [np.exp(19.0), 0.0], rtol=1e-5)

@@ -6,14 +6,17 @@ import pytest
 
 from mmrl.algorithms import penalties, schedules
 from mmrl.algorithms.algorithm import Algorithm, loss, prepare
+from mmrl.algorithms.reductions import sequence_mean, token_mean
 
 ONE = schedules.constant(1.0)
 
 
-def mean_of(term, *, mask, live, scores=None, accuracy=None):
+def mean_of(term, *, mask, live, scores=None, accuracy=None, reduction=token_mean):
     """The mean that the log shows for the term, and the loss it gives alone."""
     mask = jnp.asarray(mask)
-    algorithm = Algorithm(advantage=lambda e: jnp.zeros_like(e.rewards)[..., None], penalties=(term,))
+    algorithm = Algorithm(
+        advantage=lambda e: jnp.zeros_like(e.rewards)[..., None], penalties=(term,), reduction=reduction
+    )
     rows = mask.shape[:2]
     targets = prepare(
         algorithm,
@@ -82,3 +85,22 @@ def test_top_quantile_keeps_all_ties():
 def test_an_unknown_estimator_is_named(make):
     with pytest.raises(ValueError, match="k4"):
         make(ONE, "k4")
+
+
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [
+        (penalties.sampled_entropy(ONE), 15 / 4),
+        (penalties.imitation(ONE), 15 / 4),
+        (penalties.perception_kl(ONE, "exact"), (0.5 + 3.0) / 2),
+    ],
+    ids=["sampled_entropy", "imitation", "perception_kl"],
+)
+def test_entropy_and_imitation_average_over_tokens_even_where_the_algorithm_does_not(term, expected):
+    mask = np.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    live = {
+        "logprob": -jnp.array([[[0.0, 9, 9], [4, 5, 6]]]),
+        "perception": jnp.array([[[0.5, 9, 9], [1, 2, 6]]]),
+    }
+    mean, _ = mean_of(term, mask=mask, live=live, accuracy=[[1, 1]], reduction=sequence_mean)
+    assert mean == pytest.approx(expected)
