@@ -127,15 +127,15 @@ def test_cache_equals_teacher_forcing(policy, prompts, responses, chunks):
     prefix, _ = prefill(params, config, prompts)
     position = model.response_position(prompts, jnp.broadcast_to(jnp.arange(r), (b, g, r)))
     x = model.embed(params, config, responses.tokens)
-    extend = jax.jit(model.extend, static_argnames="config")
-    whole, _, _ = extend(params, config, x, position, responses.mask, prefix)
+    extend = jax.jit(lambda *args: model.extend(*args)[:2], static_argnums=1)
+    whole = extend(params, config, x, position, responses.mask, prefix)[0]
     cache = model.empty_cache(config, b, g, r, jnp.float32)
     parts, start = [], 0
     for size in chunks:
         cut = slice(start, start + size)
-        part, cache, _ = extend(
+        part, cache = extend(
             params, config, x[:, :, cut], position[:, :, cut], responses.mask[:, :, cut], prefix, cache
-        )
+        )[:2]
         parts.append(part)
         start += size
     np.testing.assert_array_equal(cache.length, LENGTHS)
@@ -151,11 +151,11 @@ def test_cache_continues_after_unequal_lengths(policy, prompts, responses):
     prefix, _ = prefill(params, config, prompts)
     b, g, r = responses.tokens.shape
     turn = make_responses([[2, 2, 2]] * 3, slots=2, vocabulary=1800, seed=5)
-    extend = jax.jit(model.extend, static_argnames="config")
+    extend = jax.jit(lambda *args: model.extend(*args)[:2], static_argnums=1)
 
     def run(tokens, index, mask, cache):
         x = model.embed(params, config, tokens)
-        return extend(params, config, x, model.response_position(prompts, index), mask, prefix, cache)
+        return extend(params, config, x, model.response_position(prompts, index), mask, prefix, cache)[:2]
 
     every = jnp.broadcast_to(jnp.arange(r), (b, g, r))
     cache = model.empty_cache(config, b, g, r + 2, jnp.float32)
