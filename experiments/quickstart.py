@@ -12,32 +12,33 @@ from mmrl.presets import form
 def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = template("papo_g")
-    config.model.path = "{workdir}/world/model"
-    config.world.update({"train": 4096, "heldout": 256, "cold_start": 8192})
+    config.model.update({"path": "{workdir}/world/model", "unroll": 4})
+    config.world.update({"train": 2048, "heldout": 256, "cold_start": 6144, "levels": (1,)})
+    config.world.kinds = ("count", "compare", "locate", "missing")
     config.data.update(
         {
             "train": "{workdir}/world/train.parquet",
             "heldout": "{workdir}/world/heldout.parquet",
-            "prompt_buckets": (40,),
-            "patch_buckets": (64,),
+            "prompt_buckets": (24,),
+            "patch_buckets": (32,),
         }
     )
     config.cold_start.update(
         {
-            "steps": 600,
+            "steps": 700,
             "data": "{workdir}/world/cold_start.parquet",
-            "batch": 64,
-            "micro_batch": 64,
-            "max_tokens": 12,
+            "batch": 32,
+            "micro_batch": 32,
+            "max_tokens": 10,
             "learning_rate": 3e-3,
             "warmup": 20,
             "checkpoint_every": 200,
         }
     )
-    config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 16})
+    config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 12})
     config.optimizer.update({"learning_rate": 3e-4, "warmup_updates": 2})
     config.train.update(
         {"steps": 40, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
     )
-    config.evaluation.update({"prompts": 256, "samples": 2})
+    config.evaluation.update({"prompts": 32, "samples": 8})
     return form(config, arg)

@@ -91,8 +91,6 @@ def export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data shapes``."""
-    import jax
-
     from mmrl.data.shapes import PRIOR, example
     from mmrl.data.shapes_files import contact_sheet, write_world
     from mmrl.data.shapes_model import write_model
@@ -106,7 +104,7 @@ def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
         heldout=options.heldout,
         prior=prior,
     )
-    write_model(options.out / "model", jax.random.key(options.seed))
+    write_model(options.out / "model", options.seed)
     for name, path in paths.items():
         print(f"{name:<12}{path}")
     print(f"{'model':<12}{options.out / 'model'}")

@@ -25,6 +25,7 @@ class Model:
     path: str = ""  # Hugging Face directory of the Qwen2.5-VL family; "{workdir}" stands for the run's folder
     dtype: str = "float32"  # of matrix products: "float32" or "bfloat16"; weights are float32
     remat: str = "none"  # what layers recompute in the backward pass: "none", "dots" or "full"
+    unroll: int = 1  # layers in one turn of the scan over them; a small model on CPU is faster with all
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ class World:
     train: int = 0
     heldout: int = 0
     cold_start: int = 0
-    prior: float = 0.6  # how strongly the question alone suggests its answer in the training data
+    prior: float = 0.3  # how strongly the question alone suggests its answer in the training data
+    kinds: tuple[str, ...] = ("count", "compare", "locate", "read", "missing")  # of questions
+    levels: tuple[int, ...] = (1, 2, 3)  # of difficulty
 
 
 @dataclass(frozen=True)

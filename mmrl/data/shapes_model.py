@@ -1,14 +1,11 @@
 """The tiny model of the shapes world, as a Hugging Face directory with random weights."""
 
-import functools
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Key
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mmrl.data.shapes import LEVELS, solution
@@ -195,16 +192,15 @@ def model_config(**overrides: Any) -> dict[str, Any]:
     return config | {"vision_config": vision | vision_overrides}
 
 
-def write_model(directory: Path, key: Key[Array, ""], **overrides: Any) -> None:
-    """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``key``."""
+def write_model(directory: Path, seed: int, **overrides: Any) -> None:
+    """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``seed``."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         write_tokenizer(base)
         write_config(base, model_config(**overrides))
         write_processor(base)
         description = describe(read_config(base))
-        params = jax.jit(functools.partial(initialise, description))(key)
-        checkpoint.save(params, description, directory, base)
+        checkpoint.save(initialise(description, seed), description, directory, base)
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def token_statistics(
       corrupted_hidden: states that predict the same tokens with the image corrupted.
       perception: with ``corrupted_hidden``, also give the exact KL(image present || image corrupted) (nats):
         the token perception of PAPO (arXiv:2507.06448) and VPPO (arXiv:2510.09285), over the full vocabulary.
-      corrupted_gradient: let gradients through the corrupted distribution, to ``corrupted_hidden`` and ``table``.
+      corrupted_gradient: let gradients through the corrupted distribution too.
       chunk: tokens whose logits are held at a time.
 
     Returns:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jax.typing import DTypeLike
 
@@ -33,6 +34,8 @@ class Param:
 
     def __post_init__(self) -> None:
         target = self.layout.split("->")[1].split()
+        if self.init not in ("fan_in", "zeros", "ones", "embedding"):
+            raise ValueError(f"{self.hf_name}: unknown init {self.init!r}")
         if len(self.shape) != len(self.axes) or len(target) != len(self.shape) - self.stacked:
             raise ValueError(f"{self.hf_name}: shape, axes and layout do not describe the same array")
 
@@ -88,35 +91,23 @@ def abstract(description: dict, dtype: DTypeLike = jnp.float32) -> Params:
     )
 
 
-def initialise(description: dict, key: jax.Array, dtype: DTypeLike = jnp.float32) -> Params:
+def initialise(description: dict, seed: int, dtype: jnp.dtype = jnp.float32) -> Params:
     """Random weights: normal with variance 1 / fan-in, zero biases, unit norms.
 
-    Each weight's key depends on its path alone, so adding a weight leaves the others as they were.
+    Each weight's draw depends on the seed and its own path alone, so adding a weight leaves the others as they
+    were. Drawn on the host: compiling a random program for every shape takes longer than training a tiny model.
     """
-    flat = flatten(description)
-    leaves = {}
-    for path, param in flat.items():
-        assert isinstance(param, Param)
-        path_key = jax.random.fold_in(key, _stable_hash(path))
-        leaves[path] = _draw(param, path_key).astype(dtype)
+    leaves = {
+        path: jnp.asarray(_draw(param, path, seed), dtype) for path, param in flatten(description).items()
+    }
     return unflatten(leaves)
 
 
-def _draw(param: Param, key: jax.Array) -> jax.Array:
+def _draw(param: Param, path: str, seed: int) -> np.ndarray:
     if param.init == "zeros":
-        return jnp.zeros(param.shape)
+        return np.zeros(param.shape, np.float32)
     if param.init == "ones":
-        return jnp.ones(param.shape)
-    if param.init == "embedding":
-        return jax.random.normal(key, param.shape) * param.shape[-1] ** -0.5
-    if param.init == "fan_in":
-        return jax.random.normal(key, param.shape) * param.fan_in**-0.5
-    raise ValueError(f"{param.hf_name}: unknown init {param.init!r}")
-
-
-def _stable_hash(text: str) -> int:
-    """31-bit polynomial hash; Python's own is salted per process."""
-    value = 7
-    for char in text.encode():
-        value = (value * 131 + char) % 0x7FFFFFFF
-    return value
+        return np.ones(param.shape, np.float32)
+    scale = {"embedding": param.shape[-1], "fan_in": param.fan_in}[param.init] ** -0.5
+    generator = np.random.default_rng([seed, *path.encode()])
+    return generator.standard_normal(param.shape, np.float32) * np.float32(scale)

@@ -37,6 +37,15 @@ class Cache:
     length: Int[Array, "b g"]
 
 
+@struct.dataclass
+class Prompt:
+    """The input of prompts whose prefix is computed in the same pass as their responses."""
+
+    x: Float[Array, "b p d"]
+    position: Int[Array, "b p 3"]
+    mask: Bool[Array, "b p"]
+
+
 def empty_cache(config: Config, prompts: int, group: int, slots: int, dtype: DTypeLike) -> Cache:
     """A cache of ``slots`` tokens for each of ``prompts`` x ``group`` responses, with nothing in it."""
     shape = (config.layers, prompts, group, slots, config.kv_heads, config.head_dim)
@@ -70,7 +79,9 @@ def encode_images(params: Params, config: Config, images: Images) -> Float[Array
             weights, full = layer
             return _vision_block(config, x, weights, full, angle, real, same_image), None
 
-        x, _ = jax.lax.scan(_rematerialise(config, block), x, (vision["layers"], is_full))
+        x, _ = jax.lax.scan(
+            _rematerialise(config, block), x, (vision["layers"], is_full), unroll=config.unroll
+        )
         merger = vision["merger"]
         x = rms_norm(x, merger["norm"], _VISION_EPS)
         x = x.reshape(x.shape[0], -1, _MERGE * x.shape[-1])
@@ -133,70 +144,100 @@ def extend(
     mask: Bool[Array, "b g s"],
     prefix: Prefix | None = None,
     cache: Cache | None = None,
-) -> tuple[Float[Array, "b g s d"], Cache]:
+    prompt: Prompt | None = None,
+) -> tuple[Float[Array, "b g s d"], Cache, Float[Array, "b p d"] | None]:
     """Run ``s`` further tokens of each response through the language model.
 
     Each token reads the prefix of its group, the tokens already in ``cache`` and the earlier ones of this
     call. Tokens with ``mask`` False, which come after the real ones, are read by nobody and take no slot.
+    The prefix is either given, or that of ``prompt``, computed in the same pass: layer by layer its tokens go
+    through the weights together with those of the group, and the gradients of the group sum into it.
     Without a cache, one of just these tokens is made.
 
     Returns:
-      The hidden states after the final norm, and the cache with the real tokens added.
+      The hidden states after the final norm, the cache with the real tokens added, and the hidden states of
+      ``prompt`` where one was given.
     """
-    b, g, s, _ = x.shape
-    angle = mrope_angles(position, config.mrope_sections, config.rope_theta)
-    if cache is None:
-        slot = jnp.broadcast_to(jnp.arange(s), (b, g, s))
-        own_mask = (slot[..., None] >= slot[..., None, :]) & mask[..., None, :]
-        start = jnp.zeros((b, g), jnp.int32)
-        new_key_value: tuple | None = None
-    else:
-        start = cache.length
-        slots = cache.key.shape[3]
-        own_mask = (start[..., None] + jnp.arange(s))[..., None] >= jnp.arange(slots)
-        slot = jnp.where(mask, start[..., None] + jnp.arange(s), slots)
-        new_key_value = (cache.key, cache.value)
+    b, g, s, d = x.shape
+    tokens, positions = x.reshape(b, g * s, d), position.reshape(b, g * s, 3)
+    length = 0
+    if prompt is not None:
+        length = prompt.x.shape[1]
+        tokens = jnp.concatenate([prompt.x, tokens], axis=1)
+        positions = jnp.concatenate([prompt.position, positions], axis=1)
+    angle = mrope_angles(positions, config.mrope_sections, config.rope_theta)
+    start = jnp.zeros((b, g), jnp.int32) if cache is None else cache.length
+    slot, own_mask = _slots(start, mask, cache)
 
     def layer(carry: tuple, inputs: tuple) -> tuple[tuple, tuple | None]:
         x, stored = carry
         index, weights, prefix_key, prefix_value = inputs
+        prefix_mask = None if prefix is None else prefix.mask
         with jax.named_scope("attention"):
-            query, key, value = _project(config, x, weights["attention"], angle)
-            made = (key, value)
+            projected = _project(config, x, weights["attention"], angle)
+            outputs = []
+            if prompt is not None:
+                query, key, value = (part[:, None, :length] for part in projected)
+                outputs.append(two_source_attention(query, key, value, _causal(prompt.mask[:, None])))
+                prefix_key, prefix_value, prefix_mask = key[:, 0], value[:, 0], prompt.mask
+            query, *made = (part[:, length:].reshape(b, g, s, *part.shape[2:]) for part in projected)
+            key, value = made
             if stored is not None:
-                stored = tuple(
-                    _write(array, index, slot, new) for array, new in zip(stored, made, strict=True)
-                )
+                stored = tuple(_write(old, index, slot, new) for old, new in zip(stored, made, strict=True))
                 key, value = stored[0][index], stored[1][index]
-            y = two_source_attention(
-                query, key, value, own_mask, prefix_key, prefix_value, None if prefix is None else prefix.mask
+            outputs.append(
+                two_source_attention(query, key, value, own_mask, prefix_key, prefix_value, prefix_mask)
             )
-            x = x + jnp.einsum("bgshqk,hqkd->bgsd", y, weights["attention"]["out"].astype(y.dtype))
+            flat = [part.reshape(b, -1, *part.shape[3:]) for part in outputs]
+            y = flat[0] if prompt is None else jnp.concatenate(flat, axis=1)
+            x = x + jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
         with jax.named_scope("mlp"):
             x = x + gated_mlp(rms_norm(x, weights["mlp_norm"], config.norm_eps), weights["mlp"])
-        return (x, stored), (None if stored is not None else made)
+        return (x, stored), (None if stored is not None else (key, value))
 
+    stored = None if cache is None else (cache.key, cache.value)
     shared = (None, None) if prefix is None else (prefix.key, prefix.value)
-    (x, stored), made = jax.lax.scan(
+    (tokens, stored), made = jax.lax.scan(
         _rematerialise(config, layer),
-        (x, new_key_value),
+        (tokens, stored),
         (jnp.arange(config.layers), params["layers"], *shared),
+        unroll=config.unroll,
     )
+    hidden = rms_norm(tokens, params["final_norm"], config.norm_eps)
     key, value = made if stored is None else stored
-    return rms_norm(x, params["final_norm"], config.norm_eps), Cache(key, value, start + mask.sum(axis=-1))
+    extended = Cache(key, value, start + mask.sum(axis=-1))
+    own = hidden[:, length:].reshape(x.shape)
+    return own, extended, None if prompt is None else hidden[:, :length]
+
+
+def _slots(
+    start: Int[Array, "b g"], mask: Bool[Array, "b g s"], cache: Cache | None
+) -> tuple[Int[Array, "b g s"], Bool[Array, "b g s t"]]:
+    """Where new tokens go in the cache (past its end if they are not real), and which slots each may read."""
+    slot = start[..., None] + jnp.arange(mask.shape[-1])
+    if cache is None:
+        return slot, _causal(mask)
+    size = cache.key.shape[3]
+    return jnp.where(mask, slot, size), slot[..., None] >= jnp.arange(size)
+
+
+def _causal(mask: Bool[Array, "b g s"]) -> Bool[Array, "b g s s"]:
+    """Each token reads the real ones up to itself."""
+    order = jnp.arange(mask.shape[-1])
+    return (order[:, None] >= order) & mask[..., None, :]
 
 
 def _project(config: Config, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:
-    """Rotated queries ``b g s h q k``, rotated keys and values ``b g s h k`` of one layer."""
+    """Rotated queries ``b n h q k``, rotated keys and values ``b n h k`` of one layer."""
     y = rms_norm(x, weights["norm"], config.norm_eps)
-    query = jnp.einsum("bgsd,dhqk->bgshqk", y, weights["query"].astype(y.dtype))
+    query = jnp.einsum("bnd,dhqk->bnhqk", y, weights["query"].astype(y.dtype))
     query = query + weights["query_bias"].astype(y.dtype)
-    key = jnp.einsum("bgsd,dhk->bgshk", y, weights["key"].astype(y.dtype)) + weights["key_bias"].astype(
-        y.dtype
+    key, value = (
+        jnp.einsum("bnd,dhk->bnhk", y, weights[name].astype(y.dtype))
+        + weights[f"{name}_bias"].astype(y.dtype)
+        for name in ("key", "value")
     )
-    value = jnp.einsum("bgsd,dhk->bgshk", y, weights["value"].astype(y.dtype))
-    value = value + weights["value_bias"].astype(y.dtype)
-    flat = query.reshape(*query.shape[:3], -1, query.shape[-1])
+    flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
     return rotate(flat, angle).reshape(query.shape), rotate(key, angle), value
 
 
@@ -216,10 +257,11 @@ def prefill(params: Params, config: Config, prompts: Prompts) -> tuple[Prefix, F
     """
     with jax.named_scope("prefill"):
         x = embed_prompts(params, config, prompts)
-        hidden, cache = extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
-        last = jnp.maximum(prompts.mask.sum(axis=1) - 1, 0)
-        last_hidden = jnp.take_along_axis(hidden[:, 0], last[:, None, None], axis=1)[:, 0]
-        return Prefix(cache.key[:, :, 0], cache.value[:, :, 0], prompts.mask), last_hidden
+        hidden, cache, _ = extend(
+            params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None]
+        )
+        prefix = Prefix(cache.key[:, :, 0], cache.value[:, :, 0], prompts.mask)
+        return prefix, _last(hidden[:, 0], prompts.mask)
 
 
 def predict(
@@ -229,14 +271,21 @@ def predict(
 
     The prompt, with its images, is computed once for the group and gradients of the group sum into it.
     """
-    prefix, last_hidden = prefill(params, config, prompts)
+    prompt = Prompt(embed_prompts(params, config, prompts), prompts.position, prompts.mask)
     b, g, r = responses.tokens.shape
     position = response_position(prompts, jnp.broadcast_to(jnp.arange(r), (b, g, r)))
-    with jax.named_scope("responses"):
-        x = embed(params, config, responses.tokens)
-        hidden, _ = extend(params, config, x, position, responses.mask, prefix)
-    first = jnp.broadcast_to(last_hidden[:, None, None], (b, g, 1, hidden.shape[-1]))
+    x = embed(params, config, responses.tokens)
+    hidden, _, prompt_hidden = extend(params, config, x, position, responses.mask, prompt=prompt)
+    assert prompt_hidden is not None
+    last = _last(prompt_hidden, prompts.mask)
+    first = jnp.broadcast_to(last[:, None, None], (b, g, 1, hidden.shape[-1]))
     return jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+
+
+def _last(hidden: Float[Array, "b p d"], mask: Bool[Array, "b p"]) -> Float[Array, "b d"]:
+    """The hidden state after each prompt's last real token."""
+    last = jnp.maximum(mask.sum(axis=1) - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def response_position(prompts: Prompts, index: Int[Array, "b g s"]) -> Int[Array, "b g s 3"]:

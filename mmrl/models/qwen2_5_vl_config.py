@@ -39,6 +39,7 @@ class Config:
     image_std: tuple[float, float, float] = _IMAGE_STD
     dtype: Any = jnp.float32  # of matrix products; norms, softmax and logprobs are float32 always
     remat: str = "none"  # "none", "dots" or "full": what layers recompute in the backward pass
+    unroll: int = 1  # layers in one turn of the scan over layers
 
     @property
     def vision_head_dim(self) -> int:

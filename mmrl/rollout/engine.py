@@ -96,7 +96,7 @@ def decode(
         done = done | jnp.isin(token, jnp.array(stop_ids, jnp.int32))
         position = jnp.broadcast_to((next_position + step)[:, None, None, None], (prompts, group, 1, 3))
         x = model.embed(params, config, token)[:, :, None]
-        hidden, cache = model.extend(params, config, x, position, ~done[..., None], prefix, cache)
+        hidden, cache, _ = model.extend(params, config, x, position, ~done[..., None], prefix, cache)
         return step + 1, hidden[:, :, 0], cache, done, length, tokens, logprob
 
     def running(state: tuple) -> Array:

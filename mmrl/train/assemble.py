@@ -60,7 +60,12 @@ def open_model(config: Config, directory: str | Path) -> Model:
     )
     processor = replace(processor, image=image)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.model.dtype]
-    sizes = replace(qwen2_5_vl_config.read_config(directory), dtype=dtype, remat=config.model.remat)
+    sizes = replace(
+        qwen2_5_vl_config.read_config(directory),
+        dtype=dtype,
+        remat=config.model.remat,
+        unroll=config.model.unroll,
+    )
     return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes))
 
 

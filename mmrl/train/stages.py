@@ -4,8 +4,6 @@ import json
 import time
 from pathlib import Path
 
-import jax
-
 from mmrl.config import Config, algorithm
 from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
@@ -73,8 +71,10 @@ def write_shapes_world(config: Config, workdir: Path) -> None:
         train=world.train,
         heldout=world.heldout,
         prior=world.prior,
+        kinds=world.kinds,
+        levels=world.levels,
     )
-    write_model(directory / "model", jax.random.key(config.seed))
+    write_model(directory / "model", config.seed)
 
 
 def cold_start(config: Config, model: Model, workdir: Path) -> Model:
