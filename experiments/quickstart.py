@@ -13,19 +13,21 @@ def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = template("papo_g")
     config.model.update({"path": "{workdir}/world/model", "unroll": 4})
-    config.world.update({"train": 2048, "heldout": 256, "cold_start": 6144, "levels": (1,)})
+    config.world.update(
+        {"train": 2048, "heldout": 256, "cold_start": 6144, "levels": (1,), "prior": 0.1, "carelessness": 0.4}
+    )
     config.world.kinds = ("count", "compare", "locate", "missing")
     config.data.update(
         {
             "train": "{workdir}/world/train.parquet",
             "heldout": "{workdir}/world/heldout.parquet",
-            "prompt_buckets": (24,),
-            "patch_buckets": (32,),
+            "prompt_buckets": (22,),
+            "patch_buckets": (16,),
         }
     )
     config.cold_start.update(
         {
-            "steps": 700,
+            "steps": 600,
             "data": "{workdir}/world/cold_start.parquet",
             "batch": 32,
             "micro_batch": 32,
@@ -35,10 +37,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "checkpoint_every": 200,
         }
     )
-    config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 12})
-    config.optimizer.update({"learning_rate": 3e-4, "warmup_updates": 2})
+    config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 10})
+    config.optimizer.update({"learning_rate": 1e-3, "b2": 0.95, "warmup_updates": 5})
     config.train.update(
-        {"steps": 40, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
+        {"steps": 60, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
     )
     config.evaluation.update({"prompts": 32, "samples": 8})
     return form(config, arg)

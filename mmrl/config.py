@@ -141,6 +141,7 @@ class World:
     heldout: int = 0
     cold_start: int = 0
     prior: float = 0.3  # how strongly the question alone suggests its answer in the training data
+    carelessness: float = 0.0  # share of the cold start's solutions that describe some other scene
     kinds: tuple[str, ...] = ("count", "compare", "locate", "read", "missing")  # of questions
     levels: tuple[int, ...] = (1, 2, 3)  # of difficulty
 

@@ -19,7 +19,7 @@ Choose = Callable[[str, Sequence[str]], str]
 Cell = tuple[int, int]  # (row, column), from 0
 
 GRIDS: dict[int, tuple[tuple[int, int], ...]] = {
-    1: ((2, 2), (2, 3), (3, 2)),
+    1: ((2, 2),),
     2: ((2, 4), (3, 3), (4, 2)),
     3: ((3, 4), (4, 3), (4, 4)),
 }
@@ -124,7 +124,8 @@ def compare(rng: np.random.Generator, level: int, choose: Choose) -> Question:
         phrase = " or ".join(names)
     problem = f"More {phrase}?"
     answer = choose(problem, (*names, "same"))
-    numbers = [(high, low) for high in range(1, 4) for low in range(high)]
+    room = max(rows * columns for rows, columns in GRIDS[level])
+    numbers = [(high, low) for high in range(1, 4) for low in range(high) if high + low <= room]
     more, less = _pick(rng, numbers)
     amounts = {names[0]: (more, less), names[1]: (less, more), "same": (less, less)}[answer]
     grid = _pick(rng, [grid for grid in GRIDS[level] if grid[0] * grid[1] >= sum(amounts)])

@@ -94,13 +94,11 @@ def abstract(description: dict, dtype: DTypeLike = jnp.float32) -> Params:
 def initialise(description: dict, seed: int, dtype: jnp.dtype = jnp.float32) -> Params:
     """Random weights: normal with variance 1 / fan-in, zero biases, unit norms.
 
-    Each weight's draw depends on the seed and its own path alone, so adding a weight leaves the others as they
-    were. Drawn on the host: compiling a random program for every shape takes longer than training a tiny model.
+    Each weight's draw depends on the seed and its own path alone, so adding a weight leaves the others as
+    they were. Drawn on the host: compiling a program for every shape would take longer.
     """
-    leaves = {
-        path: jnp.asarray(_draw(param, path, seed), dtype) for path, param in flatten(description).items()
-    }
-    return unflatten(leaves)
+    flat = flatten(description)
+    return unflatten({path: jnp.asarray(_draw(param, path, seed), dtype) for path, param in flat.items()})
 
 
 def _draw(param: Param, path: str, seed: int) -> np.ndarray:

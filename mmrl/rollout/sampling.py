@@ -33,7 +33,7 @@ class Sampling:
         }
         for name, fine in checks.items():
             if not fine:
-                raise ValueError(f"sampling.{name}={getattr(self, name)} is out of range")
+                raise ValueError(f"rollout.{name}={getattr(self, name)} is out of range")
 
 
 def sample(

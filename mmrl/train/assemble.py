@@ -6,12 +6,14 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from mmrl.config import Config
+from mmrl.data.corruption import METHODS
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import Source, read
 from mmrl.data.validation import validate
 from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
+from mmrl.rollout.sampling import Sampling
 from mmrl.train.programs import Policy
 from mmrl.types import Params
 
@@ -67,6 +69,30 @@ def open_model(config: Config, directory: str | Path) -> Model:
         unroll=config.model.unroll,
     )
     return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes))
+
+
+def sampling_of(config: Config) -> Sampling:
+    """How training samples.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+    rollout = config.rollout
+    return Sampling(
+        max_tokens=rollout.max_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
+    )
+
+
+def check_corruption(config: Config) -> None:
+    """Raises ValueError if ``config.corruption`` names no method."""
+    method = config.corruption.method
+    if method not in METHODS:
+        known = ", ".join(map(repr, METHODS))
+        raise ValueError(f"config.corruption.method={method!r} is unknown; there are {known}")
 
 
 def prompt_format(config: Config) -> PromptFormat:

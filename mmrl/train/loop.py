@@ -16,9 +16,8 @@ from mmrl.config import Config, algorithm
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
 from mmrl.rewards.pool import RewardPool
-from mmrl.rollout.sampling import Sampling
 from mmrl.train import checkpoint, programs
-from mmrl.train.assemble import Model, prompt_format
+from mmrl.train.assemble import Model, prompt_format, sampling_of
 from mmrl.train.evaluate import evaluate, write_responses
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
 from mmrl.train.optimizer import initial_state, make_optimizer
@@ -166,7 +165,7 @@ def _draw(
         _overruled(batch, config.reward.verifier),
         prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count),
         group=config.rollout.group,
-        sampling=_sampling(config),
+        sampling=sampling_of(config),
         pool=stage.pool,
         weights=config.reward.weights,
         phases=phases,
@@ -288,17 +287,6 @@ def _batches(config: Config, model: Model, source: Source) -> pipeline.Batches:
         seed=config.seed,
         batch_size=config.rollout.prompts,
         workers=config.data.workers,
-    )
-
-
-def _sampling(config: Config) -> Sampling:
-    rollout = config.rollout
-    return Sampling(
-        max_tokens=rollout.max_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        min_p=rollout.min_p,
     )
 
 

@@ -1,5 +1,6 @@
 """The supervised stage: imitate solutions, with the model, data path and optimizer of the RL stage."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -84,11 +85,6 @@ def as_responses(tokens: np.ndarray, mask: np.ndarray) -> Responses:
 
 
 def _optimizer(stage: ColdStart, base: Optimizer) -> Optimizer:
-    return Optimizer(
-        learning_rate=stage.learning_rate,
-        schedule="cosine",
-        warmup_updates=stage.warmup,
-        weight_decay=base.weight_decay,
-        max_gradient_norm=base.max_gradient_norm,
-        freeze=base.freeze,
+    return dataclasses.replace(
+        base, learning_rate=stage.learning_rate, schedule="cosine", warmup_updates=stage.warmup
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmrl.config import Config, algorithm
 from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
-from mmrl.train.assemble import Model, located, open_model, open_source
+from mmrl.train.assemble import Model, check_corruption, located, open_model, open_source, sampling_of
 from mmrl.train.curves import draw_curves
 from mmrl.train.loop import train
 from mmrl.train.metrics import read_metrics, say
@@ -29,6 +29,8 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
     """
     start = time.perf_counter()
     algorithm(config)
+    sampling_of(config)
+    check_corruption(config)
     open_workdir(config, workdir)
     spent = _seconds_before(workdir)
     model, source, heldout = prepare(config, workdir)
@@ -71,6 +73,7 @@ def write_shapes_world(config: Config, workdir: Path) -> None:
         train=world.train,
         heldout=world.heldout,
         prior=world.prior,
+        carelessness=world.carelessness,
         kinds=world.kinds,
         levels=world.levels,
     )

@@ -15,7 +15,7 @@ from mmrl.models.qwen2_5_vl_config import describe, from_hf, read_config
 def test_description_abstract_and_initialisation_agree(policy):
     description = describe(policy.config)
     shapes = abstract(description)
-    drawn = initialise(description, jax.random.key(0))
+    drawn = initialise(description, 0)
     for tree in (drawn, policy.params):
         assert jax.tree.structure(tree) == jax.tree.structure(shapes)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), tree) == jax.tree.map(
@@ -28,7 +28,7 @@ def test_description_abstract_and_initialisation_agree(policy):
 
 def test_initial_scale(policy):
     description = flatten(describe(policy.config))
-    drawn = flatten(initialise(describe(policy.config), jax.random.key(1)))
+    drawn = flatten(initialise(describe(policy.config), 1))
     for path, param in description.items():
         array = np.asarray(drawn[path])
         if param.init in ("zeros", "ones"):
@@ -42,15 +42,15 @@ def test_initial_scale(policy):
 def test_initialisation_is_stable(policy):
     """A weight depends on key and path alone: other weights may come and go."""
     description = describe(policy.config)
-    drawn = flatten(initialise(description, jax.random.key(0)))
-    tied = flatten(initialise(describe(replace(policy.config, tied=True)), jax.random.key(0)))
+    drawn = flatten(initialise(description, 0))
+    tied = flatten(initialise(describe(replace(policy.config, tied=True)), 0))
     assert set(drawn) - set(tied) == {"lm_head"}
     for path in tied:
         np.testing.assert_array_equal(drawn[path], tied[path])
     random = [path for path, param in flatten(description).items() if param.init in ("fan_in", "embedding")]
     firsts = {float(drawn[path].reshape(-1)[0]) for path in random}
     assert len(firsts) == len(random)
-    assert float(initialise(description, jax.random.key(1))["embedding"][0, 0]) not in firsts
+    assert float(initialise(description, 1)["embedding"][0, 0]) not in firsts
 
 
 def test_flatten_and_back():
@@ -78,7 +78,7 @@ def test_contradictory_description():
     with pytest.raises(ValueError, match="w: shape, axes and layout"):
         Param((2, 3), (None,), "w", "a b -> a b")
     with pytest.raises(ValueError, match="w: unknown init 'nought'"):
-        initialise({"w": Param((2,), (None,), "w", "a -> a", "nought")}, jax.random.key(0))
+        initialise({"w": Param((2,), (None,), "w", "a -> a", "nought")}, 0)
 
 
 @pytest.fixture

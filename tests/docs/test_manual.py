@@ -1,0 +1,327 @@
+"""The manual holds: its commands and snippets run, and what it names exists.
+
+Commands stand in blocks marked ``sh`` and are run in their *quick form* (see `quick`) in a folder with the
+files that the manual speaks of: ``DIR``, ``FILE.parquet``, ``prompts.jsonl``, ``photo.png`` and the run
+``runs/quickstart``. So a new command is covered as soon as it is written; one that needs more fails until it
+is given that here.
+"""
+
+import ast
+import contextlib
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import pyarrow.parquet as pq
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from mmrl import cli
+from mmrl.algorithms import advantages, objectives, penalties, schedules
+from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.recipe_parts import per_response
+from mmrl.config import template
+from mmrl.data.shapes import example
+from mmrl.data.sources import read
+
+ROOT = Path(__file__).parents[2]
+MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*MANUAL, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "third_party").rglob("*.md"))]
+
+# The quick form of a command: words for others, and words added (the last of a kind counts).
+IN_PLACE = {
+    "--step=STEP": ["--step=2"],
+    "--config.model.path=DIR": ["--config.model.path=DIR", "--config.cold_start.steps=0"],
+}
+ADDED = {
+    "train": ["--config.model.unroll=1"],
+    "sft": ["--config.model.unroll=1"],
+    "eval": ["--max-tokens=8", "--batch=1"],
+    "generate": ["--max-tokens=8", "--batch=1"],
+    "data": ["--cold-start=8", "--train=8", "--heldout=8"],
+}
+
+# Blocks that only sketch a call, by how they begin.
+SKETCHES = ("targets = prepare(algorithm, rewards=...",)
+# What snippets of docs/algorithms.md take as imported.
+IMPORTED = {
+    "Algorithm": Algorithm,
+    "advantages": advantages,
+    "objectives": objectives,
+    "penalties": penalties,
+    "per_response": per_response,
+    "schedules": schedules,
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, or one that is indented (language "indented")."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def read_blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    lines = page.read_text().splitlines()
+    at = 0
+    while at < len(lines):
+        start, line = at, lines[at]
+        at += 1
+        if line.startswith("```"):
+            end = lines.index("```", at)
+            found.append(Block(page.name, at, line[3:], "\n".join(lines[at:end])))
+            at = end + 1
+        elif line.startswith("    ") and not (start and lines[start - 1].strip()):
+            body = list(itertools.takewhile(lambda text: text[:4].isspace() or not text, lines[start:]))
+            found.append(Block(page.name, at, "indented", "\n".join(text[4:] for text in body).strip()))
+            at = start + len(body)
+    return found
+
+
+BLOCKS = [block for page in MANUAL for block in read_blocks(page)]
+
+
+def in_language(*languages: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language in languages]
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{block}: {line}")
+    for block in in_language("sh")
+    for line in block.text.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def inline(page: Path) -> list[str]:
+    """What stands between backticks in the text of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def quick(words: list[str]) -> list[str]:
+    """A command of seconds that goes the same way: smoke form, few rows, short responses, a saved step."""
+    words = [new for word in words for new in IN_PLACE.get(word, [word])]
+    words = [f"{word}:smoke" if re.fullmatch(r"--config=[^:]+\.py", word) else word for word in words]
+    return words + ADDED.get(words[0], [])
+
+
+def run(words: list[str], folder: Path) -> None:
+    with contextlib.chdir(folder):
+        assert cli.main(quick(words)) == 0, f"mmrl {shlex.join(quick(words))}"
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Programs are compiled in haste, and one that a command compiled is there for the next."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, compiled_once) -> Path:
+    """A folder that holds what the commands of the manual start from."""
+    folder = tmp_path_factory.mktemp("manual")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    run(["train", "--config=experiments/quickstart.py"], folder)
+    quickstart = folder / "runs" / "quickstart"
+    shutil.copytree(quickstart / "cold_start" / "model", folder / "DIR")
+    pq.write_table(pq.read_table(quickstart / "world" / "train.parquet").slice(0, 2), folder / "FILE.parquet")
+    write_photo(folder)
+    prompts = [block.text for block in in_language("json") if block.page == "commands.md"]
+    (folder / "prompts.jsonl").write_text("\n".join(prompts))
+    return folder
+
+
+def write_photo(folder: Path) -> None:
+    record = example(0, "heldout", 0, kinds=("count",), levels=(1,))
+    (folder / "photo.png").write_bytes(record["images"][0]["bytes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_runs(command, folder):
+    program, *words = shlex.split(command)
+    if program == "mmrl":
+        run(words, folder)
+    elif program == "make":
+        for line in made(words):
+            run(line, folder)
+    else:
+        pytest.fail(f"how is {command!r} to be tested?")
+
+
+def made(words: list[str]) -> list[list[str]]:
+    """The mmrl commands that ``make`` with these words would run; make itself says so, and runs nothing."""
+    names = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS", "PYTHON", "VENV", "TEST_VENV", "WORKDIR")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        ["make", "--dry-run", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if line.strip()]
+    commands = [line[1:] for line in lines if Path(line[0]).name == "mmrl"]
+    assert commands or any(line[1:3] in (["-m", "pytest"], ["check", "."]) for line in lines), done.stdout
+    return commands
+
+
+def test_make_is_named_with_targets_that_exist():
+    named = {word for page in PAGES for word in inline(page) if word.startswith("make ")}
+    assert {"make quickstart", "make test"} <= named
+    for command in sorted(named):
+        made(shlex.split(command)[1:])
+
+
+def test_commands_with_options_stand_in_blocks():
+    """Between backticks stands the name of a command only: options there would not be run."""
+    name = re.compile(r"mmrl (train|sft|eval|generate|export|data shapes)")
+    named = [(page.name, word) for page in MANUAL for word in inline(page) if word.startswith("mmrl ")]
+    assert [(page, word) for page, word in named if not name.fullmatch(word)] == []
+
+
+def test_every_block_is_of_a_kind_that_is_run():
+    other = [str(block) for block in BLOCKS if block.language not in ("sh", "python", "json", "indented")]
+    assert other == []
+
+
+@pytest.mark.parametrize("block", in_language("python", "indented"), ids=str)
+def test_snippet_runs(block, tmp_path):
+    if block.text.startswith(SKETCHES):
+        pytest.skip("a sketch of a call")
+    names = dict(IMPORTED) if block.language == "indented" else {}
+    with contextlib.chdir(tmp_path):
+        exec(compile(block.text, str(block), "exec"), names)
+
+
+@pytest.mark.parametrize("block", in_language("json"), ids=str)
+def test_rows_can_be_read(block, tmp_path):
+    """Rows with an answer are data in the schema, those without are prompts."""
+    write_photo(tmp_path)
+    rows = [json.loads(line) for line in block.text.splitlines()]
+    assert all(row["problem"].count("<image>") == len(_listed(row.get("images", []))) for row in rows)
+    if any("answer" in row for row in rows):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(block.text)
+        source = read(path)
+        for index in range(len(rows)):
+            assert all(Path(image).is_file() for image in source[index].images)
+
+
+def _listed(images):
+    return images if isinstance(images, list) else [images]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.name)
+def test_keys_of_the_config_exist(page):
+    keys = set(_keys(template()))
+    commands = [
+        line for block in read_blocks(page) if block.language == "sh" for line in block.text.splitlines()
+    ]
+    named = {
+        key
+        for text in [*inline(page), *commands]
+        for key in re.findall(r"(?<![\w./])config\.([a-z_]+(?:\.[a-z_]+)*)(?![\w/])", text)
+    }
+    assert {key for key in named - {"json", "py"} if key not in keys} == set()
+
+
+def _keys(config, prefix: str = "") -> Iterator[str]:
+    for name in config:
+        yield prefix + name
+        if hasattr(config[name], "items"):
+            yield from _keys(config[name], f"{prefix}{name}.")
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_readme_lists(folder):
+    section = (ROOT / "README.md").read_text().split("## Where results are")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`(.+?)`", cell)]
+    assert len(named) >= 10
+    assert [name for name in named if not (folder / "runs" / "quickstart" / name).exists()] == []
+
+
+@pytest.mark.slow
+def test_metrics_that_are_named_are_logged(folder):
+    rows = (folder / "runs" / "quickstart" / "metrics.jsonl").read_text().splitlines()
+    logged = {name for row in rows for name in json.loads(row)}
+    groups = {name.split("/")[0] for name in logged if "/" in name}
+    words = {word for page in MANUAL for word in inline(page) if re.fullmatch(r"[a-z_]+/[a-z_0-9]+", word)}
+    named = {word for word in words if word.split("/")[0] in groups}
+    assert named
+    assert named - logged == set()
+
+
+def test_errors_that_are_named_are_raised():
+    source = "\n".join(path.read_text() for path in (ROOT / "mmrl").rglob("*.py"))
+    section = (ROOT / "docs" / "data.md").read_text().split("## Errors you may see")[1]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    named = [words for cell in cells for words in re.findall(r"`(.+?)`", cell)]
+    assert len(named) > 10
+    assert [words for words in named if words not in source] == []
+
+
+def test_rooms_import_what_the_map_allows():
+    text = (ROOT / "docs" / "architecture.md").read_text().split("## Rooms")[1].split("\n## ")[0]
+    table = {
+        room: set(re.findall(r"`(\w+)`", allowed))
+        for room, allowed in re.findall(r"^\| `(\w+)` \| (.*?)\|", text, re.MULTILINE)
+    }
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "mmrl").rglob("*.py")):
+        parts = path.relative_to(ROOT / "mmrl").with_suffix("").parts
+        if parts[0] != "__init__":
+            found.setdefault(parts[0], set()).update(_rooms(path) - {parts[0]})
+    assert found == table
+
+
+def _rooms(path: Path) -> set[str]:
+    """Rooms of mmrl that a file imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "mmrl":
+            names += [f"mmrl.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("mmrl.")}

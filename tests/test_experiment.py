@@ -1,0 +1,85 @@
+"""Every experiment resolves in both forms, and mistakes in a config are named."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mmrl.config import algorithm, resolve
+from mmrl.experiment import load
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+
+
+def overridden(*overrides: str):
+    return resolve(load(str(EXPERIMENTS[-1]), overrides))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("form", ["", ":smoke"])
+def test_resolves(path, form):
+    config = resolve(load(f"{path}{form}"))
+    assert algorithm(config).needs <= {"reference", "corrupted", "entropy", "perception"}
+
+
+def test_the_smoke_form_keeps_the_method():
+    for path in EXPERIMENTS:
+        whole, smoke = (resolve(load(f"{path}{form}")) for form in ("", ":smoke"))
+        assert smoke.algorithm == whole.algorithm
+        assert smoke.corruption == whole.corruption
+        assert smoke.reward.weights == whole.reward.weights
+
+
+def test_overrides_take_the_type_of_their_key():
+    config = overridden(
+        "--config.optimizer.learning_rate=1",
+        "--config.data.prompt_buckets=(64, 128)",
+        "--config.data.patch_buckets=64",
+        "--config.model.path=some dir",
+        "--config.algorithm.shaping_min=0.5",
+    )
+    assert config.optimizer.learning_rate == 1.0
+    assert config.data.prompt_buckets == (64, 128)
+    assert config.data.patch_buckets == (64,)
+    assert config.model.path == "some dir"
+    assert config.algorithm["shaping_min"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "--config.modle.path=x",
+            "config.modle.path is not a key of the config; did you mean config.model.path",
+        ),
+        ("--config.train.step=3", "did you mean config.train.steps"),
+        ("--config.train.steps=many", "config.train.steps=many should be of type int"),
+        ("--config.train.steps=1.5", "should be of type int"),
+        ("--config.optimizer.learning_rate=fast", "should be of type float"),
+        ("--config.algorithm.name=papoo", "did you mean 'papo_g'"),
+        (
+            "--config.algorithm.perception_kl=0.1",
+            "config.algorithm.perception_kl is not a hyper-parameter of 'vppo'",
+        ),
+        ("--config.rollout.group=1", "a group of one has no advantage"),
+        ("--config.train.update_prompts=100", "does not divide config.rollout.prompts"),
+        ("--config.train.micro_prompts=0", "does not divide"),
+        ("--config.model.dtype=float16", "should be one of 'float32', 'bfloat16'"),
+        ("--config.data.overlong=cut", "should be one of 'drop', 'resize', 'error'"),
+        ("--config.corruption.probability=2.0", "is not in"),
+        ("--config.data.patch_buckets=()", "should be positive whole numbers"),
+    ],
+)
+def test_mistakes_are_named(override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        overridden(override)
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match="does not define get_config"):
+        load(str(tmp_path / "empty.py"))
+    with pytest.raises(ValueError, match="there is no form 'smok'"):
+        load(f"{EXPERIMENTS[0]}:smok")

@@ -1,0 +1,56 @@
+"""The metrics file, the clock and the counter."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmrl.train.curves import draw_curves
+from mmrl.train.metrics import CompileCounter, Metrics, Phases, read_metrics
+
+
+def test_every_step_has_one_row_after_a_crash(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    for step in range(1, 6):
+        metrics.write(step, {"x": float(step)})
+    metrics.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "x"')  # the process died while writing
+    metrics = Metrics(tmp_path, 3)
+    metrics.write(4, {"x": 40.0})
+    metrics.close()
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["x"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_phases_add_up():
+    phases = Phases()
+    with phases("a"):
+        pass
+    with phases("a"), pytest.raises(RuntimeError):
+        raise RuntimeError
+    values = phases.metrics()
+    assert set(values) == {"time/a", "time/step", "time/other"}
+    assert values["time/a"] + values["time/other"] == pytest.approx(values["time/step"])
+
+
+def test_compilations_are_counted():
+    function = jax.jit(lambda x: x * 3 + 1)
+    with CompileCounter() as counter:
+        function(jnp.ones(3))
+        once = counter.count
+        function(jnp.ones(3))
+        assert counter.count == once >= 1
+        function(jnp.ones(4))
+        assert counter.count > once
+    after = counter.count
+    function(jnp.ones(5))
+    assert counter.count == after
+
+
+def test_curves_of_metrics_with_gaps(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    for step in range(4):
+        metrics.write(step, {"reward/accuracy": 0.5, **({"heldout/accuracy": 0.4} if step % 2 else {})})
+    metrics.close()
+    draw_curves(tmp_path, tmp_path / "curves.png", "title")
+    assert (tmp_path / "curves.png").stat().st_size > 1000

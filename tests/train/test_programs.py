@@ -1,0 +1,129 @@
+"""The update: its value does not depend on how the batch is cut, and a non-finite one changes nothing."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import make_prompts, make_responses
+
+from mmrl.algorithms.algorithm import loss as algorithm_loss
+from mmrl.algorithms.recipes import RECIPES
+from mmrl.models.params import initialise
+from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.rollout.engine import vocabulary_bias
+from mmrl.train import programs
+from mmrl.train.optimizer import initial_state
+from mmrl.train.programs import Batch, ImageCorruption, Policy
+
+CORRUPTION = ImageCorruption("patch_black", 0.5)
+PROMPTS, GROUP, SLOTS = 4, 3, 5
+
+
+@pytest.fixture(scope="module")
+def small(policy):
+    """One layer of each tower, random weights, and a batch of prompts with sampled-like responses."""
+    from dataclasses import replace
+
+    config = replace(policy.config, layers=1, vision_layers=1, full_attention_layers=(0,))
+    params = initialise(describe(config), 0)
+    rows = [("a", [(56, 56)]), ("bb", [(84, 56)]), ("c", []), ("dd", [(56, 84)])]
+    prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
+    lengths = [[5, 1, 3], [2, 5, 4], [1, 1, 5], [4, 3, 2]]
+    responses = make_responses(lengths, SLOTS, vocabulary=1800)
+    keys = jax.random.split(jax.random.key(3), PROMPTS)
+    static = Policy(model=config, temperature=1.0, bias=vocabulary_bias(config.vocabulary, 1822, ()))
+    return params, static, Batch(prompts, responses, keys)
+
+
+def prepared(algorithm, small):
+    params, policy, batch = small
+    wanted = (algorithm.needs - {"reference"}) | {"entropy"}
+    scores = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
+    # The policy has moved on from the one that sampled: ratios differ from 1, some are clipped.
+    noise = jax.random.normal(jax.random.key(1), scores["logprob"].shape)
+    scores = {
+        **scores,
+        "logprob": scores["logprob"] + 0.3 * noise,
+        "reference": scores["logprob"] - 0.2 * noise,
+    }
+    rewards = jnp.array([[1.0, 0.0, 0.1], [0.0, 1.0, 1.0], [0.0, 0.1, 0.0], [0.9, 0.0, 0.0]])
+    return programs.prepare(
+        algorithm,
+        rewards,
+        (rewards > 0.5).astype(jnp.float32),
+        batch.responses.valid,
+        batch.responses.mask,
+        scores,
+        jnp.int32(1),
+        10,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_micro_batches_change_nothing(name, small):
+    """Loss, metrics and the gradient of every weight, over three sizes of micro-batch."""
+    params, policy, batch = small
+    algorithm = RECIPES[name]()
+    targets = prepared(algorithm, small)
+
+    def loss(params, micro):
+        inputs, goals = micro
+        live = programs.token_scores(
+            params, policy, inputs, CORRUPTION, algorithm.live, algorithm.corrupted_gradient
+        )
+        return algorithm_loss(algorithm, goals, live)
+
+    def total(count):
+        return jax.jit(partial(programs.accumulate, loss))(params, programs.split((batch, targets), count))
+
+    whole, metrics = total(1)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
+    assert scale > 1e-4
+    for count in (2, 4):
+        gradient, again = total(count)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(gradient), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+        for key, value in metrics.items():
+            np.testing.assert_allclose(
+                again[key], value, atol=1e-5 * max(1.0, abs(float(value))), err_msg=key
+            )
+
+
+def test_score_does_not_depend_on_micro_batches(small):
+    params, policy, batch = small
+    wanted = frozenset({"entropy", "corrupted", "perception"})
+    whole = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
+    cut = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=4)
+    assert whole.keys() == cut.keys() == wanted | {"logprob"}
+    for name, value in whole.items():
+        np.testing.assert_allclose(cut[name], value, atol=2e-5, err_msg=name)
+    perception = np.asarray(whole["perception"])
+    assert perception.min() > -1e-5
+    assert perception[2].max() < 1e-5  # the row without an image does not depend on one
+    assert perception[[0, 1, 3]].max() > 1e-3
+
+
+def test_split_and_join():
+    tree = {"x": jnp.arange(12).reshape(6, 2)}
+    cut = programs.split(tree, 3)
+    np.testing.assert_array_equal(cut["x"][0], tree["x"][jnp.array([0, 3])])
+    np.testing.assert_array_equal(programs.join(cut)["x"], tree["x"])
+
+
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+def test_a_non_finite_update_changes_nothing(poison):
+    optimizer = optax.adam(0.1)
+    state = initial_state({"w": jnp.ones(3)}, optimizer)
+    good, metrics = programs.apply(state, {"w": jnp.ones(3)}, {"loss": jnp.float32(1)}, optimizer)
+    assert metrics["skipped"] == 0
+    assert int(good.updates) == 1
+    assert not np.array_equal(good.params["w"], state.params["w"])
+    for gradient, loss in ((jnp.array([1.0, poison, 1.0]), 1.0), (jnp.ones(3), poison)):
+        kept, metrics = programs.apply(good, {"w": gradient}, {"loss": jnp.float32(loss)}, optimizer)
+        assert metrics["skipped"] == 1
+        for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(good), strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -1,0 +1,115 @@
+"""The whole loop, tiny, end to end: what it leaves behind, and that an interruption changes nothing."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mmrl.models.checkpoint import load
+from mmrl.models.qwen2_5_vl_config import describe, read_config
+from mmrl.train import checkpoint
+from mmrl.train.metrics import read_metrics
+from mmrl.train.stages import run
+
+STEPS = 4
+TIMES = ("time/", "rollout/tokens_per_second", "compiles")
+
+
+def params_of(workdir, step=None):
+    description = describe(read_config(workdir / "world" / "model"))
+    return checkpoint.load_params(workdir / "checkpoints", description, step)
+
+
+def assert_same(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+def test_leaves_what_it_promises(smoke_run):
+    summary = json.loads((smoke_run / "summary.json").read_text())
+    names = {"accuracy", "perception_errors", "reasoning_errors"}
+    assert set(summary) == {f"{n}_{when}" for n in names for when in ("before", "after")} | {"seconds"}
+    assert all(0 <= summary[f"{n}_after"] <= 1 for n in names)
+    assert (smoke_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["step"] for row in read_metrics(smoke_run)] == list(range(STEPS + 1))
+    rows = [json.loads(line) for line in (smoke_run / "responses_after.jsonl").read_text().splitlines()]
+    accuracy = np.mean([row["accuracy"] for row in rows])
+    np.testing.assert_allclose(accuracy, summary["accuracy_after"], atol=1e-6)
+
+
+def test_sampler_agrees_with_scorer(smoke_run):
+    differences = [row["sampler/logprob_difference_max"] for row in read_metrics(smoke_run)[1:]]
+    assert len(differences) == STEPS
+    assert max(differences) < 1e-4
+
+
+def test_nothing_compiles_after_two_steps(smoke_run):
+    counts = [row["compiles"] for row in read_metrics(smoke_run)[1:]]
+    assert counts[0] > 0
+    assert counts[-1] == counts[1]
+
+
+def test_phases_account_for_the_step(smoke_run):
+    for row in read_metrics(smoke_run)[1:]:
+        parts = sum(value for name, value in row.items() if name.startswith("time/") and name != "time/step")
+        np.testing.assert_allclose(parts, row["time/step"], atol=1e-5)
+        assert row["time/other"] < 0.05 * row["time/step"] + 0.1
+
+
+def test_updates_move_the_policy(smoke_run):
+    start = load(smoke_run / "cold_start" / "model", describe(read_config(smoke_run / "world" / "model")))
+    _, end = params_of(smoke_run)
+    assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (start, end)), strict=True))
+
+
+def test_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
+    """The run as if killed in step 3, after it had logged two rows that the checkpoint does not know of."""
+    resumed = tmp_path / "run"
+    shutil.copytree(smoke_run, resumed)
+    shutil.rmtree(resumed / "checkpoints" / str(STEPS))
+    for name in ("summary.json", "curves.png"):
+        (resumed / name).unlink()
+    run(smoke_config, resumed)
+    (step, before), (again, after) = params_of(smoke_run), params_of(resumed)
+    assert step == again == STEPS
+    assert_same(before, after)
+    assert without_times(read_metrics(resumed)) == without_times(read_metrics(smoke_run))
+
+
+def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
+    from mmrl.train.assemble import open_model
+    from mmrl.train.stages import cold_start
+
+    resumed = tmp_path / "run"
+    shutil.copytree(smoke_run / "world", resumed / "world")
+    shutil.copytree(smoke_run / "cold_start" / "checkpoints", resumed / "cold_start" / "checkpoints")
+    shutil.copy(smoke_run / "cold_start" / "metrics.jsonl", resumed / "cold_start")
+    model = open_model(smoke_config, resumed / "world" / "model")
+    made = cold_start(smoke_config, model, resumed)
+    description = describe(read_config(smoke_run / "world" / "model"))
+    assert_same(made.load(), load(smoke_run / "cold_start" / "model", description))
+    steps = [row["step"] for row in read_metrics(resumed / "cold_start")]
+    assert steps == list(range(1, smoke_config.cold_start.steps + 1))
+
+
+def test_refuses_the_folder_of_another_run(smoke_config, smoke_run):
+    other = dataclasses.replace(smoke_config, seed=7)
+    with pytest.raises(ValueError, match=r"another config \(seed: 0 there, 7 now\)"):
+        run(other, smoke_run)
+
+
+def test_longer_training_may_go_on_in_the_folder(smoke_config, smoke_run):
+    from mmrl.train.workdir import open_workdir
+
+    longer = dataclasses.replace(
+        smoke_config, train=dataclasses.replace(smoke_config.train, keep_checkpoints=5)
+    )
+    open_workdir(longer, smoke_run)
+    open_workdir(smoke_config, smoke_run)
