@@ -266,7 +266,7 @@ def _check(config: Config) -> None:
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("model.remat", config.model.remat, ("none", "dots", "full"))
     _choice("data.overlong", config.data.overlong, ("drop", "resize", "error"))
-    _choice("optimizer.schedule", config.optimizer.schedule, ("constant", "linear", "cosine"))
+    _choice("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine"))
     if config.rollout.group < 2:
         raise ValueError(
             f"config.rollout.group={config.rollout.group}: a group of one has no advantage; use 2 or more"

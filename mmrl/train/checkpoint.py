@@ -1,12 +1,10 @@
 """Checkpoints of a stage: Orbax, asynchronous and atomic; weights are an item of their own."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from mmrl.models.params import abstract
@@ -91,13 +89,3 @@ def saved_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(ocp.utils.checkpoint_steps(directory.absolute()))
-
-
-def copy_to_host(tree: Any) -> Any:
-    """Numpy copies of the arrays of a pytree."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
-def remove(directory: Path) -> None:
-    """Delete the checkpoints of a finished stage."""
-    shutil.rmtree(directory, ignore_errors=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from mmrl.algorithms.learning_rate import constant_with_warmup, cosine_with_warmup
 from mmrl.config import Optimizer
 from mmrl.train.programs import TrainState
 from mmrl.types import Params
@@ -52,19 +53,10 @@ def _under(path: str, prefix: str) -> bool:
 
 
 def learning_rate(config: Optimizer, updates: int) -> optax.Schedule:
-    """Linear warm-up over ``warmup_updates``, then constant, or decay to 0 at ``updates``."""
-    peak, warmup = config.learning_rate, config.warmup_updates
-    rest = max(1, updates - warmup)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-    }[config.schedule]
-    if warmup == 0:
-        return after
-    # The first update already moves: step 0 has 1 / warmup of the peak.
-    rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
-    return optax.join_schedules([rise, after], [warmup])
+    """Warm-up over ``warmup_updates``, then constant, or a cosine to 0 at ``updates``."""
+    if config.schedule == "cosine":
+        return cosine_with_warmup(config.learning_rate, config.warmup_updates, updates)
+    return constant_with_warmup(config.learning_rate, config.warmup_updates)
 
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
