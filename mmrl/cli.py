@@ -31,14 +31,14 @@ Prints the mean of every reward component as JSON. With --workdir, the run's con
     "generate": """\
 examples:
   mmrl generate --model=DIR --prompts=prompts.jsonl --out=out.jsonl --n=4 --temperature=0.7 --top-p=0.9
-  mmrl generate --workdir=runs/quickstart --step=20 --prompts=prompts.jsonl --out=out.jsonl
+  mmrl generate --workdir=runs/quickstart --step=STEP --prompts=prompts.jsonl --out=out.jsonl
 
 A prompt is a JSON object a line: {"problem": "<image>What is this?", "images": ["photo.png"]}.
 Out: one object a response, with its tokens, text, logprobs (of the distribution sampled from) and stop.""",
     "export": """\
 examples:
   mmrl export --workdir=runs/quickstart --out=policy
-  mmrl export --workdir=runs/quickstart --step=10 --out=policy-10 --dtype=bfloat16
+  mmrl export --workdir=runs/quickstart --step=STEP --out=policy-step --dtype=bfloat16
 
 Writes a Hugging Face directory that transformers loads.""",
     "data": """\

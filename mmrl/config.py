@@ -37,8 +37,9 @@ class Data:
     image_root: str = ""  # relative image paths start here; "" means the data file's folder
     system: str = ""  # system message; "" leaves the chat template's own
     suffix: str = ""  # appended to every problem: the format prompt
-    prompt_buckets: tuple[int, ...] = (2048,)  # prompts are padded to the smallest that fits
-    patch_buckets: tuple[int, ...] = (5184,)  # window slots of image patches a prompt, likewise
+    # Prompts are padded to the smallest that fits, in tokens and in window slots of image patches.
+    prompt_buckets: tuple[int, ...] = (64, 256, 1024, 2048, 4096)
+    patch_buckets: tuple[int, ...] = (64, 256, 1024, 2560, 5184, 10368)
     min_pixels: int = 0  # of an image after resizing; 0 leaves preprocessor_config.json's value
     max_pixels: int = 0
     overlong: str = (
@@ -84,9 +85,7 @@ class Optimizer:
     """AdamW."""
 
     learning_rate: float = 1e-6
-    schedule: str = (
-        "constant"  # after the warm-up: "constant", "linear" or "cosine" (to 0 at the last update)
-    )
+    schedule: str = "constant"  # after the warm-up: "constant", or "cosine" (to 0 at the last update)
     warmup_updates: int = 0
     weight_decay: float = 0.01
     b1: float = 0.9

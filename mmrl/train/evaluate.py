@@ -29,8 +29,8 @@ def evaluate(
     The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
 
     Returns:
-      ``{"accuracy": ..., <component>: ..., "length": ..., "truncated": ...}``, and what was sampled.
-      Responses whose grading failed are left out.
+      ``{"accuracy": ..., <component>: ..., "length": ..., "truncated": ..., "dropped": ...}``, and
+      what was sampled. Responses whose grading failed are left out; "dropped" counts prompts over budget.
     """
     if config.evaluation.limit:
         source = dataclasses.replace(source, length=min(source.length, config.evaluation.limit))
@@ -40,7 +40,7 @@ def evaluate(
         top_p=config.evaluation.top_p,
     )
     size = min(config.evaluation.prompts, len(source))
-    experiences = []
+    experiences, dropped = [], 0
     batches = evaluation(
         source, model.processor, prompt_format(config), batch_size=size, workers=config.data.workers
     )
@@ -54,14 +54,15 @@ def evaluate(
             group=config.evaluation.samples,
             sampling=sampling,
             pool=pool,
-            weights=config.reward.weights,
+            reward=config.reward,
             phases=Phases(),
         )
+        dropped += batch.dropped
         valid = experience.responses.valid & batch.keep[:, None]
         experiences.append(
             dataclasses.replace(experience, responses=dataclasses.replace(experience.responses, valid=valid))
         )
-    return _summary(experiences), experiences
+    return {**_summary(experiences), "dropped": float(dropped)}, experiences
 
 
 def _summary(experiences: Sequence[Experience]) -> dict[str, float]:

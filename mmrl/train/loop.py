@@ -58,7 +58,10 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
     updates_per_step = config.rollout.prompts // config.train.update_prompts
     total_updates = config.train.steps * updates_per_step
     optimizer = make_optimizer(config.optimizer, params, total_updates)
-    state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
+    # The update gives its input's memory away, so the reference policy needs weights of its own.
+    reference = jax.tree.map(jnp.copy, params) if "reference" in chosen.needs else None
+    state = initial_state(params, optimizer)
+    del params
     batches = _batches(config, model, source)
     manager = checkpoint.open_manager(workdir / "checkpoints", config.train.keep_checkpoints)
     saved = checkpoint.restore(manager, state)
@@ -79,7 +82,7 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
             policy=model.policy(config.rollout.temperature),
             algorithm=chosen,
             optimizer=optimizer,
-            reference=params if "reference" in chosen.needs else None,
+            reference=reference,
             pool=pool,
             total_updates=total_updates,
         )
@@ -162,21 +165,14 @@ def _draw(
         params,
         stage.policy,
         stage.model.processor,
-        _overruled(batch, config.reward.verifier),
+        batch,
         prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count),
         group=config.rollout.group,
         sampling=sampling_of(config),
         pool=stage.pool,
-        weights=config.reward.weights,
+        reward=config.reward,
         phases=phases,
     )
-
-
-def _overruled(batch: pipeline.Batch, verifier: str) -> pipeline.Batch:
-    if not verifier:
-        return batch
-    samples = [dataclasses.replace(sample, verifier=verifier) for sample in batch.samples]
-    return dataclasses.replace(batch, samples=samples)
 
 
 def _worth_training(chosen: Algorithm, experience: Experience) -> np.ndarray:

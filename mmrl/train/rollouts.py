@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key
 
+from mmrl.config import Reward
 from mmrl.data.pipeline import Batch as PromptBatch
 from mmrl.models.processor import Processor
 from mmrl.rewards.pool import RewardPool
@@ -54,7 +55,7 @@ def sample_and_grade(
     group: int,
     sampling: Sampling,
     pool: RewardPool,
-    weights: dict[str, float],
+    reward: Reward,
     phases: Phases,
 ) -> Experience:
     """Sample ``group`` responses to each prompt and grade them."""
@@ -72,7 +73,11 @@ def sample_and_grade(
         responses = jax.tree.map(np.asarray, jax.device_get(responses))
     with phases("reward"):
         texts = decode_texts(processor, responses)
-        requests = [(sample, text) for sample, row in zip(batch.samples, texts, strict=True) for text in row]
+        requests = [
+            (replace(sample, verifier=reward.verifier or sample.verifier), text)
+            for sample, row in zip(batch.samples, texts, strict=True)
+            for text in row
+        ]
         graded = pool.grade(requests)
         shape = (len(batch.samples), group)
         valid = np.array([item.valid for item in graded]).reshape(shape)
@@ -81,7 +86,7 @@ def sample_and_grade(
             name: np.array([item.components.get(name, np.nan) for item in graded], np.float32).reshape(shape)
             for name in names
         }
-        rewards = [score(item.components, weights) if item.valid else 0.0 for item in graded]
+        rewards = [score(item.components, reward.weights) if item.valid else 0.0 for item in graded]
     return Experience(
         samples=batch.samples,
         prompts=batch.prompts,

@@ -121,9 +121,10 @@ def _tell(config: Config, workdir: Path, summary: dict[str, float | None]) -> No
         f"curves    {workdir / 'curves.png'}",
         f"responses {workdir / 'responses_before.jsonl'}, {workdir / 'responses_after.jsonl'}",
         "",
-        "next: another method    mmrl train --config=experiments/quickstart.py --config.algorithm.name=vppo",
-        f"      transformers      mmrl export --workdir={workdir} --out=policy",
-        f"      curves by step    tensorboard --logdir={workdir}",
+        "next: another method    mmrl train --config=experiments/quickstart.py --config.algorithm.name=vppo"
+        " --workdir=runs/vppo",
+        f"      for transformers  mmrl export --workdir={workdir} --out=policy",
+        f"      every metric      tensorboard --logdir={workdir}  (after pip install tensorboard)",
         "      your own data     see the README",
     ]
     say("\n".join(lines))
