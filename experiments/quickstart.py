@@ -13,9 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = template("papo_g")
     config.model.update({"path": "{workdir}/world/model", "unroll": 4})
-    config.world.update(
-        {"train": 2048, "heldout": 256, "cold_start": 6144, "levels": (1,), "prior": 0.1}
-    )
+    config.world.update({"train": 2048, "heldout": 256, "cold_start": 6144, "levels": (1,), "prior": 0.1})
     config.world.kinds = ("count", "compare", "locate", "missing")
     config.data.update(
         {
@@ -27,18 +25,19 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.cold_start.update(
         {
-            "steps": 400,
+            "steps": 450,
             "data": "{workdir}/world/cold_start.parquet",
             "batch": 32,
             "micro_batch": 32,
             "max_tokens": 10,
+            "temperature": 0.45,
             "learning_rate": 3e-3,
             "warmup": 20,
             "checkpoint_every": 200,
         }
     )
     config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 10})
-    config.optimizer.update({"learning_rate": 1e-3, "b2": 0.95, "warmup_updates": 5})
+    config.optimizer.update({"learning_rate": 5e-4, "b2": 0.95, "warmup_updates": 5})
     # A right answer from wrong facts was luck: it earns no more than its format.
     config.reward.weights = ConfigDict({"accuracy": 0.9, "format": 0.1, "unfaithful": -0.9})
     config.train.update(

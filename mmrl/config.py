@@ -127,6 +127,9 @@ class ColdStart:
     batch: int = 64
     micro_batch: int = 64
     max_tokens: int = 1024
+    temperature: float = (
+        1.0  # that the policy imitates at; below 1, it is less sure than its data when sampled
+    )
     learning_rate: float = 1e-5
     warmup: int = 10
     checkpoint_every: int = 1000
@@ -140,7 +143,6 @@ class World:
     heldout: int = 0
     cold_start: int = 0
     prior: float = 0.3  # how strongly the question alone suggests its answer in the training data
-    carelessness: float = 0.0  # share of the cold start's solutions that describe some other scene
     kinds: tuple[str, ...] = ("count", "compare", "locate", "read", "missing")  # of questions
     levels: tuple[int, ...] = (1, 2, 3)  # of difficulty
 

@@ -9,10 +9,6 @@ The splits ``cold_start`` and ``train`` carry a shortcut: every question text ha
 probability ``prior`` the scene is drawn to fit it. A policy that learns the text and doesn't look is then
 right on these splits well above chance, and at chance on ``heldout``, whose answers are balanced given the
 text.
-
-The solutions of ``cold_start`` may come from a careless annotator: with probability ``carelessness`` one
-describes some other scene that the question could have been about. A policy that imitates them has learned
-to look and to make things up; which of the two pays is for reinforcement learning to find out.
 """
 
 import json
@@ -36,7 +32,6 @@ def example(
     index: int,
     *,
     prior: float = PRIOR,
-    carelessness: float = 0.0,
     kinds: Sequence[str] = tuple(KINDS),
     levels: Sequence[int] = LEVELS,
 ) -> dict[str, Any]:
@@ -48,45 +43,34 @@ def example(
         index: position in the split, 0 or more.
         prior: probability, in the splits that carry the shortcut, of drawing the scene to fit the text's
             preferred answer; otherwise the answer is uniform.
-        carelessness: probability, in ``cold_start``, that the solution describes another scene.
         kinds, levels: what to draw from, uniformly.
 
     Returns:
         The row of the public schema: ``problem`` (one ``<image>``), ``answer``, ``images`` (one ``{bytes,
-        path}``), and ``verifier``, ``solution`` (a response to imitate), ``facts`` (JSON: kind, the words
+        path}``), and ``verifier``, ``solution`` (the ideal response), ``facts`` (JSON: kind, the words
         ``seen`` that the thinking should state, and the scene), ``kind``, ``difficulty``.
 
     Raises:
-        ValueError: an unknown split, kind or level, or a prior or carelessness outside [0, 1].
+        ValueError: an unknown split, kind or level, or a prior outside [0, 1].
     """
-    _check(split, prior, carelessness, kinds, levels)
-    address = [seed, SPLITS.index(split), index]
+    _check(split, prior, kinds, levels)
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    kind = kinds[int(rng.integers(len(kinds)))]
+    level = levels[int(rng.integers(len(levels)))]
     bias = 0.0 if split == "heldout" else prior
 
-    def draw(other: bool) -> tuple[str, int, Question]:
-        rng = np.random.default_rng(address)
-        kind = kinds[int(rng.integers(len(kinds)))]
-        level = levels[int(rng.integers(len(levels)))]
+    def choose(problem: str, options: Sequence[str]) -> str:
+        if rng.random() < bias:
+            return preferred_answer(seed, problem, options)
+        return options[int(rng.integers(len(options)))]
 
-        def choose(problem: str, options: Sequence[str]) -> str:
-            if other:
-                rng.random(8)  # from here on, other draws than those of the picture
-            elif rng.random() < bias:
-                return preferred_answer(seed, problem, options)
-            return options[int(rng.integers(len(options)))]
-
-        return kind, level, KINDS[kind](rng, level, choose)
-
-    kind, level, question = draw(other=False)
-    careless = split == "cold_start" and np.random.default_rng([*address, 1]).random() < carelessness
-    # The same draws up to the question's text, so it is the same question about another scene.
-    described = draw(other=True)[2] if careless else question
+    question = KINDS[kind](rng, level, choose)
     return {
         "problem": f"<image>{question.problem}",
         "answer": question.answer,
         "images": [{"bytes": render(question.scene), "path": f"{split}_{index}.png"}],
         "verifier": "shapes",
-        "solution": solution(described),
+        "solution": solution(question),
         "facts": json.dumps(_facts(kind, question)),
         "kind": kind,
         "difficulty": level,
@@ -113,14 +97,11 @@ def _facts(kind: str, question: Question) -> dict[str, Any]:
     }
 
 
-def _check(
-    split: str, prior: float, carelessness: float, kinds: Sequence[str], levels: Sequence[int]
-) -> None:
+def _check(split: str, prior: float, kinds: Sequence[str], levels: Sequence[int]) -> None:
     if split not in SPLITS:
         raise ValueError(f"shapes world: unknown split {split!r}; give one of {', '.join(SPLITS)}")
-    for name, value in (("prior", prior), ("carelessness", carelessness)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"shapes world: {name} is {value}, but a probability lies in [0, 1]")
+    if not 0 <= prior <= 1:
+        raise ValueError(f"shapes world: prior is {prior}, but a probability lies in [0, 1]")
     for name, given, known in (("kinds", kinds, tuple(KINDS)), ("levels", levels, LEVELS)):
         unknown = [value for value in given if value not in known]
         if unknown or not given:

@@ -36,7 +36,6 @@ def write_world(
     train: int,
     heldout: int,
     prior: float = PRIOR,
-    carelessness: float = 0.0,
     kinds: Sequence[str] = tuple(KINDS),
     levels: Sequence[int] = LEVELS,
 ) -> dict[str, Path]:
@@ -57,10 +56,7 @@ def write_world(
     partial = {split: directory / f".{split}.parquet.{os.getpid()}" for split in SPLITS}
     try:
         for split, size in sizes.items():
-            rows = [
-                example(seed, split, i, prior=prior, carelessness=carelessness, kinds=kinds, levels=levels)
-                for i in range(size)
-            ]
+            rows = [example(seed, split, i, prior=prior, kinds=kinds, levels=levels) for i in range(size)]
             table = pa.Table.from_pylist(rows, schema=SCHEMA)
             pq.write_table(table, partial[split], compression="zstd", row_group_size=1024)
         for split in SPLITS:

@@ -246,6 +246,7 @@ def imitate(
             model.unembedding(params),
             responses.tokens.reshape(-1),
             policy.bias,
+            temperature=policy.temperature,
         )
         value = -jnp.where(responses.mask, out["logprob"].reshape(responses.mask.shape), 0.0).sum() / total
         return value, {}

@@ -43,7 +43,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
         batches.set_state(saved.data)
         say(f"resuming the supervised stage after step {first} of {stage.steps}")
     metrics = Metrics(workdir, first)
-    policy = model.policy(temperature=1.0)
+    policy = model.policy(stage.temperature)
     progress = Progress("sft", stage.steps)
     shown_every = max(1, stage.steps // 40)
     with manager, CompileCounter() as compiles:

@@ -73,7 +73,6 @@ def write_shapes_world(config: Config, workdir: Path) -> None:
         train=world.train,
         heldout=world.heldout,
         prior=world.prior,
-        carelessness=world.carelessness,
         kinds=world.kinds,
         levels=world.levels,
     )
