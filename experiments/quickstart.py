@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.cold_start.update(
         {
-            "steps": 450,
+            "steps": 330,
             "data": "{workdir}/world/cold_start.parquet",
             "batch": 32,
             "micro_batch": 32,
@@ -36,12 +36,12 @@ def get_config(arg: str = "") -> ConfigDict:
             "checkpoint_every": 200,
         }
     )
-    config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 10})
+    config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 10, "top_p": 0.9})
     config.optimizer.update({"learning_rate": 5e-4, "b2": 0.95, "warmup_updates": 5})
     # A right answer from wrong facts was luck: it earns no more than its format.
     config.reward.weights = ConfigDict({"accuracy": 0.9, "format": 0.1, "unfaithful": -0.9})
     config.train.update(
-        {"steps": 60, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
+        {"steps": 60, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 15, "checkpoint_every": 10}
     )
-    config.evaluation.update({"prompts": 32, "samples": 8})
+    config.evaluation.update({"prompts": 32, "samples": 8, "top_p": 0.9})
     return form(config, arg)

@@ -65,7 +65,7 @@ def form(config: ConfigDict, arg: str) -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """Any experiment, shrunk to seconds on a laptop: the shapes world and its tiny model, a few small steps.
 
-    Algorithm, corruption and rewards stay those of the experiment.
+    Algorithm, corruption and rewards stay those of the experiment; sampling is not truncated.
     """
     config.model.update({"path": "{workdir}/world/model", "dtype": "float32", "remat": "none"})
     config.world.update({"train": 64, "heldout": 16, "cold_start": 64})
@@ -92,7 +92,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
             "checkpoint_every": 2,
         }
     )
-    config.rollout.update({"prompts": 8, "group": 4, "max_tokens": 12, "max_batches": 2})
+    config.rollout.update({"prompts": 8, "group": 4, "max_tokens": 12, "max_batches": 2, "top_p": 1.0})
     config.reward.workers = 1
     config.train.update(
         {"steps": 4, "update_prompts": 4, "micro_prompts": 2, "evaluate_every": 2, "checkpoint_every": 2}

@@ -237,7 +237,11 @@ def _update(
 
 
 def _score_metrics(scores: dict[str, jax.Array], experience: Experience) -> dict[str, float]:
-    """How far sampler and scorer disagree, and what the scores say of the responses."""
+    """How far sampler and scorer disagree, and what the scores say of the responses.
+
+    The sampler's logprobs are renormalised over what top-k, top-p and min-p keep, the scorer's are not: with
+    truncation the difference holds the mass cut off as well as the rounding.
+    """
     mask = experience.responses.mask & experience.responses.valid[..., None]
     host = {name: np.asarray(value)[mask] for name, value in scores.items()}
     if not mask.any():
