@@ -20,7 +20,7 @@ Cell = tuple[int, int]  # (row, column), from 0
 
 GRIDS: dict[int, tuple[tuple[int, int], ...]] = {
     1: ((2, 2),),
-    2: ((2, 4), (3, 3), (4, 2)),
+    2: ((2, 3), (3, 2), (2, 4), (3, 3), (4, 2)),
     3: ((3, 4), (4, 3), (4, 4)),
 }
 LOOKS = tuple(Look(colour, shape) for colour in COLOURS for shape in SHAPES)

@@ -75,7 +75,7 @@ def test_bytes_are_the_same_everywhere():
     for split in SPLITS:
         for index in range(50):
             digest.update(json.dumps(example(1, split, index), default=bytes.hex).encode())
-    assert digest.hexdigest() == "a0881bc82d81c068eeb68653e3f5f0519ffda4887eefa59a682a16cdebdf63f8"
+    assert digest.hexdigest() == "21d85fc77e73f3592ec936e45bbddfb91c176f915442d38f2754e238cf495a64"
 
 
 def test_seeds_splits_and_positions_differ():
