@@ -104,5 +104,5 @@ def test_a_row_depends_on_its_key_alone():
     ],
 )
 def test_out_of_range(name, value):
-    with pytest.raises(ValueError, match=rf"sampling\.{name}="):
+    with pytest.raises(ValueError, match=rf"rollout\.{name}="):
         Sampling(**{"max_tokens": 1, name: value})
