@@ -1,0 +1,56 @@
+"""The same update of the same state gives the same bits, every time.
+
+XLA's CPU backend once broke this (see ``mmrl/__init__.py``): under the thread setting below, every second gradient
+norm was wrong.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+import jax
+import jax.numpy as jnp
+import mmrl
+from mmrl.config import resolve
+from mmrl.data import pipeline
+from mmrl.experiment import load
+from mmrl.train import programs
+from mmrl.train.assemble import open_model, open_source, prompt_format
+from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.sft import as_responses
+from pathlib import Path
+
+config = resolve(load(sys.argv[1] + ":smoke"))
+workdir = Path(sys.argv[2])
+model = open_model(config, workdir / "world" / "model")
+source = open_source(config, config.cold_start.data, workdir, model, key="data", with_solutions=True)
+batch = next(pipeline.solutions(
+    source, model.processor, prompt_format(config), response_buckets=(12,), seed=0, batch_size=8, workers=1
+))
+params = model.load()
+optimizer = make_optimizer(config.optimizer, params, 1)
+responses = as_responses(batch.tokens, batch.mask)
+norms = set()
+for _ in range(60):
+    state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
+    _, made = programs.imitate(
+        state, model.policy(1.0), batch.prompts, responses, optimizer=optimizer, micro_batches=1
+    )
+    norms.add(float(made["gradient_norm"]))
+print(len(norms))
+"""
+
+
+@pytest.mark.slow
+def test_update_gives_the_same_bits_every_time(smoke_run):
+    experiment = Path(__file__).parents[2] / "experiments" / "quickstart.py"
+    command = [sys.executable, "-c", PROGRAM, str(experiment), str(smoke_run)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["1"]
