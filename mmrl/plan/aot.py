@@ -14,9 +14,9 @@ from mmrl.plan.chips import GIB, Topology, devices, name
 WHOLE_COLLECTIVES: Mapping[str, str] = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 """Compiler options that keep collectives whole.
 
-By default the compiler cuts an all-gather or reduce-scatter beside a large product into a loop of permutes
-that overlap with parts of the product. For weights cut over ``fsdp`` its own estimate is against that: a training
-step of a 7B model on v5p:4x4x4 takes twice the cycles with it, and sends 40 % more bytes.
+By default the compiler cuts an all-gather or reduce-scatter beside a large product into a loop of permutes,
+which overlap with parts of the product. For weights cut over ``fsdp`` its own estimate is against that: a
+training step of a 7B model on v5p:4x4x4 takes twice the cycles with it, and sends 40 % more bytes.
 """
 
 

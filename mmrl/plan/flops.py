@@ -1,0 +1,118 @@
+"""Floating-point operations of matrix products and convolutions, counted on the program before compilation.
+
+The compiler's own count takes the body of a loop once; here loops are multiplied out.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+@dataclass(frozen=True)
+class Flops:
+    """What `count` found.
+
+    Attributes:
+      total: operations of products and convolutions, over all devices.
+      unbounded: a loop's number of iterations is not in the program, and was taken as one.
+    """
+
+    total: int
+    unbounded: bool = False
+
+
+def count(jaxpr: ClosedJaxpr | Jaxpr, *, while_trips: int | None = None, platform: str = "tpu") -> Flops:
+    """Operations of all matrix products and convolutions: 2 M N K for each, over all devices together.
+
+    Loops with a length count that often, a recomputed block as often as it is computed, the body of a
+    `jax.shard_map` once a device of the axes it is manual over. Of a `jax.lax.cond` the costlier branch
+    counts, unless it chooses by platform. A Pallas kernel counts its stated cost, else its products times its
+    grid. Splash attention states none, and its grid has blocks that it skips because the mask hides them all
+    (nearly half for a causal mask): those are counted too, so its share errs high.
+
+    Args:
+      jaxpr: of a traced program, its shapes global.
+      while_trips: iterations of loops that have no fixed number of them.
+      platform: which branch of `jax.lax.platform_dependent` runs.
+
+    Raises:
+      ValueError: a product that is not counted here.
+    """
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    total, unbounded = 0, False
+    for equation in jaxpr.eqns:
+        found = _of_equation(equation, while_trips, platform)
+        total, unbounded = total + found.total, unbounded or found.unbounded
+    return Flops(total, unbounded)
+
+
+def _of_equation(equation: JaxprEqn, while_trips: int | None, platform: str) -> Flops:
+    kind, params = equation.primitive.name, equation.params
+    if kind == "dot_general":
+        return Flops(_product(equation))
+    if kind == "conv_general_dilated":
+        return Flops(_convolution(equation))
+    if kind == "ragged_dot_general":
+        raise ValueError(
+            "the operations of jax.lax.ragged_dot are not counted; write its shapes' product by hand"
+        )
+    if kind == "pallas_call" and params["cost_estimate"] is not None:
+        return Flops(int(params["cost_estimate"].flops))
+    inner = [count(sub, while_trips=while_trips, platform=platform) for sub in _subprograms(params)]
+    unbounded = any(flops.unbounded for flops in inner)
+    if kind == "cond":
+        if params.get("branches_platforms"):
+            return inner[_branch(params["branches_platforms"], platform)]
+        return Flops(max(flops.total for flops in inner), unbounded)
+    times, known = _times(kind, params, while_trips)
+    total = times * sum(flops.total for flops in inner)
+    return Flops(total, unbounded or (total > 0 and not known))
+
+
+def _times(kind: str, params: Mapping[str, Any], while_trips: int | None) -> tuple[int, bool]:
+    """How often the programs inside an equation run, over all devices, and whether that is known."""
+    if kind == "scan":
+        return params["length"], True
+    if kind == "while":
+        return (1, False) if while_trips is None else (while_trips, True)
+    if kind == "shard_map":
+        axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
+        return math.prod(params["mesh"].shape[axis] for axis in axes), True
+    if kind == "pallas_call":
+        grid = params["grid_mapping"].grid
+        fixed = [size for size in grid if isinstance(size, int)]
+        return math.prod(fixed), len(fixed) == len(grid)
+    return 1, True
+
+
+def _branch(platforms: tuple[tuple[str, ...] | None, ...], platform: str) -> int:
+    for index, names in enumerate(platforms):
+        if names is None or platform in names:  # None: the default, and last
+            return index
+    raise ValueError(f"the program has no branch for the platform {platform!r}, only for {platforms}")
+
+
+def _subprograms(params: Mapping[str, Any]) -> Iterator[Jaxpr | ClosedJaxpr]:
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, Jaxpr | ClosedJaxpr):
+                yield one
+
+
+def _product(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = _shape(equation.invars[0])
+    return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: JaxprEqn) -> int:
+    kernel = _shape(equation.invars[1])
+    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(_shape(equation.outvars[0])) * (math.prod(kernel) // outputs)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

@@ -1,0 +1,145 @@
+"""Operations counted on programs whose count is arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from mmrl.plan.flops import Flops, count
+
+M, K, N, LAYERS = 8, 16, 32, 5
+x, w = jnp.ones((M, K)), jnp.ones((K, N))
+square, weights = jnp.ones((K, K)), jnp.ones((LAYERS, K, K))
+
+
+def counted(function, *arguments, **options) -> Flops:
+    return count(jax.make_jaxpr(function)(*arguments), **options)
+
+
+def test_products_with_and_without_a_batch():
+    assert counted(jnp.dot, x, w) == Flops(2 * M * K * N)
+    q, k = jnp.ones((3, 7, 4, 6)), jnp.ones((3, 9, 4, 6))
+    assert counted(lambda q, k: jnp.einsum("bqhd,bkhd->bhqk", q, k), q, k).total == 2 * 3 * 4 * 7 * 9 * 6
+    assert counted(lambda x: jnp.sin(x) + 1, x) == Flops(0)
+
+
+def test_convolution():
+    image, kernel = jnp.ones((2, 10, 10, 3)), jnp.ones((4, 5, 3, 7))
+
+    def convolve(image, kernel):
+        return jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert counted(convolve, image, kernel).total == 2 * (2 * 7 * 6 * 7) * (4 * 5 * 3)
+
+
+def layers(x, weights, block):
+    return jax.lax.scan(lambda x, w: (block(x, w), None), x, weights)[0]
+
+
+def block(x, w):
+    return jnp.tanh(x @ w)
+
+
+def test_a_scan_counts_its_length_and_unrolling_changes_nothing():
+    one = 2 * M * K * K
+    assert counted(lambda x, w: layers(x, w, block), x, weights).total == LAYERS * one
+
+    def unrolled(x, weights):
+        for w in weights:
+            x = block(x, w)
+        return x
+
+    assert counted(unrolled, x, weights).total == LAYERS * one
+
+
+def test_a_gradient_is_three_times_the_forward_pass_and_four_with_recomputation():
+    one = 2 * M * K * K
+    plain = counted(jax.grad(lambda x, w: layers(x, w, block).sum(), argnums=(0, 1)), x, weights)
+    again = counted(jax.grad(lambda x, w: layers(x, w, jax.checkpoint(block)).sum(), (0, 1)), x, weights)
+    assert plain.total == 3 * LAYERS * one
+    assert again.total == 4 * LAYERS * one
+
+
+def test_custom_derivatives_and_jit_count_what_they_call():
+    @jax.custom_vjp
+    def custom(x, w):
+        return x @ w
+
+    custom.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (g @ saved[1].T, saved[0].T @ g))
+    assert counted(jax.jit(custom), x, w).total == 2 * M * K * N
+    assert counted(jax.grad(lambda x, w: custom(x, w).sum(), (0, 1)), x, w).total == 3 * 2 * M * K * N
+
+    @jax.custom_jvp
+    def tangent(x, w):
+        return x @ w
+
+    tangent.defjvp(lambda primals, tangents: (tangent(*primals), tangents[0] @ primals[1]))
+    assert counted(tangent, x, w).total == 2 * M * K * N
+
+
+def test_the_costlier_branch_counts():
+    def branch(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: (x @ w) @ w.T, lambda: x)
+
+    assert counted(branch, x, w).total == 2 * 2 * M * K * N
+
+
+def test_a_branch_by_platform_is_the_one_that_runs():
+    def by_platform(x, w):
+        return jax.lax.platform_dependent(x, tpu=lambda x: x @ w, default=lambda x: (x @ w) @ w.T @ w)
+
+    assert counted(by_platform, x, w).total == 2 * M * K * N
+    assert counted(by_platform, x, w, platform="cpu").total == 3 * 2 * M * K * N
+
+
+def test_a_loop_of_unknown_length_says_so():
+    def loop(x):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 3, lambda x: x @ x, x)
+
+    one = 2 * K * K * K
+    assert counted(loop, square) == Flops(one, unbounded=True)
+    assert counted(loop, square, while_trips=11) == Flops(11 * one)
+    counts_only = jax.make_jaxpr(lambda: jax.lax.while_loop(lambda i: i < 3, lambda i: i + 1, 0))()
+    assert count(counts_only) == Flops(0)
+
+
+def test_a_shard_map_counts_all_devices():
+    mesh = AbstractMesh((4, 2, 3), ("data", "fsdp", "tensor"))
+
+    def partial(x, w):
+        return jax.shard_map(
+            lambda x, w: jax.lax.psum(x @ w, "fsdp"),
+            mesh=mesh,
+            in_specs=(PartitionSpec("data", "fsdp"), PartitionSpec("fsdp", None)),
+            out_specs=PartitionSpec("data", None),
+            axis_names={"data", "fsdp"},
+        )(x, w)
+
+    assert counted(partial, x, w).total == 2 * M * K * N
+
+
+def kernel(x, w, out):
+    out[...] = x[...] @ w[...]
+
+
+@pytest.mark.parametrize("stated", [None, 12345])
+def test_a_kernel_counts_its_stated_cost_or_its_grid(stated):
+    cost = stated and pl.CostEstimate(flops=stated, bytes_accessed=0, transcendentals=0)
+    call = pl.pallas_call(
+        kernel,
+        grid=(4,),
+        in_specs=[pl.BlockSpec((M // 4, K), lambda i: (i, 0)), pl.BlockSpec((K, N), lambda i: (0, 0))],
+        out_specs=pl.BlockSpec((M // 4, N), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
+        cost_estimate=cost,
+    )
+    assert counted(call, x, w).total == (stated or 2 * M * K * N)
+
+
+def test_a_product_that_is_not_counted_is_refused():
+    with pytest.raises(ValueError, match="ragged_dot"):
+        counted(jax.lax.ragged_dot, x, jnp.ones((2, K, N)), np.array([3, 5], np.int32))
