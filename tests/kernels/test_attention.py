@@ -1,11 +1,17 @@
 """Attention kernels against softmax over concatenated keys, in values and gradients."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmrl.kernels.attention import self_attention, two_source_attention
+from mmrl.plan.aot import environment
 
 B, G, S, T, P, H, Q, K = 2, 3, 4, 5, 6, 2, 3, 8
 
@@ -114,3 +120,41 @@ def test_self_attention_equals_softmax():
     gradients = [jax.grad(lambda a, f=f: (f(*a) ** 2).sum())(arguments) for f in (ours, twin)]
     for mine, other in zip(*gradients, strict=True):
         np.testing.assert_allclose(mine, other, atol=5e-6)
+
+
+_DECODE = """
+import sys
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+from mmrl.kernels.attention import two_source_attention
+
+device = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices[0]
+b, g, h, q, p, t, k = 4, 8, 4, 7, 4096, 2048, 128
+own, prefix = (b, g, t, h, k), (b, p, h, k)
+shapes = [(b, g, 1, h, q, k), own, own, (b, g, 1, t), prefix, prefix, (b, p)]
+arguments = [
+    jax.ShapeDtypeStruct(shape, bool if i in (3, 6) else "bfloat16", sharding=SingleDeviceSharding(device))
+    for i, shape in enumerate(shapes)
+]
+compiled = jax.jit(two_source_attention).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+memory = compiled.memory_analysis().temp_size_in_bytes
+copies = b * g * p * h * k * 2  # of the prefix's keys, one for each response
+scores = b * g * h * q * (p + t) * 4
+assert memory < 1.5 * scores < copies / 3, (memory, scores, copies)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]")
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
+def test_decoding_does_not_repeat_the_prefix(topology):
+    """One token a response at the sizes of a 7B model: temporaries are scores, not copies of the prefix."""
+    child = subprocess.run(
+        [sys.executable, "-c", _DECODE, topology],
+        env=os.environ | environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-4000:]
