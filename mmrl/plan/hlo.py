@@ -132,8 +132,8 @@ def roofline_seconds(flops_per_device: float, hbm_bytes: float, wire: float, chi
     """A lower bound for one call: the largest of compute, memory and links, each at its peak.
 
     Leaves out that the three seldom overlap whole, that no product reaches the peak, latencies, contention,
-    links that a group does not use, traffic between slices, and the host. Published dense training steps on v5p
-    and v6e take 1.3 and 2.3 times its compute term.
+    links that a group does not use, traffic between slices, and the host. Published dense training steps on
+    v5p and v6e take 1.3 and 2.3 times its compute term.
 
     Args:
       flops_per_device: operations of matrix products on one device.

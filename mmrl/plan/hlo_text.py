@@ -42,6 +42,8 @@ def parse(text: str) -> Module:
         r'"(?:[^"\\]|\\.)*"', lambda match: '"' + "_" * (len(match[0]) - 2) + '"', text, flags=re.DOTALL
     )
     starts = list(_START.finditer(blank))
+    if not any(match[1] for match in starts):
+        raise ValueError("not the text of a compiled program: it has no ENTRY computation")
     ends = [match.start() for match in starts[1:]] + [len(text)]
     computations: dict[str, Computation] = {}
     entry = name = root = ""
@@ -55,8 +57,6 @@ def parse(text: str) -> Module:
             instructions[one.name] = one
             root = one.name if match[3] else root
         computations[name] = Computation(name, instructions, root)
-    if not entry:
-        raise ValueError("not the text of a compiled program: it has no ENTRY computation")
     header = blank[: starts[0].start()]
     parts = (re.search(rf"{key}=(\d+)", header) for key in ("num_partitions", "replica_count"))
     return Module(computations, entry, math.prod(int(part[1]) for part in parts if part))
@@ -123,12 +123,13 @@ def trip_count(module: Module, here: Computation, loop: Instruction) -> int | No
         left, right = ((left, right)[int(one.arguments)] for one in order)
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
-    counter = _index(condition, left)
+    counter, bound = _index(condition, left), _index(condition, right)
+    body = module.computations[called(loop, "body")]
+    step = 0 if counter is None else _step(body, counter)
     limit = _carried(here, loop, condition, right)
-    if counter is None or limit is None:
+    if step == 0 or limit is None or (bound is not None and _step(body, bound) != 0):
         return None
     start = _carried(here, loop, condition, left) or 0
-    step = _step(module.computations[called(loop, "body")], counter)
     return max(0, math.ceil((limit - start) / step))
 
 
@@ -162,16 +163,17 @@ def _carried(here: Computation, loop: Instruction, condition: Computation, name:
     return _constant(here, start.operands[index]) if start.opcode == "tuple" else None
 
 
-def _step(body: Computation, counter: int) -> int:
-    """What an iteration adds to the counter; 1 where it cannot be told."""
+def _step(body: Computation, index: int) -> int:
+    """What an iteration adds to an element of what it carries; 1 where it cannot be told."""
     end = _source(body, body.root)
     if end.opcode != "tuple":
         return 1
-    step, one = 0, _source(body, end.operands[counter])
-    while one.opcode == "add":
+    step, value = 0, end.operands[index]
+    while _source(body, value).opcode == "add":
+        one = _source(body, value)
         added = [_constant(body, name) for name in one.operands]
         if added.count(None) != 1:
             return 1
-        step += sum(value for value in added if value is not None)
-        one = _source(body, one.operands[added.index(None)])
-    return step if step > 0 else 1
+        step += sum(constant for constant in added if constant is not None)
+        value = one.operands[added.index(None)]
+    return step if _index(body, value) == index and step >= 0 else 1
