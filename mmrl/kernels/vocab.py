@@ -1,13 +1,13 @@
 """Statistics of next-token distributions, from hidden states, without ever holding ``[tokens, v]``.
 
 Tokens are taken in chunks; a chunk's logits live only while its statistics are computed, and are made anew in
-the backward pass. The distribution is that of the policy: logits divided by the temperature, and ``bias`` added
-(0 for tokens the policy may emit, `BANNED` for those it may not).
+the backward pass. The distribution is that of the policy: logits divided by the temperature, and ``bias``
+added (0 for tokens the policy may emit, `BANNED` for those it may not).
 
 Inside `jax.shard_map`, the vocabulary may be cut over a mesh axis: each device then has some rows of the
-unembedding, and computes the statistics of the softmax over its own rows (`mmrl.kernels.vocab_shard`). The chain
-rules of entropy and divergence put them together, once for all tokens: the collectives do not grow with the
-number of chunks.
+unembedding, and computes the statistics of the softmax over its own rows (`mmrl.kernels.vocab_shard`). The
+chain rules of entropy and divergence put them together, once for all tokens: the collectives do not grow with
+the number of chunks.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def log_distribution(
     bias: Float[Array, "v"],
     temperature: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "t v"]:
-    """Log-probabilities of every token, float32: the plain form of what the chunked statistics are made of."""
+    """Log-probabilities of every token, float32: the plain form of the chunked statistics."""
     logits = jnp.einsum("td,vd->tv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return jax.nn.log_softmax(logits / temperature + bias, axis=-1)
 
@@ -65,7 +65,7 @@ def token_statistics(
         the token perception of PAPO (arXiv:2507.06448) and VPPO (arXiv:2510.09285), over the full vocabulary.
       reverse_perception: likewise KL(image corrupted || image present).
       corrupted_gradient: let gradients through the corrupted distribution too.
-      chunk: tokens whose logits are held at a time.
+      chunk: states whose logits are held at a time; with ``corrupted_hidden`` a token has two.
       vocab_axis: inside `jax.shard_map`, the mesh axis over which the rows of ``table`` and ``bias`` are cut,
         in equal parts.
       token_axes: inside `jax.shard_map`, the mesh axes over which the tokens are cut. The result varies over
@@ -80,7 +80,9 @@ def token_statistics(
     """
     if corrupted_hidden is None:
         perception = reverse_perception = corrupted_gradient = False
-    elif not corrupted_gradient:
+    else:
+        chunk = max(1, chunk // 2)
+    if not corrupted_gradient:
         corrupted_hidden = jax.lax.stop_gradient(corrupted_hidden)
     wanted = Wanted(temperature, entropy, perception, reverse_perception, corrupted_gradient, chunk)
     first = _first_row(table, vocab_axis)
@@ -136,8 +138,8 @@ def top_tokens(
 def _combined(own: dict[str, Array], axis: str | None) -> dict[str, Array]:
     """Statistics over all shards from each shard's own.
 
-    By the chain rules: with s_i, r_i the share of shard i in p and q, and p_i, q_i the distributions within it,
-    H(p) = sum_i s_i (H(p_i) - log s_i) and KL(p || q) = sum_i s_i (KL(p_i || q_i) + log s_i - log r_i).
+    By the chain rules: with s_i, r_i the share of shard i in p and q, and p_i, q_i the distributions within
+    it, H(p) = sum_i s_i (H(p_i) - log s_i) and KL(p || q) = sum_i s_i (KL(p_i || q_i) + log s_i - log r_i).
     """
     out = {}
     out["logprob"], log_p = _logprob_and_share(own, "p", axis)
@@ -193,8 +195,8 @@ def _axes(x: Array) -> frozenset[str]:
 def _varying(inputs: tuple, axes: tuple[str, ...]) -> tuple:
     """Have every input vary over ``axes`` and over whatever any of them varies over.
 
-    The gradient of this is the sum over the axes an input did not vary over. It stands here, outside the loops,
-    so that each device's gradient is complete before it is summed, once.
+    The gradient of this is the sum over the axes an input did not vary over. It stands here, outside the
+    loops, so that each device's gradient is complete before it is summed, once.
     """
     union = frozenset(axes).union(*map(_axes, jax.tree.leaves(inputs)))
 

@@ -1,25 +1,26 @@
 """Statistics of next-token distributions within one shard of the vocabulary, with hand-written gradients.
 
 A shard's rows of the unembedding give a distribution of their own: the softmax over those rows alone. Its
-statistics need nothing from the other shards, so no loop here holds a collective; `mmrl.kernels.vocab` puts the
-shards together after the loops.
+statistics need nothing from the other shards, so no loop here holds a collective; `mmrl.kernels.vocab` puts
+the shards together after the loops.
 
-Forward, tokens are taken in chunks. Backward there are two loops, each making the logits anew: over chunks of
-tokens for the gradient of the hidden states, over tiles of the vocabulary for that of the table. So every row
-of a gradient is finished, in float32, where it is first touched: there is no float32 accumulator of the table's
-size, which would be the largest array of all. The price is one more product per branch than a single loop needs.
+Forward and backward, tokens are taken in chunks, and the backward pass makes a chunk's logits anew. Both
+branches of a chunk, image present and corrupted, are stacked for one product with the table, which is thus
+read half as often. The table's gradient is summed over chunks in float32: for a float32 table that sum is the
+result itself, for a bfloat16 one it is the largest array here. A second loop, over rows of the table, would
+need no such sum, at the price of making the logits a third time.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Rows = dict[str, Array]  # by name, one number per token: float32 [t]
-LANES = 128  # tiles of the vocabulary are cut to the vector width of a TPU
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Wanted:
     perception: bool
     reverse_perception: bool
     corrupted_gradient: bool
-    chunk: int
+    chunk: int  # tokens
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -54,9 +55,9 @@ def shard_statistics(
       rows: the row of each token, any number outside 0..v-1 if another shard has it.
 
     Returns:
-      "p_top" (the largest logit), "p_log_total" (log of the sum of exp(logit - top)), "p_logit" (of the token, 0
-      if another shard has it), as asked "entropy" of p; with q also "q_top", "q_log_total", "q_logit" and as
-      asked "perception", KL(p || q), and "reverse_perception", KL(q || p).
+      "p_top" (the largest logit), "p_log_total" (log of the sum of exp(logit - top)), "p_logit" (of the
+      token, 0 if another shard has it), as asked "entropy" of p; with q also "q_top", "q_log_total",
+      "q_logit" and as asked "perception", KL(p || q), and "reverse_perception", KL(q || p).
 
     The gradient is in the hidden states and the table. That of "top" is left to "log_total": it is right for
     functions of the normalizer top + log_total. The two stay apart because their sum would be rounded to the
@@ -65,41 +66,45 @@ def shard_statistics(
     return _forward(wanted, hidden, corrupted_hidden, table, bias, rows)[0]
 
 
-def token_chunks(
-    count: int, chunk: int, step: Callable[[Callable[[Array], Array]], dict[str, Array]], like: Array
-) -> dict[str, Array]:
+def token_chunks(count: int, chunk: int, step: Callable[[Callable[[Any], Any]], Rows], like: Array) -> Rows:
     """Run ``step`` over chunks of ``count`` tokens and lay its results, ``[chunk ...]``, end to end.
 
-    ``step`` gets a function that takes a chunk's part of an array. Where ``chunk`` does not divide, the last
-    chunk overlaps the one before, and what both make is written twice: nothing need be padded. ``like`` is an
-    array that varies over the mesh axes which the results vary over.
+    ``step`` gets a function that takes a chunk's part of every array in a tree. Where ``chunk`` does not
+    divide, the last chunk overlaps the one before, and what both make is written twice: nothing is padded.
+    ``like`` is an array that varies over the mesh axes which the results vary over.
     """
     chunk = min(chunk, count)
 
-    def at(index: Array, array: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(array, index * chunk, chunk)
+    def part_at(index: int | Array) -> Callable[[Any], Any]:
+        return partial(_slice, start=index * chunk, size=chunk)
 
-    shapes = jax.eval_shape(lambda: step(lambda array: at(jnp.int32(0), array)))
-    empty = {
-        name: jnp.zeros_like(like, one.dtype, shape=(count, *one.shape[1:])) for name, one in shapes.items()
-    }
-
-    def body(index: Array, out: dict[str, Array]) -> dict[str, Array]:
-        made = step(partial(at, index))
+    def body(index: Array, out: Rows) -> Rows:
         return {
             name: jax.lax.dynamic_update_slice_in_dim(out[name], value, index * chunk, 0)
-            for name, value in made.items()
+            for name, value in step(part_at(index)).items()
         }
 
+    shapes = jax.eval_shape(lambda: step(part_at(0)))
+    empty = {name: jnp.zeros_like(like, x.dtype, shape=(count, *x.shape[1:])) for name, x in shapes.items()}
     return jax.lax.fori_loop(0, -(-count // chunk), body, empty)
 
 
 def shard_logits(
     hidden: Float[Array, "t d"], table: Float[Array, "v d"], bias: Float[Array, "v"], temperature: float
 ) -> Float[Array, "t v"]:
-    """Logits in float32; the product is taken in the type of ``hidden``."""
+    """Logits in float32, of a product in the type of ``hidden`` and ``table``."""
     product = jnp.einsum("td,vd->tv", hidden, table, preferred_element_type=jnp.float32)
     return product / temperature + bias
+
+
+def _branches(states: Array, corrupted: Array | None, *table_bias_temperature: Any) -> tuple:
+    """The states of a chunk, stacked; the logits p of the first branch; and q of the second, or None."""
+    if corrupted is None:
+        return states, shard_logits(states, *table_bias_temperature), None
+    count = states.shape[0]
+    states = jnp.concatenate([states, corrupted])
+    logits = shard_logits(states, *table_bias_temperature)
+    return states, logits[:count], logits[count:]
 
 
 def _statistics(wanted: Wanted, p: Array, q: Array | None, rows: Array) -> Rows:
@@ -130,7 +135,7 @@ def _slopes(
 ) -> tuple[Array, Array | None]:
     """Gradient of sum(weight * out) in the logits ``p`` and ``q`` [t v], the latter None if it is not wanted.
 
-    ``own`` marks the logit of each token. ``p`` and ``q`` may be some columns of the shard only.
+    ``own`` marks the logit of each token.
     """
     out = {name: value[:, None] for name, value in out.items()}
     weight = {name: value[:, None] for name, value in weight.items()}
@@ -158,18 +163,12 @@ def _slopes(
 
 
 def _forward(
-    wanted: Wanted,
-    hidden: Array,
-    corrupted: Array | None,
-    table: Array,
-    bias: Array,
-    rows: Array,
+    wanted: Wanted, hidden: Array, corrupted: Array | None, table: Array, bias: Array, rows: Array
 ) -> tuple[Rows, tuple]:
     product = table.astype(hidden.dtype)
 
-    def step(part: Callable[[Array], Array]) -> Rows:
-        p = shard_logits(part(hidden), product, bias, wanted.temperature)
-        q = None if corrupted is None else shard_logits(part(corrupted), product, bias, wanted.temperature)
+    def step(part: Callable[[Any], Any]) -> Rows:
+        _, p, q = _branches(part(hidden), part(corrupted), product, bias, wanted.temperature)
         return _statistics(wanted, p, q, part(rows))
 
     out = token_chunks(rows.shape[0], wanted.chunk, step, like=rows)
@@ -177,56 +176,41 @@ def _forward(
 
 
 def _backward(wanted: Wanted, residuals: tuple, weight: Rows) -> tuple:
-    states = _hidden_gradients(wanted, residuals, weight)
-    return states["hidden"], states.get("corrupted"), _table_gradient(wanted, residuals, weight), None, None
-
-
-def _hidden_gradients(wanted: Wanted, residuals: tuple, weight: Rows) -> dict[str, Array]:
     hidden, corrupted, table, bias, rows, out = residuals
-    product = table.astype(hidden.dtype)
+    product, count = table.astype(hidden.dtype), rows.shape[0]
+    chunk = min(wanted.chunk, count)
 
-    def step(part: Callable[[Array], Array]) -> dict[str, Array]:
-        p = shard_logits(part(hidden), product, bias, wanted.temperature)
-        q = None if corrupted is None else shard_logits(part(corrupted), product, bias, wanted.temperature)
+    def body(index: Array, total: tuple) -> tuple:
+        start = jnp.minimum(index * chunk, count - chunk)
+        part = partial(_slice, start=start, size=chunk)
+        states, p, q = _branches(part(hidden), part(corrupted), product, bias, wanted.temperature)
         own = part(rows)[:, None] == jnp.arange(p.shape[-1])
-        slopes = _slopes(wanted, p, q, own, jax.tree.map(part, out), jax.tree.map(part, weight))
-        return {
-            name: jnp.einsum(
-                "tv,vd->td",
-                (slope / wanted.temperature).astype(hidden.dtype),
-                product,
-                preferred_element_type=jnp.float32,
-            ).astype(hidden.dtype)
-            for name, slope in zip(("hidden", "corrupted"), slopes, strict=True)
-            if slope is not None
-        }
+        # The last chunk may overlap the one before: what that one has added has weight 0 here.
+        fresh = start + jnp.arange(chunk) >= index * chunk
+        live = jax.tree.map(lambda x: jnp.where(fresh, x, 0.0), part(weight))
+        slopes = [slope for slope in _slopes(wanted, p, q, own, part(out), live) if slope is not None]
+        slope = (jnp.concatenate(slopes) / wanted.temperature).astype(hidden.dtype)
+        of_table, *of_states = total
+        of_table += _product("tv,td->vd", slope, states[: slope.shape[0]])
+        change = jnp.split(_product("tv,vd->td", slope, product).astype(hidden.dtype), len(of_states))
+        added = [
+            jax.lax.dynamic_update_slice_in_dim(x, part(x) + y, start, 0)
+            for x, y in zip(of_states, change, strict=True)
+        ]
+        return of_table, *added
 
-    return token_chunks(rows.shape[0], wanted.chunk, step, like=hidden)
+    moving = (hidden, corrupted) if wanted.corrupted_gradient else (hidden,)
+    zeros = (jnp.zeros_like(table, jnp.float32), *jax.tree.map(jnp.zeros_like, moving))
+    of_table, of_hidden, *of_corrupted = jax.lax.fori_loop(0, -(-count // chunk), body, zeros)
+    return of_hidden, of_corrupted[0] if of_corrupted else None, of_table.astype(table.dtype), None, None
 
 
-def _table_gradient(wanted: Wanted, residuals: tuple, weight: Rows) -> Array:
-    hidden, corrupted, table, bias, rows, out = residuals
-    size = table.shape[0]
-    tile = max(LANES, min(wanted.chunk, rows.shape[0]) * size // rows.shape[0] // LANES * LANES)
+def _product(axes: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
 
-    def step(part: Callable[[Array], Array]) -> dict[str, Array]:
-        product, offsets = part(table).astype(hidden.dtype), part(jnp.arange(size))
-        p = shard_logits(hidden, product, part(bias), wanted.temperature)
-        q = None if corrupted is None else shard_logits(corrupted, product, part(bias), wanted.temperature)
-        slopes = _slopes(wanted, p, q, rows[:, None] == offsets, out, weight)
-        total = sum(
-            jnp.einsum(
-                "tv,td->vd",
-                (slope / wanted.temperature).astype(hidden.dtype),
-                states,
-                preferred_element_type=jnp.float32,
-            )
-            for slope, states in zip(slopes, (hidden, corrupted), strict=True)
-            if slope is not None
-        )
-        return {"table": total.astype(table.dtype)}
 
-    return token_chunks(size, tile, step, like=table)["table"]
+def _slice(tree: Any, start: int | Array, size: int) -> Any:
+    return jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, start, size), tree)
 
 
 shard_statistics.defvjp(_forward, _backward)
