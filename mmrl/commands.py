@@ -39,6 +39,8 @@ def sft(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl eval``."""
     config, model, params = _weights(options)
+    import jax
+
     from mmrl.data.sources import read
     from mmrl.data.validation import validate
     from mmrl.rewards.pool import RewardPool
@@ -55,7 +57,10 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     source = read(options.data)
     validate(source, model.processor, prompt_format(config), rows=CHECKED_ROWS)
     policy = model.policy(config.evaluation.temperature)
-    with RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool:
+    with (
+        jax.set_mesh(model.mesh),
+        RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
+    ):
         values, experiences = measure(params, policy, model, source, pool, config)
     if options.out:
         write_responses(options.out, experiences)
@@ -154,7 +159,7 @@ def _run_weights(workdir: Path, step: int | None) -> tuple["Config", "Model", in
 
     config = read_config(workdir)
     model = open_model(config, located(config.model.path, workdir))
-    step, params = load_params(workdir / "checkpoints", model.description, step)
+    step, params = load_params(workdir / "checkpoints", model.description, step, model.shardings)
     return config, model, step, params
 
 

@@ -29,6 +29,19 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Mesh:
+    """How the devices are laid out; the sizes multiply to their number, and one may be -1: whatever is left.
+
+    Prompts are spread over ``replica``, ``data`` and ``fsdp``; weights are cut over ``fsdp`` and ``tensor``.
+    """
+
+    replica: int = 1  # copies of everything, on slices that only the data-centre network connects
+    data: int = 1  # copies of everything, within a slice
+    fsdp: int = -1  # each weight is cut, and gathered when it is used
+    tensor: int = 1  # heads, hidden units and vocabulary are cut; should divide the key/value heads
+
+
+@dataclass(frozen=True)
 class Data:
     """Where prompts come from, and how they are laid out."""
 
@@ -153,6 +166,7 @@ class Config:
 
     seed: int = 0
     model: Model = field(default_factory=Model)
+    mesh: Mesh = field(default_factory=Mesh)
     data: Data = field(default_factory=Data)
     rollout: Rollout = field(default_factory=Rollout)
     corruption: Corruption = field(default_factory=Corruption)

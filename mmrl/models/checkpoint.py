@@ -27,13 +27,19 @@ _RENAME = (("model.language_model.", "model."), ("model.visual.", "visual."))
 _WEIGHT_FILES = ("*.safetensors", _INDEX, "*.bin", "*.pt", "*.pth")
 
 
-def load(directory: str | Path, description: dict, dtype: DTypeLike = jnp.float32) -> Params:
+def load(
+    directory: str | Path,
+    description: dict,
+    dtype: DTypeLike = jnp.float32,
+    shardings: dict | None = None,
+) -> Params:
     """Read the weights of ``description`` from a Hugging Face directory.
 
     Args:
       directory: holds ``model.safetensors``, or shards with ``model.safetensors.index.json``.
       description: nested dict of `Param`.
       dtype: floating type of the result.
+      shardings: where each weight goes, a tree like ``description``; by default the first device.
 
     Raises:
       ValueError: no weights, a truncated or damaged file, or a weight that is missing, not mapped, there
@@ -44,12 +50,13 @@ def load(directory: str | Path, description: dict, dtype: DTypeLike = jnp.float3
     flat = {path: param for path, param in flatten(description).items() if isinstance(param, Param)}
     expected = {name for param in flat.values() for name in _tensor_names(param)}
     _check_names(directory, expected, set(where), tied="lm_head" not in description)
+    places = {} if shardings is None else flatten(shardings)
     leaves = {}
     with _Files() as files:
         for path, param in flat.items():
             parts = [_tensor(files, where[name], param, name, directory) for name in _tensor_names(param)]
             array = np.stack(parts) if param.stacked else parts[0]
-            leaves[path] = jnp.asarray(array, dtype=dtype)
+            leaves[path] = jax.device_put(np.asarray(array, dtype), places.get(path))
     return unflatten(leaves)
 
 

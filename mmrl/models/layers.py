@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mmrl.mesh import constrain
+
 
 def rms_norm(x: Float[Array, "... d"], scale: Float[Array, "d"], eps: float) -> Float[Array, "... d"]:
     """Root-mean-square norm, computed in float32 and returned in the dtype of ``x`` (arXiv:1910.07467)."""
@@ -16,7 +18,8 @@ def gated_mlp(x: Float[Array, "... d"], weights: dict) -> Float[Array, "... d"]:
     """SwiGLU: ``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202), with biases where there are some."""
     gate = linear(x, weights["gate"], weights.get("gate_bias"))
     up = linear(x, weights["up"], weights.get("up_bias"))
-    return linear(jax.nn.silu(gate) * up, weights["down"], weights.get("down_bias"))
+    inner = constrain(jax.nn.silu(gate) * up, "batch", *[None] * (x.ndim - 2), "mlp")
+    return linear(inner, weights["down"], weights.get("down_bias"))
 
 
 def linear(

@@ -4,6 +4,8 @@ The language model has one function, `extend`: extend a cache by some tokens. Pr
 update are calls of it with different sources (see `mmrl.kernels.attention`).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -11,6 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.kernels.attention import self_attention, two_source_attention
+from mmrl.kernels.flash import flash_causal, flash_images
+from mmrl.mesh import constrain, local
 from mmrl.models.layers import gated_mlp, grid_angles, linear, mrope_angles, rms_norm, rotate
 from mmrl.models.qwen2_5_vl_config import Config
 from mmrl.types import Images, Params, Prompts, Responses
@@ -21,19 +25,19 @@ _MERGE = 4  # patches in a merge block (2 x 2)
 
 @struct.dataclass
 class Prefix:
-    """Keys and values of the prompts, one copy a group, for all layers ``l``."""
+    """Keys and values of the prompts, one copy a group; an array for each layer, as decoding reads them."""
 
-    key: Float[Array, "l b p h k"]
-    value: Float[Array, "l b p h k"]
+    key: tuple[Float[Array, "b p h k"], ...]
+    value: tuple[Float[Array, "b p h k"], ...]
     mask: Bool[Array, "b p"]
 
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the responses; slots at or beyond ``length`` are free."""
+    """Keys and values of the responses, an array for each layer; slots at or beyond ``length`` are free."""
 
-    key: Float[Array, "l b g t h k"]
-    value: Float[Array, "l b g t h k"]
+    key: tuple[Float[Array, "b g t h k"], ...]
+    value: tuple[Float[Array, "b g t h k"], ...]
     length: Int[Array, "b g"]
 
 
@@ -48,10 +52,15 @@ class Prompt:
 
 def empty_cache(config: Config, prompts: int, group: int, slots: int, dtype: DTypeLike) -> Cache:
     """A cache of ``slots`` tokens for each of ``prompts`` x ``group`` responses, with nothing in it."""
-    shape = (config.layers, prompts, group, slots, config.kv_heads, config.head_dim)
+    shape = (prompts, group, slots, config.kv_heads, config.head_dim)
+
+    def empty() -> tuple[Array, ...]:
+        made = (jnp.zeros(shape, dtype) for _ in range(config.layers))
+        return tuple(constrain(layer, "batch", None, None, "heads", None) for layer in made)
+
     return Cache(
-        key=jnp.zeros(shape, dtype),
-        value=jnp.zeros(shape, dtype),
+        key=empty(),
+        value=empty(),
         length=jnp.zeros((prompts, group), jnp.int32),
     )
 
@@ -66,18 +75,16 @@ def encode_images(params: Params, config: Config, images: Images) -> Float[Array
     vision, dtype = params["vision"], config.dtype
     with jax.named_scope("vision_tower"):
         # An image is a clip of two equal frames: the weights of both frames see the same pixels.
-        weight = vision["patch_embedding"].sum(axis=0).reshape(-1, config.vision_width).astype(dtype)
+        weight = vision["patch_embedding"].astype(dtype).sum(axis=0).reshape(-1, config.vision_width)
         x = _normalise_pixels(config, images.patches).astype(dtype) @ weight
         angle = grid_angles(images.position, config.vision_head_dim)
-        real = images.image >= 0
-        same_image = (images.image[:, :, None] == images.image[:, None, :]) & real[:, None, :]
         is_full = jnp.isin(
             jnp.arange(config.vision_layers), jnp.array(config.full_attention_layers, jnp.int32)
         )
 
         def block(x: Array, layer: tuple) -> tuple[Array, None]:
             weights, full = layer
-            return _vision_block(config, x, weights, full, angle, real, same_image), None
+            return _vision_block(config, x, weights, full, angle, images.image), None
 
         x, _ = jax.lax.scan(
             _rematerialise(config, block), x, (vision["layers"], is_full), unroll=config.unroll
@@ -98,17 +105,27 @@ def _normalise_pixels(config: Config, patches: Array) -> Float[Array, "b n c"]:
 
 
 def _vision_block(
-    config: Config, x: Array, weights: dict, full: Array, angle: Array, real: Array, same_image: Array
+    config: Config, x: Array, weights: dict, full: Array, angle: Array, image: Int[Array, "b n"]
 ) -> Array:
     b, n, _ = x.shape
     slots = config.window_slots
-    y = rms_norm(x, weights["attention_norm"], _VISION_EPS)
+    x = constrain(x, "batch", "tokens", None)
+    y = constrain(rms_norm(x, weights["attention_norm"], _VISION_EPS), "batch", None, None)
     qkv = jnp.einsum("bnd,dxhk->xbnhk", y, weights["qkv"].astype(y.dtype))
     qkv = qkv + weights["qkv_bias"].astype(y.dtype)[:, None, None]
+    qkv = constrain(qkv, None, "batch", None, "heads", None)
     query, key, value = rotate(qkv[0], angle), rotate(qkv[1], angle), qkv[2]
+    real = image >= 0
 
     def over_image() -> Array:
-        return self_attention(query, key, value, same_image)
+        if config.attention == "plain":
+            same = (image[:, :, None] == image[:, None, :]) & real[:, None, :]
+            return self_attention(query, key, value, same)
+        heads = ("batch", None, "heads", None)
+        flash = partial(flash_images, interpret=config.attention == "interpreted")
+        return local(flash, (heads, heads, heads, ("batch", None)), like=0, checked=False)(
+            query, key, value, image
+        )
 
     def over_window() -> Array:
         def windows(a: Array) -> Array:
@@ -120,13 +137,15 @@ def _vision_block(
 
     y = jax.lax.cond(full, over_image, over_window)
     y = jnp.einsum("bnhk,hkd->bnd", y, weights["out"].astype(y.dtype)) + weights["out_bias"].astype(y.dtype)
-    x = x + y
-    return x + gated_mlp(rms_norm(x, weights["mlp_norm"], _VISION_EPS), weights["mlp"])
+    x = x + constrain(y, "batch", "tokens", None)
+    y = constrain(rms_norm(x, weights["mlp_norm"], _VISION_EPS), "batch", None, None)
+    return x + constrain(gated_mlp(y, weights["mlp"]), "batch", "tokens", None)
 
 
 def embed(params: Params, config: Config, tokens: Int[Array, "*any"]) -> Float[Array, "*any d"]:
     """Input embeddings of text tokens, in the compute dtype."""
-    return params["embedding"][tokens].astype(config.dtype)
+    table = constrain(params["embedding"].astype(config.dtype), "vocab", None)
+    return constrain(table[tokens], "batch", *[None] * tokens.ndim)
 
 
 def embed_prompts(params: Params, config: Config, prompts: Prompts) -> Float[Array, "b p d"]:
@@ -167,58 +186,88 @@ def extend(
         positions = jnp.concatenate([prompt.position, positions], axis=1)
     angle = mrope_angles(positions, config.mrope_sections, config.rope_theta)
     start = jnp.zeros((b, g), jnp.int32) if cache is None else cache.length
-    slot, own_mask = _slots(start, mask, cache)
+    slot, readable = (None, None) if cache is None else _slots(start, mask, cache)
 
-    def layer(carry: tuple, inputs: tuple) -> tuple[tuple, tuple | None]:
-        x, stored = carry
-        index, weights, prefix_key, prefix_value = inputs
+    # Between the layers of a pass over many tokens, each device keeps some tokens of its prompts.
+    between = ("batch", "tokens" if cache is None else None, None)
+
+    def layer(x: Array, inputs: tuple) -> tuple[Array, tuple[Array, Array]]:
+        weights, shared, stored = inputs
+        x = constrain(x, *between)
         prefix_mask = None if prefix is None else prefix.mask
         with jax.named_scope("attention"):
             projected = _project(config, x, weights["attention"], angle)
             outputs = []
             if prompt is not None:
                 query, key, value = (part[:, None, :length] for part in projected)
-                outputs.append(two_source_attention(query, key, value, _causal(prompt.mask[:, None])))
-                prefix_key, prefix_value, prefix_mask = key[:, 0], value[:, 0], prompt.mask
-            query, *made = (part[:, length:].reshape(b, g, s, *part.shape[2:]) for part in projected)
-            key, value = made
-            if stored is not None:
-                stored = tuple(_write(old, index, slot, new) for old, new in zip(stored, made, strict=True))
-                key, value = stored[0][index], stored[1][index]
-            outputs.append(
-                two_source_attention(query, key, value, own_mask, prefix_key, prefix_value, prefix_mask)
-            )
+                outputs.append(_self_attend(config, query, key, value, prompt.mask[:, None]))
+                shared, prefix_mask = (key[:, 0], value[:, 0]), prompt.mask
+            query, key, value = (part[:, length:].reshape(b, g, s, *part.shape[2:]) for part in projected)
+            if stored is None:
+                outputs.append(_self_attend(config, query, key, value, mask, *shared, prefix_mask))
+            else:
+                key, value = _write(stored[0], slot, key), _write(stored[1], slot, value)
+                outputs.append(two_source_attention(query, key, value, readable, *shared, prefix_mask))
             flat = [part.reshape(b, -1, *part.shape[3:]) for part in outputs]
             y = flat[0] if prompt is None else jnp.concatenate(flat, axis=1)
-            x = x + jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
+            y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
+            x = x + constrain(y, *between)
         with jax.named_scope("mlp"):
-            x = x + gated_mlp(rms_norm(x, weights["mlp_norm"], config.norm_eps), weights["mlp"])
-        return (x, stored), (None if stored is not None else (key, value))
+            y = constrain(rms_norm(x, weights["mlp_norm"], config.norm_eps), "batch", None, None)
+            x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
+        return x, (key, value)
 
-    stored = None if cache is None else (cache.key, cache.value)
-    shared = (None, None) if prefix is None else (prefix.key, prefix.value)
-    (tokens, stored), made = jax.lax.scan(
-        _rematerialise(config, layer),
-        (tokens, stored),
-        (jnp.arange(config.layers), params["layers"], *shared),
-        unroll=config.unroll,
-    )
+    made: list[tuple[Array, Array]] = []
+    if prefix is None and cache is None:
+        none = (None, None)
+        step = _rematerialise(config, lambda x, weights: layer(x, (weights, none, None)))
+        tokens, stacked = jax.lax.scan(step, tokens, params["layers"], unroll=config.unroll)
+        made = [(stacked[0][i], stacked[1][i]) for i in range(config.layers)]
+    else:
+        # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
+        for i in range(config.layers):
+            weights = jax.tree.map(lambda stack, i=i: stack[i], params["layers"])
+            shared = (None, None) if prefix is None else (prefix.key[i], prefix.value[i])
+            stored = None if cache is None else (cache.key[i], cache.value[i])
+            tokens, own = layer(tokens, (weights, shared, stored))
+            made.append(own)
     hidden = rms_norm(tokens, params["final_norm"], config.norm_eps)
-    key, value = made if stored is None else stored
+    key, value = zip(*made, strict=True)
     extended = Cache(key, value, start + mask.sum(axis=-1))
     own = hidden[:, length:].reshape(x.shape)
     return own, extended, None if prompt is None else hidden[:, :length]
 
 
 def _slots(
-    start: Int[Array, "b g"], mask: Bool[Array, "b g s"], cache: Cache | None
+    start: Int[Array, "b g"], mask: Bool[Array, "b g s"], cache: Cache
 ) -> tuple[Int[Array, "b g s"], Bool[Array, "b g s t"]]:
     """Where new tokens go in the cache (past its end if they are not real), and which slots each may read."""
     slot = start[..., None] + jnp.arange(mask.shape[-1])
-    if cache is None:
-        return slot, _causal(mask)
-    size = cache.key.shape[3]
+    size = cache.key[0].shape[2]
     return jnp.where(mask, slot, size), slot[..., None] >= jnp.arange(size)
+
+
+def _self_attend(
+    config: Config,
+    query: Float[Array, "b g s h q k"],
+    key: Float[Array, "b g s h k"],
+    value: Float[Array, "b g s h k"],
+    mask: Bool[Array, "b g s"],
+    prefix_key: Float[Array, "b p h k"] | None = None,
+    prefix_value: Float[Array, "b p h k"] | None = None,
+    prefix_mask: Bool[Array, "b p"] | None = None,
+) -> Float[Array, "b g s h q k"]:
+    """Attention of many tokens at once over their prefix, if any, and those before them."""
+    if config.attention == "plain":
+        return two_source_attention(query, key, value, _causal(mask), prefix_key, prefix_value, prefix_mask)
+    own = ("batch", None, None, "heads", None)
+    arguments, axes = [query, key, value, mask], [(*own, None), own, own, ("batch", None, None)]
+    if prefix_key is not None:
+        shared = ("batch", None, "heads", None)
+        arguments += [prefix_key, prefix_value, prefix_mask]
+        axes += [shared, shared, ("batch", None)]
+    flash = partial(flash_causal, interpret=config.attention == "interpreted")
+    return local(flash, axes, like=0, checked=False)(*arguments)
 
 
 def _causal(mask: Bool[Array, "b g s"]) -> Bool[Array, "b g s s"]:
@@ -229,7 +278,7 @@ def _causal(mask: Bool[Array, "b g s"]) -> Bool[Array, "b g s s"]:
 
 def _project(config: Config, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:
     """Rotated queries ``b n h q k``, rotated keys and values ``b n h k`` of one layer."""
-    y = rms_norm(x, weights["norm"], config.norm_eps)
+    y = constrain(rms_norm(x, weights["norm"], config.norm_eps), "batch", None, None)
     query = jnp.einsum("bnd,dhqk->bnhqk", y, weights["query"].astype(y.dtype))
     query = query + weights["query_bias"].astype(y.dtype)
     key, value = (
@@ -238,13 +287,17 @@ def _project(config: Config, x: Array, weights: dict, angle: Array) -> tuple[Arr
         for name in ("key", "value")
     )
     flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
-    return rotate(flat, angle).reshape(query.shape), rotate(key, angle), value
+    query = constrain(rotate(flat, angle).reshape(query.shape), "batch", None, "heads", None, None)
+    key, value = (constrain(part, "batch", None, "heads", None) for part in (rotate(key, angle), value))
+    return query, key, value
 
 
-def _write(stored: Array, layer: Array, slot: Int[Array, "b g s"], new: Array) -> Array:
-    """Put the new keys (or values) of one layer into their slots; slots past the end are dropped."""
+def _write(
+    stored: Float[Array, "b g t h k"], slot: Int[Array, "b g s"], new: Float[Array, "b g s h k"]
+) -> Float[Array, "b g t h k"]:
+    """Put new keys (or values) into their slots; slots past the end are dropped."""
     b, g, _ = slot.shape
-    at = (layer, jnp.arange(b)[:, None, None], jnp.arange(g)[:, None], slot)
+    at = (jnp.arange(b)[:, None, None], jnp.arange(g)[:, None], slot)
     return stored.at[at].set(new, mode="drop")
 
 
@@ -260,7 +313,8 @@ def prefill(params: Params, config: Config, prompts: Prompts) -> tuple[Prefix, F
         hidden, cache, _ = extend(
             params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None]
         )
-        prefix = Prefix(cache.key[:, :, 0], cache.value[:, :, 0], prompts.mask)
+        key, value = (tuple(part[:, 0] for part in parts) for parts in (cache.key, cache.value))
+        prefix = Prefix(key, value, prompts.mask)
         return prefix, _last(hidden[:, 0], prompts.mask)
 
 

@@ -40,6 +40,9 @@ class Config:
     dtype: Any = jnp.float32  # of matrix products; norms, softmax and logprobs are float32 always
     remat: str = "none"  # "none", "dots" or "full": what layers recompute in the backward pass
     unroll: int = 1  # layers in one turn of the scan over layers
+    attention: str = (
+        "plain"  # over many tokens: "plain", "flash" (TPU kernels) or "interpreted" (to test those)
+    )
 
     @property
     def vision_head_dim(self) -> int:

@@ -7,10 +7,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from mmrl.kernels.vocab import BANNED
+from mmrl.mesh import DECODING, constrain
 from mmrl.models import qwen2_5_vl as model
-from mmrl.models.qwen2_5_vl_config import Config
+from mmrl.models.params import Param
+from mmrl.models.qwen2_5_vl_config import Config, describe
 from mmrl.rollout.sampling import Sampling, sample
 from mmrl.types import Params, Prompts, Responses, StopReason
+
+
+@partial(jax.jit, static_argnames="config")
+def decoding_weights(params: Params, config: Config) -> Params:
+    """The weights in the type of the matrix products, laid out for decoding: cut over ``tensor`` alone."""
+    return jax.tree.map(
+        lambda param, leaf: constrain(leaf.astype(config.dtype), *param.axes, rules=DECODING),
+        describe(config),
+        params,
+        is_leaf=lambda node: isinstance(node, Param),
+    )
+
 
 prefill = jax.jit(model.prefill, static_argnames="config")
 """The jitted program `mmrl.models.qwen2_5_vl.prefill`."""
@@ -32,7 +46,7 @@ def generate(
     The tokens depend on the prompt, its key and the sampling alone, not on what else is in the batch.
 
     Args:
-      params: weights of the policy.
+      params: weights of the policy, as `decoding_weights` lays them out.
       config: its sizes.
       prompts: the batch; fixed shapes compile once.
       keys: one random key for each prompt.

@@ -1,8 +1,10 @@
 """From a config to the things a stage works with; every check that needs no computation happens here."""
 
+import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from mmrl.config import Config
@@ -10,6 +12,7 @@ from mmrl.data.corruption import METHODS
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import Source, read
 from mmrl.data.validation import validate
+from mmrl.mesh import batch_shards, make_mesh, shardings
 from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
@@ -22,16 +25,22 @@ CHECKED_ROWS = 512  # of a data file, before the run; the rest are checked as th
 
 @dataclass(frozen=True)
 class Model:
-    """A model directory, opened."""
+    """A model directory, opened, and the mesh it is computed on."""
 
     directory: Path
     processor: Processor
     config: qwen2_5_vl_config.Config
     description: dict
+    mesh: jax.sharding.Mesh
+
+    @property
+    def shardings(self) -> dict:
+        """Where each weight lies while training."""
+        return shardings(self.description, self.mesh)
 
     def load(self) -> Params:
-        """The weights, float32."""
-        return checkpoint.load(self.directory, self.description)
+        """The weights, float32, laid out over the mesh."""
+        return checkpoint.load(self.directory, self.description, shardings=self.shardings)
 
     def policy(self, temperature: float) -> Policy:
         """The distribution sampled from: never a vision placeholder, never a padding row of the table."""
@@ -50,7 +59,8 @@ def open_model(config: Config, directory: str | Path) -> Model:
     """Open a Hugging Face directory; the weights are read by `Model.load`.
 
     Raises:
-      ValueError: the directory, a file in it or its family is not what it should be.
+      ValueError: the directory, a file in it or its family is not what it should be, or ``config.mesh`` does
+        not fit the devices.
     """
     if not str(directory):
         raise ValueError("config.model.path is empty: name a Hugging Face directory of the Qwen2.5-VL family")
@@ -61,14 +71,35 @@ def open_model(config: Config, directory: str | Path) -> Model:
         max_pixels=config.data.max_pixels or processor.image.max_pixels,
     )
     processor = replace(processor, image=image)
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.model.dtype]
     sizes = replace(
         qwen2_5_vl_config.read_config(directory),
         dtype=dtype,
         remat=config.model.remat,
         unroll=config.model.unroll,
+        attention=attention_on(mesh),
     )
-    return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes))
+    return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
+
+
+def attention_on(mesh: jax.sharding.Mesh) -> str:
+    """The form of attention over many tokens for the devices of ``mesh``."""
+    return "flash" if mesh.devices.flat[0].platform == "tpu" else "plain"
+
+
+def uneven_batches(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
+    """Batches of the config that the mesh does not cut evenly: right, but devices repeat each other's work."""
+    parts = batch_shards(mesh)
+    batches = {"train.micro_prompts": config.train.micro_prompts, "rollout.prompts": config.rollout.prompts}
+    if config.cold_start.steps:
+        batches["cold_start.micro_batch"] = config.cold_start.micro_batch
+    return [
+        f"config.{key}={size} is no multiple of {parts}, the parts that config.mesh cuts a batch into: "
+        "devices will repeat each other's work"
+        for key, size in batches.items()
+        if size % parts
+    ]
 
 
 def sampling_of(config: Config) -> Sampling:

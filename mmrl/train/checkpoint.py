@@ -61,8 +61,12 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def load_params(directory: Path, description: dict, step: int | None = None) -> tuple[int, Params]:
+def load_params(
+    directory: Path, description: dict, step: int | None = None, shardings: dict | None = None
+) -> tuple[int, Params]:
     """Weights alone, of one step (by default the newest); optimizer state is not read.
+
+    ``shardings`` says where each goes, a tree like ``description``; by default the first device.
 
     Raises:
       ValueError: there is no checkpoint, or not of that step (those there are named).
@@ -74,10 +78,13 @@ def load_params(directory: Path, description: dict, step: int | None = None) -> 
         step = steps[-1]
     if step not in steps:
         raise ValueError(f"{directory}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = abstract(description)
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), like)
     target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract(description),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        like,
+        shardings,
     )
     with ocp.CheckpointManager(directory.absolute(), item_names=("params",)) as manager:
         items = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mmrl.config import Config
+from mmrl.mesh import put
 from mmrl.models.prompts import bucket, collate, encode, messages
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Sampling
@@ -50,19 +51,22 @@ def complete(
     )
     size = min(batch, len(encoded))
     policy = model.policy(config.rollout.temperature)
+    with jax.set_mesh(model.mesh):
+        acting = engine.decoding_weights(params, model.config)
     for start in range(0, len(encoded), size):
         part = encoded[start : start + size]
         filled = [part[index % len(part)] for index in range(size)]  # one shape, one compilation
-        responses = engine.generate(
-            params,
-            model.config,
-            collate(filled, processor, tokens, slots),
-            prompt_keys(config.seed, _PURPOSE, 0, size, start=start),
-            group=n,
-            sampling=sampling,
-            bias=policy.bias,
-            stop_ids=processor.stop,
-        )
+        with jax.set_mesh(model.mesh):
+            responses = engine.generate(
+                acting,
+                model.config,
+                put(collate(filled, processor, tokens, slots), model.mesh),
+                prompt_keys(config.seed, _PURPOSE, 0, size, start=start),
+                group=n,
+                sampling=sampling,
+                bias=policy.bias,
+                stop_ids=processor.stop,
+            )
         responses = jax.tree.map(np.asarray, jax.device_get(responses))
         texts = decode_texts(processor, responses)
         for b in range(len(part)):

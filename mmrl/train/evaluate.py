@@ -11,6 +11,7 @@ from mmrl.config import Config
 from mmrl.data.pipeline import evaluation
 from mmrl.data.sources import Source
 from mmrl.rewards.pool import RewardPool
+from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.sampling import Sampling
 from mmrl.train.assemble import Model, prompt_format
 from mmrl.train.metrics import Phases
@@ -34,6 +35,7 @@ def evaluate(
     """
     if config.evaluation.limit:
         source = dataclasses.replace(source, length=min(source.length, config.evaluation.limit))
+    acting = decoding_weights(params, model.config)
     sampling = Sampling(
         max_tokens=config.rollout.max_tokens,
         temperature=config.evaluation.temperature,
@@ -46,9 +48,9 @@ def evaluate(
     )
     for number, batch in enumerate(batches):
         experience = sample_and_grade(
-            params,
+            acting,
             policy,
-            model.processor,
+            model,
             batch,
             prompt_keys(config.seed, _PURPOSE, 0, size, start=number * size),
             group=config.evaluation.samples,

@@ -15,7 +15,9 @@ from mmrl.algorithms.algorithm import Algorithm, keep_groups
 from mmrl.config import Config, algorithm
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
+from mmrl.mesh import put
 from mmrl.rewards.pool import RewardPool
+from mmrl.rollout.engine import decoding_weights
 from mmrl.train import checkpoint, programs
 from mmrl.train.assemble import Model, prompt_format, sampling_of
 from mmrl.train.evaluate import evaluate, write_responses
@@ -72,6 +74,7 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
         say(f"resuming after step {first} of {config.train.steps}")
     metrics = Metrics(workdir, first)
     with (
+        jax.set_mesh(model.mesh),
         manager,
         CompileCounter() as compiles,
         RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
@@ -128,14 +131,17 @@ def _step(
 ) -> tuple[TrainState, dict[str, float]]:
     """One batch of experience and the updates on it."""
     config = stage.config
-    draw = partial(_draw, stage, state.params, step, batches, phases)
+    acting = decoding_weights(state.params, stage.model.config)
+    draw = partial(_draw, stage, acting, step, batches, phases)
     keep = partial(_worth_training, stage.algorithm)
     bound = config.rollout.max_batches if stage.algorithm.group_filter else 1
     experience, values = collect(draw, keep, config.rollout.prompts, bound)
     values |= describe(experience)
+    del acting
+    prompts, responses = put((experience.prompts, experience.responses), stage.model.mesh)
     batch = Batch(
-        prompts=experience.prompts,
-        responses=experience.responses,
+        prompts=prompts,
+        responses=responses,
         corruption_keys=prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts),
     )
     with phases("score"):
@@ -164,7 +170,7 @@ def _draw(
     return sample_and_grade(
         params,
         stage.policy,
-        stage.model.processor,
+        stage.model,
         batch,
         prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count),
         group=config.rollout.group,

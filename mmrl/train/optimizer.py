@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.tree_util import DictKey
 
 from mmrl.algorithms.learning_rate import constant_with_warmup, cosine_with_warmup
 from mmrl.config import Optimizer
@@ -60,5 +62,26 @@ def learning_rate(config: Optimizer, updates: int) -> optax.Schedule:
 
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state that has taken no update."""
-    return TrainState(params=params, optimizer=jax.jit(optimizer.init)(params), updates=jnp.int32(0))
+    """A state that has taken no update; moments are laid out as the weights they belong to."""
+    layout = state_sharding(params, optimizer)
+    made = jax.jit(optimizer.init, out_shardings=layout.optimizer)(params)
+    return TrainState(params, made, jax.device_put(jnp.int32(0), layout.updates))
+
+
+def state_sharding(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Where each leaf of the state belongs; ``params`` are arrays or stand-ins that know their sharding."""
+    layout = traverse_util.flatten_dict(jax.tree.map(lambda leaf: leaf.sharding, params))
+    anywhere = next(iter(layout.values()))
+    whole = NamedSharding(anywhere.mesh, PartitionSpec()) if isinstance(anywhere, NamedSharding) else anywhere
+
+    def place(path: tuple, _: jax.ShapeDtypeStruct) -> Sharding:
+        keys = tuple(key.key for key in path if isinstance(key, DictKey))
+        ends = (keys[start:] for start in range(len(keys)))
+        return next((layout[end] for end in ends if end in layout), whole)
+
+    made = jax.eval_shape(optimizer.init, params)
+    return TrainState(
+        params=traverse_util.unflatten_dict(layout),
+        optimizer=jax.tree_util.tree_map_with_path(place, made),
+        updates=whole,
+    )

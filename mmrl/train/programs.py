@@ -20,8 +20,11 @@ from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import Algorithm, Targets
 from mmrl.data.corruption import corrupt
 from mmrl.kernels.vocab import token_statistics
+from mmrl.mesh import WEIGHTS, constrain, cut_over, local
 from mmrl.models import qwen2_5_vl as model
+from mmrl.models.params import Param
 from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
+from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.types import Params, Prompts, Responses
 
 
@@ -68,7 +71,8 @@ def split(tree: Any, count: int) -> Any:
     """
 
     def cut(x: Array) -> Array:
-        return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        pieces = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(pieces, None, "batch", *[None] * (x.ndim - 1))
 
     return jax.tree.map(cut, tree)
 
@@ -105,20 +109,52 @@ def token_scores(
         branch = params if corrupted_gradient else jax.lax.stop_gradient(params)
         with jax.named_scope("corrupted"):
             corrupted = model.predict(branch, policy.model, replace(prompts, images=images), responses)
-    shape = responses.tokens.shape
-    out = token_statistics(
-        hidden.reshape(-1, hidden.shape[-1]),
-        model.unembedding(params),
-        responses.tokens.reshape(-1),
-        policy.bias,
-        temperature=policy.temperature,
+    out = vocabulary_statistics(
+        params,
+        policy,
+        responses.tokens,
+        hidden,
+        corrupted,
         entropy="entropy" in wanted,
-        corrupted_hidden=None if corrupted is None else corrupted.reshape(-1, hidden.shape[-1]),
         perception="perception" in wanted,
         corrupted_gradient=corrupted_gradient,
     )
     # Padding reads garbage; zeros there keep metrics and masks simple.
-    return {name: jnp.where(responses.mask, value.reshape(shape), 0.0) for name, value in out.items()}
+    return {name: jnp.where(responses.mask, value, 0.0) for name, value in out.items()}
+
+
+def vocabulary_statistics(
+    params: Params,
+    policy: Policy,
+    tokens: Int[Array, "b g r"],
+    hidden: Float[Array, "b g r d"],
+    corrupted: Float[Array, "b g r d"] | None = None,
+    **wanted: bool,
+) -> dict[str, Float[Array, "b g r"]]:
+    """`mmrl.kernels.vocab.token_statistics` on the mesh: each device takes its tokens and its vocabulary."""
+    table = model.unembedding(params).astype(hidden.dtype)
+    (cut,) = cut_over(table, "vocab", None)[:1]
+    token_axes = cut_over(tokens, "batch", None, None)[0]
+
+    def of_device(tokens: Array, table: Array, bias: Array, hidden: Array, *corrupted: Array) -> dict:
+        flat = [states.reshape(-1, states.shape[-1]) for states in (hidden, *corrupted)]
+        out = token_statistics(
+            flat[0],
+            table,
+            tokens.reshape(-1),
+            bias,
+            temperature=policy.temperature,
+            corrupted_hidden=flat[1] if corrupted else None,
+            vocab_axis=cut[0] if cut else None,
+            token_axes=token_axes,
+            **wanted,
+        )
+        return {name: value.reshape(tokens.shape) for name, value in out.items()}
+
+    states = [hidden] if corrupted is None else [hidden, corrupted]
+    of_tokens = ("batch", None, None)
+    axes = [of_tokens, ("vocab", None), ("vocab",), *[(*of_tokens, None)] * len(states)]
+    return local(of_device, axes, like=0)(tokens, table, policy.bias, *states)
 
 
 @partial(jax.jit, static_argnames=("wanted", "micro_batches"))
@@ -183,7 +219,7 @@ def update(
         return algorithms.loss(algorithm, goals, live)
 
     gradient, metrics = accumulate(loss, state.params, split((batch, targets), micro_batches))
-    return apply(state, gradient, metrics, optimizer)
+    return apply(state, gradient, metrics, optimizer, describe(policy.model))
 
 
 def accumulate(
@@ -211,8 +247,18 @@ def apply(
     gradient: Params,
     metrics: dict[str, Array],
     optimizer: optax.GradientTransformation,
+    description: dict,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Take the optimizer step, unless loss or gradient is not finite."""
+    """Take the optimizer step, unless loss or gradient is not finite.
+
+    Gradients are laid out as the weights of ``description`` are: each device gets the sums of its own part.
+    """
+    gradient = jax.tree.map(
+        lambda param, leaf: constrain(leaf, *param.axes, rules=WEIGHTS),
+        description,
+        gradient,
+        is_leaf=lambda node: isinstance(node, Param),
+    )
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
@@ -241,15 +287,8 @@ def imitate(
     def loss(params: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, dict[str, Array]]:
         prompts, responses = micro
         hidden = model.predict(params, policy.model, prompts, responses)
-        out = token_statistics(
-            hidden.reshape(-1, hidden.shape[-1]),
-            model.unembedding(params),
-            responses.tokens.reshape(-1),
-            policy.bias,
-            temperature=policy.temperature,
-        )
-        value = -jnp.where(responses.mask, out["logprob"].reshape(responses.mask.shape), 0.0).sum() / total
-        return value, {}
+        out = vocabulary_statistics(params, policy, responses.tokens, hidden)
+        return -jnp.where(responses.mask, out["logprob"], 0.0).sum() / total, {}
 
     gradient, metrics = accumulate(loss, state.params, split((prompts, responses), micro_batches))
-    return apply(state, gradient, metrics, optimizer)
+    return apply(state, gradient, metrics, optimizer, describe(policy.model))

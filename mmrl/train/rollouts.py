@@ -11,12 +11,14 @@ from jaxtyping import Float, Key
 
 from mmrl.config import Reward
 from mmrl.data.pipeline import Batch as PromptBatch
+from mmrl.mesh import put
 from mmrl.models.processor import Processor
 from mmrl.rewards.pool import RewardPool
 from mmrl.rewards.verifier import score
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Sampling
 from mmrl.sample import Sample
+from mmrl.train.assemble import Model
 from mmrl.train.metrics import Phases
 from mmrl.train.programs import Policy
 from mmrl.types import Params, Prompts, Responses, StopReason
@@ -48,7 +50,7 @@ def prompt_keys(seed: int, purpose: int, step: int, count: int, start: int = 0) 
 def sample_and_grade(
     params: Params,
     policy: Policy,
-    processor: Processor,
+    model: Model,
     batch: PromptBatch,
     keys: Key[jax.Array, "b"],
     *,
@@ -58,21 +60,21 @@ def sample_and_grade(
     reward: Reward,
     phases: Phases,
 ) -> Experience:
-    """Sample ``group`` responses to each prompt and grade them."""
+    """Sample ``group`` responses to each prompt and grade them; ``params`` are laid out for decoding."""
     with phases("rollout"):
         responses = engine.generate(
             params,
             policy.model,
-            batch.prompts,
+            put(batch.prompts, model.mesh),
             keys,
             group=group,
             sampling=sampling,
             bias=policy.bias,
-            stop_ids=processor.stop,
+            stop_ids=model.processor.stop,
         )
         responses = jax.tree.map(np.asarray, jax.device_get(responses))
     with phases("reward"):
-        texts = decode_texts(processor, responses)
+        texts = decode_texts(model.processor, responses)
         requests = [
             (replace(sample, verifier=reward.verifier or sample.verifier), text)
             for sample, row in zip(batch.samples, texts, strict=True)

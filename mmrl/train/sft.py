@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmrl.config import ColdStart, Config, Optimizer
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
+from mmrl.mesh import put
 from mmrl.models import checkpoint as hf
 from mmrl.train import checkpoint, programs
 from mmrl.train.assemble import Model, prompt_format
@@ -24,8 +24,10 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
     Goes on from the newest checkpoint; when ``out`` exists the stage is done.
     """
     stage = config.cold_start
-    optimizer = make_optimizer(_optimizer(stage, config.optimizer), model.load(), stage.steps)
-    state = initial_state(model.load(), optimizer)
+    params = model.load()
+    optimizer = make_optimizer(_optimizer(stage, config.optimizer), params, stage.steps)
+    state = initial_state(params, optimizer)
+    del params  # the update gives its input's memory away
     batches = pipeline.solutions(
         source,
         model.processor,
@@ -46,7 +48,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
     policy = model.policy(stage.temperature)
     progress = Progress("sft", stage.steps)
     shown_every = max(1, stage.steps // 40)
-    with manager, CompileCounter() as compiles:
+    with jax.set_mesh(model.mesh), manager, CompileCounter() as compiles:
         for step in range(first + 1, stage.steps + 1):
             phases = Phases()
             with phases("data"):
@@ -55,8 +57,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
                 state, made = programs.imitate(
                     state,
                     policy,
-                    batch.prompts,
-                    as_responses(batch.tokens, batch.mask),
+                    *put((batch.prompts, as_responses(batch.tokens, batch.mask)), model.mesh),
                     optimizer=optimizer,
                     micro_batches=stage.batch // stage.micro_batch,
                 )
@@ -76,11 +77,11 @@ def as_responses(tokens: np.ndarray, mask: np.ndarray) -> Responses:
     """Given tokens in the form of sampled ones, group of one."""
     shape = tokens.shape
     return Responses(
-        tokens=jnp.asarray(tokens),
-        mask=jnp.asarray(mask),
-        logprob=jnp.zeros(shape, jnp.float32),
-        stop=jnp.ones(shape[:2], jnp.int32),
-        valid=jnp.ones(shape[:2], bool),
+        tokens=tokens,
+        mask=mask,
+        logprob=np.zeros(shape, np.float32),
+        stop=np.ones(shape[:2], np.int32),
+        valid=np.ones(shape[:2], bool),
     )
 
 

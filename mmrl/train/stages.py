@@ -7,7 +7,15 @@ from pathlib import Path
 from mmrl.config import Config, algorithm
 from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
-from mmrl.train.assemble import Model, check_corruption, located, open_model, open_source, sampling_of
+from mmrl.train.assemble import (
+    Model,
+    check_corruption,
+    located,
+    open_model,
+    open_source,
+    sampling_of,
+    uneven_batches,
+)
 from mmrl.train.curves import draw_curves
 from mmrl.train.loop import train
 from mmrl.train.metrics import read_metrics, say
@@ -52,6 +60,8 @@ def prepare(config: Config, workdir: Path):
     """
     write_shapes_world(config, workdir)
     model = open_model(config, located(config.model.path, workdir))
+    for warning in uneven_batches(config, model.mesh):
+        say(warning)
     source = open_source(config, config.data.train, workdir, model, key="data.train")
     heldout = None
     if config.data.heldout:

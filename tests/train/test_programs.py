@@ -11,7 +11,7 @@ from tiny import make_prompts, make_responses
 
 from mmrl.algorithms.algorithm import loss as algorithm_loss
 from mmrl.algorithms.recipes import RECIPES
-from mmrl.models.params import initialise
+from mmrl.models.params import Param, initialise
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.train import programs
@@ -117,13 +117,16 @@ def test_split_and_join():
 @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
 def test_a_non_finite_update_changes_nothing(poison):
     optimizer = optax.adam(0.1)
+    described = {"w": Param((3,), (None,), "w", "d -> d")}
     state = initial_state({"w": jnp.ones(3)}, optimizer)
-    good, metrics = programs.apply(state, {"w": jnp.ones(3)}, {"loss": jnp.float32(1)}, optimizer)
+    good, metrics = programs.apply(state, {"w": jnp.ones(3)}, {"loss": jnp.float32(1)}, optimizer, described)
     assert metrics["skipped"] == 0
     assert int(good.updates) == 1
     assert not np.array_equal(good.params["w"], state.params["w"])
     for gradient, loss in ((jnp.array([1.0, poison, 1.0]), 1.0), (jnp.ones(3), poison)):
-        kept, metrics = programs.apply(good, {"w": gradient}, {"loss": jnp.float32(loss)}, optimizer)
+        kept, metrics = programs.apply(
+            good, {"w": gradient}, {"loss": jnp.float32(loss)}, optimizer, described
+        )
         assert metrics["skipped"] == 1
         for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(good), strict=True):
             np.testing.assert_array_equal(a, b)

@@ -1,0 +1,175 @@
+"""One device mesh for every program: logical axes of arrays, and the mesh axes they are spread over.
+
+Arrays name their dimensions by what they are ("batch", "heads", ...). A table of rules maps those names to
+mesh axes: one for weights in training, one for activations, one for weights in decoding. Functions of the model
+say `constrain(x, "batch", "heads")` and never name a mesh axis; without a mesh around them that is nothing.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("replica", "data", "fsdp", "tensor")
+BATCH_AXES = ("replica", "data", "fsdp")  # what the prompts of a batch are spread over
+
+Rules = Mapping[str, tuple[str, ...]]
+Axes = Sequence[str | None]  # the logical axis of each dimension of an array
+
+WEIGHTS: Rules = {
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+"""Weights and optimizer state while training: cut over ``fsdp`` and ``tensor``, copied over the rest."""
+
+DECODING: Rules = {**WEIGHTS, "embed": ()}
+"""Weights while decoding: cut over ``tensor`` alone, so that a token needs no weight from elsewhere."""
+
+ACTIVATIONS: Rules = {
+    "batch": BATCH_AXES,
+    "tokens": ("tensor",),  # of one prompt and its group, between the layers of a training pass
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+"""Activations: prompts over all axes but ``tensor``, which cuts what is inside a layer."""
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the axes `AXES` over ``devices`` (default: all there are).
+
+    Args:
+      sizes: of each axis; an axis left out has 1, and one of them may be -1: whatever is left.
+      devices: in any order; those of a TPU slice are laid out along its links, ``replica`` across slices.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices (both are named).
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = _filled([sizes.get(axis, 1) for axis in AXES], len(devices))
+    if hasattr(devices[0], "slice_index") and shape[0] > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, *shape[1:]), (shape[0], 1, 1, 1), devices=devices, allow_split_physical_axes=True
+        )
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _filled(sizes: list[int], devices: int) -> tuple[int, ...]:
+    named = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"config.mesh ({named}): sizes are 1 or more, and one of them may be -1")
+    if devices % known or (-1 not in sizes and known != devices):
+        raise ValueError(
+            f"config.mesh ({named}) does not fit {devices} devices: the sizes must multiply to {devices}"
+        )
+    return tuple(devices // known if size == -1 else size for size in sizes)
+
+
+def spec(axes: Axes, shape: Sequence[int], rules: Rules, sizes: Mapping[str, int]) -> PartitionSpec:
+    """How an array with logical ``axes`` is cut over a mesh with axis ``sizes``.
+
+    A dimension that its mesh axes do not divide is cut over the first ones that do, or stays whole.
+
+    Raises:
+      ValueError: two dimensions of the array claim the same mesh axis (both are named).
+    """
+    taken: dict[str, str] = {}
+    parts: list[tuple[str, ...] | None] = []
+    for axis, length in zip(axes, shape, strict=True):
+        wanted = rules.get(axis, ()) if axis is not None else ()
+        for name in wanted:
+            if name in taken:
+                raise ValueError(
+                    f"the logical axes {taken[name]!r} and {axis!r} of one array of shape {tuple(shape)} "
+                    f"are both cut over the mesh axis {name!r}; change one of the two rules"
+                )
+            taken[name] = str(axis)
+        while length % math.prod(sizes[name] for name in wanted):
+            wanted = wanted[:-1]
+        parts.append(wanted or None)
+    return PartitionSpec(*parts)
+
+
+def sharding(mesh: Mesh, axes: Axes, shape: Sequence[int], rules: Rules = ACTIVATIONS) -> NamedSharding:
+    """`spec` on a given mesh."""
+    return NamedSharding(mesh, spec(axes, shape, rules, dict(mesh.shape)))
+
+
+def shardings(description: dict, mesh: Mesh, rules: Rules = WEIGHTS) -> dict:
+    """Where each weight of a model's ``description`` (a nested dict with ``axes`` and ``shape``) lies."""
+    return jax.tree.map(
+        lambda param: sharding(mesh, param.axes, param.shape, rules),
+        description,
+        is_leaf=lambda node: hasattr(node, "axes"),
+    )
+
+
+def constrain(x: jax.Array, *axes: str | None, rules: Rules = ACTIVATIONS) -> jax.Array:
+    """Have ``x`` laid out by ``rules`` on the mesh of the call (`jax.set_mesh`); without one, just ``x``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, rules, dict(mesh.shape)))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the prompts of a batch are cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def put(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays with leading axis b, as arrays over the whole mesh.
+
+    Each process gives its own rows of the batch; with one process that is all of them.
+    """
+
+    def one(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        processes = jax.process_count()
+        shape = (leaf.shape[0] * processes, *leaf.shape[1:])
+        where = sharding(mesh, ("batch", *[None] * (leaf.ndim - 1)), shape)
+        return jax.make_array_from_process_local_data(where, leaf, shape)
+
+    return jax.tree.map(one, tree)
+
+
+def cut_over(x: jax.Array, *axes: str | None) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes that each dimension of ``x`` is cut over by `ACTIVATIONS`; without a mesh, none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ((),) * x.ndim
+    return tuple(part or () for part in spec(axes, x.shape, ACTIVATIONS, dict(mesh.shape)))
+
+
+def local(function: Callable, in_axes: Sequence[Axes], like: int, *, checked: bool = True) -> Callable:
+    """``function`` run by each device on its own part of the arguments, cut by `ACTIVATIONS`.
+
+    For kernels the compiler cannot cut by itself. ``in_axes`` has the logical axes of each argument; all that
+    comes out is cut as argument number ``like`` is. ``checked`` False is for kernels that do not say how their
+    outputs vary over the mesh. Without a mesh, ``function`` itself.
+    """
+
+    def run(*arguments: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return function(*arguments)
+        sizes = dict(mesh.shape)
+        specs = tuple(
+            spec(axes, argument.shape, ACTIVATIONS, sizes)
+            for axes, argument in zip(in_axes, arguments, strict=True)
+        )
+        return jax.shard_map(function, in_specs=specs, out_specs=specs[like], check_vma=checked)(*arguments)
+
+    return run
