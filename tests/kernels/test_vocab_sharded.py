@@ -34,6 +34,7 @@ def mesh_of():
     return make
 
 
+@pytest.mark.slow
 def test_on_eight_devices():
     """The count of devices is fixed once jax has run, so a child runs the tests below."""
     if jax.device_count() >= DEVICES:
