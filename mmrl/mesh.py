@@ -150,7 +150,8 @@ def cut_over(x: jax.Array, *axes: str | None) -> tuple[tuple[str, ...], ...]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return ((),) * x.ndim
-    return tuple(part or () for part in spec(axes, x.shape, ACTIVATIONS, dict(mesh.shape)))
+    parts = spec(axes, x.shape, ACTIVATIONS, dict(mesh.shape))
+    return tuple((part,) if isinstance(part, str) else part or () for part in parts)
 
 
 def local(function: Callable, in_axes: Sequence[Axes], like: int, *, checked: bool = True) -> Callable:
