@@ -72,6 +72,7 @@ class Rollout:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    lanes: int = 0  # prompts whose groups are decoded at once, which bounds memory; 0 means all
     max_batches: int = 10  # dynamic sampling draws at most this many batches to fill one
 
 
@@ -293,6 +294,8 @@ def _check(config: Config) -> None:
     _divides(
         "cold_start.micro_batch", config.cold_start.micro_batch, "cold_start.batch", config.cold_start.batch
     )
+    if config.rollout.lanes < 0:
+        raise ValueError(f"config.rollout.lanes={config.rollout.lanes} should be 0 (all prompts) or more")
     if not config.reward.weights:
         raise ValueError("config.reward.weights is empty: every reward would be 0")
     if not 0 <= config.corruption.probability <= 1:

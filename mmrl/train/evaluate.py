@@ -55,6 +55,7 @@ def evaluate(
             prompt_keys(config.seed, _PURPOSE, 0, size, start=number * size),
             group=config.evaluation.samples,
             sampling=sampling,
+            lanes=config.rollout.lanes,
             pool=pool,
             reward=config.reward,
             phases=Phases(),

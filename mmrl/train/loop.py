@@ -175,6 +175,7 @@ def _draw(
         prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count),
         group=config.rollout.group,
         sampling=sampling_of(config),
+        lanes=config.rollout.lanes,
         pool=stage.pool,
         reward=config.reward,
         phases=phases,

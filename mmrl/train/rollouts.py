@@ -56,23 +56,16 @@ def sample_and_grade(
     *,
     group: int,
     sampling: Sampling,
+    lanes: int,
     pool: RewardPool,
     reward: Reward,
     phases: Phases,
 ) -> Experience:
     """Sample ``group`` responses to each prompt and grade them; ``params`` are laid out for decoding."""
     with phases("rollout"):
-        responses = engine.generate(
-            params,
-            policy.model,
-            put(batch.prompts, model.mesh),
-            keys,
-            group=group,
-            sampling=sampling,
-            bias=policy.bias,
-            stop_ids=model.processor.stop,
+        responses = sample_in_turns(
+            params, policy, model, batch.prompts, keys, group=group, sampling=sampling, lanes=lanes
         )
-        responses = jax.tree.map(np.asarray, jax.device_get(responses))
     with phases("reward"):
         texts = decode_texts(model.processor, responses)
         requests = [
@@ -97,6 +90,40 @@ def sample_and_grade(
         rewards=np.array(rewards, np.float32).reshape(shape),
         components=components,
     )
+
+
+def sample_in_turns(
+    params: Params,
+    policy: Policy,
+    model: Model,
+    prompts: Prompts,
+    keys: Key[jax.Array, "b"],
+    *,
+    group: int,
+    sampling: Sampling,
+    lanes: int,
+) -> Responses:
+    """Sample ``group`` responses to each prompt, ``lanes`` prompts at a time (0: all); arrays of the host.
+
+    What is sampled does not depend on ``lanes``; the last turn is filled up with prompts of the first rows.
+    """
+    count = len(prompts.tokens)
+    lanes = min(lanes or count, count)
+    turns = []
+    for start in range(0, count, lanes):
+        rows = np.arange(start, start + lanes) % count
+        made = engine.generate(
+            params,
+            policy.model,
+            put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], prompts), model.mesh),
+            keys[rows],
+            group=group,
+            sampling=sampling,
+            bias=policy.bias,
+            stop_ids=model.processor.stop,
+        )
+        turns.append(jax.device_get(made))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *turns)
 
 
 def decode_texts(processor: Processor, responses: Responses) -> list[list[str]]:

@@ -1,0 +1,217 @@
+"""The programs of a config at its largest shapes, ready to be traced: what `mmrl plan` and `mmrl bench` look at.
+
+Arguments are stand-ins (`jax.ShapeDtypeStruct`) that know their sharding; nothing is computed or held.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mmrl.algorithms.algorithm import Algorithm
+from mmrl.config import Config, algorithm
+from mmrl.mesh import ACTIVATIONS, DECODING, WEIGHTS, Rules, sharding, shardings
+from mmrl.models import qwen2_5_vl_config
+from mmrl.models.params import abstract
+from mmrl.models.qwen2_5_vl import Prefix
+from mmrl.rollout import engine
+from mmrl.train import programs
+from mmrl.train.assemble import sampling_of
+from mmrl.train.optimizer import make_optimizer, state_sharding
+from mmrl.train.programs import Batch, ImageCorruption, Policy, TrainState
+from mmrl.types import Images, Params, Prompts, Responses
+
+PROGRAMS = ("prefill", "decode", "score", "update")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A config on a mesh.
+
+    Attributes:
+      config: the run.
+      model: sizes of the policy.
+      mesh: what it is cut over.
+      algorithm: of the run.
+      optimizer: likewise.
+    """
+
+    config: Config
+    model: qwen2_5_vl_config.Config
+    mesh: Mesh
+    algorithm: Algorithm
+    optimizer: optax.GradientTransformation
+
+    @property
+    def lanes(self) -> int:
+        """Prompts that are prefilled, and whose groups are decoded, at once."""
+        return self.config.rollout.lanes or self.config.rollout.prompts
+
+
+def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Workload:
+    """The run ``config`` with a model of ``sizes`` on ``mesh``."""
+    params = weights(sizes, mesh)
+    return Workload(config, sizes, mesh, algorithm(config), make_optimizer(config.optimizer, params, 100))
+
+
+def program(work: Workload, name: str) -> tuple[Callable, tuple, dict[str, Any]]:
+    """A jitted program with its arguments: ``function.trace(*arguments, **static)`` under the mesh."""
+    return {"prefill": _prefill, "decode": _decode, "score": _score, "update": _update}[name](work)
+
+
+def resident_bytes(work: Workload, name: str) -> int:
+    """Bytes per device that stay in memory beside the arguments of a program: weights it does not read."""
+    trained = weights(work.model, work.mesh)
+    reference = _device_bytes(trained) if "reference" in work.algorithm.needs else 0
+    if name in ("prefill", "decode"):
+        return _device_bytes(_state(work)) + reference
+    return reference + (_device_bytes(_state(work)) - _device_bytes(trained) if name == "score" else 0)
+
+
+def weights(sizes: qwen2_5_vl_config.Config, mesh: Mesh, *, decoding: bool = False) -> Params:
+    """The weights as they lie while training (float32), or while decoding (in the type of the products)."""
+    description = qwen2_5_vl_config.describe(sizes)
+    rules = DECODING if decoding else WEIGHTS
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract(description, sizes.dtype if decoding else jnp.float32),
+        shardings(description, mesh, rules),
+    )
+
+
+def _array(
+    mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None, rules: Rules = ACTIVATIONS
+) -> jax.ShapeDtypeStruct:
+    axes = axes or ("batch", *[None] * (len(shape) - 1))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape, rules))
+
+
+def _prompts(work: Workload, b: int) -> Prompts:
+    array = partial(_array, work.mesh)
+    p, n = max(work.config.data.prompt_buckets), max(work.config.data.patch_buckets)
+    pixels = 3 * work.model.patch_size**2
+    return Prompts(
+        tokens=array((b, p), jnp.int32),
+        mask=array((b, p), bool),
+        position=array((b, p, 3), jnp.int32),
+        next_position=array((b,), jnp.int32),
+        image_token=array((b, p), jnp.int32),
+        images=Images(
+            patches=array((b, n, pixels), jnp.uint8),
+            position=array((b, n, 2), jnp.int32),
+            image=array((b, n), jnp.int32),
+        ),
+    )
+
+
+def _responses(work: Workload, b: int) -> Responses:
+    array = partial(_array, work.mesh)
+    g, r = work.config.rollout.group, work.config.rollout.max_tokens
+    return Responses(
+        tokens=array((b, g, r), jnp.int32),
+        mask=array((b, g, r), bool),
+        logprob=array((b, g, r), jnp.float32),
+        stop=array((b, g), jnp.int32),
+        valid=array((b, g), bool),
+    )
+
+
+def _keys(work: Workload, b: int) -> jax.ShapeDtypeStruct:
+    return _array(work.mesh, (b,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+
+
+def _policy(work: Workload) -> Policy:
+    bias = _array(work.mesh, (work.model.vocabulary,), jnp.float32, None)
+    return Policy(model=work.model, temperature=work.config.rollout.temperature, bias=bias)
+
+
+def _batch(work: Workload, b: int) -> Batch:
+    return Batch(_prompts(work, b), _responses(work, b), _keys(work, b))
+
+
+def _corruption(work: Workload) -> ImageCorruption:
+    return ImageCorruption(work.config.corruption.method, work.config.corruption.probability)
+
+
+def _prefill(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+    params = weights(work.model, work.mesh, decoding=True)
+    return engine.prefill, (params, work.model, _prompts(work, work.lanes)), {}
+
+
+def _decode(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+    b, sizes = work.lanes, work.model
+    array = partial(_array, work.mesh)
+    shape = (b, max(work.config.data.prompt_buckets), sizes.kv_heads, sizes.head_dim)
+    layer = array(shape, sizes.dtype, "batch", None, "heads", None)
+    layers = (layer,) * sizes.layers
+    arguments = (
+        weights(sizes, work.mesh, decoding=True),
+        sizes,
+        Prefix(layers, layers, array(shape[:2], bool)),
+        array((b, sizes.width), sizes.dtype),
+        array((b,), jnp.int32),
+        _keys(work, b),
+        _policy(work).bias,
+    )
+    static = {"group": work.config.rollout.group, "sampling": sampling_of(work.config), "stop_ids": (0,)}
+    return engine.decode, arguments, static
+
+
+def _score(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+    train = work.config.train
+    batch = _batch(work, train.update_prompts)
+    arguments = (weights(work.model, work.mesh), _policy(work), batch, _corruption(work))
+    static = {
+        "wanted": work.algorithm.needs - {"reference"},
+        "micro_batches": train.update_prompts // train.micro_prompts,
+    }
+    return programs.score, arguments, static
+
+
+def _update(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+    train = work.config.train
+    batch = _batch(work, train.update_prompts)
+    of_tokens = _array(work.mesh, batch.responses.tokens.shape, jnp.float32)
+    of_rows = _array(work.mesh, batch.responses.valid.shape, jnp.float32)
+    targets = jax.eval_shape(
+        partial(programs.prepare, work.algorithm, total_steps=100),
+        of_rows,
+        of_rows,
+        batch.responses.valid,
+        batch.responses.mask,
+        dict.fromkeys({"logprob"} | work.algorithm.needs, of_tokens),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    targets = jax.tree.map(lambda leaf: _array(work.mesh, leaf.shape, leaf.dtype), targets)
+    arguments = (_state(work), _policy(work), batch, targets, _corruption(work))
+    static = {
+        "algorithm": work.algorithm,
+        "optimizer": work.optimizer,
+        "micro_batches": train.update_prompts // train.micro_prompts,
+    }
+    return programs.update, arguments, static
+
+
+def _state(work: Workload) -> TrainState:
+    params = weights(work.model, work.mesh)
+    made = jax.eval_shape(work.optimizer.init, params)
+    state = TrainState(params, made, jax.ShapeDtypeStruct((), jnp.int32))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        state_sharding(params, work.optimizer),
+    )
+
+
+def _device_bytes(tree: Any) -> int:
+    """Bytes of one device's part of the arrays."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
