@@ -68,10 +68,10 @@ def program(work: Workload, name: str) -> tuple[Callable, tuple, dict[str, Any]]
 def resident_bytes(work: Workload, name: str) -> int:
     """Bytes per device that stay in memory beside the arguments of a program: weights it does not read."""
     trained = weights(work.model, work.mesh)
-    reference = _device_bytes(trained) if "reference" in work.algorithm.needs else 0
+    reference = device_bytes(trained) if "reference" in work.algorithm.needs else 0
     if name in ("prefill", "decode"):
-        return _device_bytes(_state(work)) + reference
-    return reference + (_device_bytes(_state(work)) - _device_bytes(trained) if name == "score" else 0)
+        return device_bytes(_state(work)) + reference
+    return reference + (device_bytes(_state(work)) - device_bytes(trained) if name == "score" else 0)
 
 
 def weights(sizes: qwen2_5_vl_config.Config, mesh: Mesh, *, decoding: bool = False) -> Params:
@@ -209,9 +209,10 @@ def _state(work: Workload) -> TrainState:
     )
 
 
-def _device_bytes(tree: Any) -> int:
-    """Bytes of one device's part of the arrays."""
+def device_bytes(tree: Any) -> int:
+    """Bytes of one device's part of the arrays in a tree; other leaves count nothing."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
     )

@@ -1,0 +1,71 @@
+"""Sizes of the published Qwen2.5-VL models, for planning without a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mmrl.models.qwen2_5_vl_config import Config
+
+_7B = Config(
+    vocabulary=152_064,
+    width=3584,
+    layers=28,
+    query_heads=28,
+    kv_heads=4,
+    head_dim=128,
+    mlp_width=18_944,
+    rope_theta=1e6,
+    mrope_sections=(16, 24, 24),
+    norm_eps=1e-6,
+    tied=False,
+    vision_layers=32,
+    vision_width=1280,
+    vision_heads=16,
+    vision_mlp_width=3420,
+    patch_size=14,
+    window_size=112,
+    full_attention_layers=(7, 15, 23, 31),
+)
+
+PUBLISHED: Mapping[str, Config] = {
+    "3b": replace(
+        _7B,
+        vocabulary=151_936,
+        width=2048,
+        layers=36,
+        query_heads=16,
+        kv_heads=2,
+        mlp_width=11_008,
+        tied=True,
+    ),
+    "7b": _7B,
+    "32b": replace(
+        _7B,
+        width=5120,
+        layers=64,
+        query_heads=40,
+        kv_heads=8,
+        mlp_width=27_648,
+        vision_mlp_width=3456,
+    ),
+    "72b": replace(
+        _7B,
+        width=8192,
+        layers=80,
+        query_heads=64,
+        kv_heads=8,
+        mlp_width=29_568,
+        vision_mlp_width=3456,
+    ),
+}
+"""By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct."""
+
+
+def published(name: str) -> Config:
+    """Sizes of a published model, ``"7b"`` or ``"7B"``.
+
+    Raises:
+      ValueError: there is no such model (all are named).
+    """
+    if name.lower() not in PUBLISHED:
+        raise ValueError(f"--model-size={name}: published sizes are {', '.join(PUBLISHED)}")
+    return PUBLISHED[name.lower()]

@@ -1,0 +1,34 @@
+"""Sizes of the published models, by the number of weights of the checkpoints."""
+
+import math
+
+import jax
+import pytest
+
+from mmrl.models.params import abstract
+from mmrl.models.published import PUBLISHED, published
+from mmrl.models.qwen2_5_vl_config import describe
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("3b", 3_754_622_976), ("7b", 8_292_166_656), ("32b", 33_452_718_336), ("72b", 73_410_777_344)],
+)
+def test_number_of_weights(name, weights):
+    """As the hub shows for each checkpoint: 3.75, 8.29, 33.5 and 73.4 billion."""
+    leaves = jax.tree.leaves(abstract(describe(published(name)), "bfloat16"))
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == weights
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_agree_with_each_other(name):
+    sizes = published(name)
+    assert sum(sizes.mrope_sections) * 2 == sizes.head_dim == sizes.width // sizes.query_heads
+    assert sizes.query_heads % sizes.kv_heads == 0
+    assert max(sizes.full_attention_layers) < sizes.vision_layers
+
+
+def test_names_are_read_in_either_case_and_the_others_are_refused():
+    assert published("7B") == published("7b")
+    with pytest.raises(ValueError, match=r"--model-size=8b: published sizes are 3b, 7b, 32b, 72b"):
+        published("8b")
