@@ -1,4 +1,4 @@
-"""The commands: ``mmrl train | sft | eval | generate | export | data``."""
+"""The commands: ``mmrl train | sft | eval | generate | export | plan | data``."""
 
 import argparse
 import re
@@ -41,12 +41,24 @@ examples:
   mmrl export --workdir=runs/quickstart --step=STEP --out=policy-step --dtype=bfloat16
 
 Writes a Hugging Face directory that transformers loads.""",
+    "plan": """\
+examples:
+  mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --model-size=7b --topology=v5p:4x4x4 --per-shard=1
+  mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --config.model.path=DIR --config.mesh.tensor=4 \\
+      --topology=v5e:4x4 --per-shard=1 --program=update --quick
+  mmrl plan --config=experiments/papo_qwen2_5_vl_3b.py --model-size=3b --smallest=v5e --quick
+
+Compiles the programs of a run for TPUs that need not be there, and says what they need of a device. No
+weights are read. A topology is a slice by its chips (v6e:8x8) or its Google Cloud name (v5p-128), "*2" behind
+it two slices. Needs libtpu: pip install "mmrl[tpu]".""",
     "data": """\
 examples:
   mmrl data shapes --out=shapes --train=4096 --heldout=512 --seed=0 --sheet=shapes.png
 
 Writes cold_start, train and heldout.parquet of the built-in world, and its untrained model.""",
 }
+
+_WITH_CONFIG = ("train", "sft", "plan")  # commands that take --config.KEY=VALUE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     try:
-        wrong = [word for word in rest if known.command not in ("train", "sft") or not _is_override(word)]
+        wrong = [word for word in rest if known.command not in _WITH_CONFIG or not _is_override(word)]
         if wrong:
             raise ValueError(f"unknown argument {wrong[0]!r}; see mmrl {known.command} --help")
         known.run(known, rest)
@@ -104,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     _evaluation(command("eval", "Measure a model or a run on a data file.", commands.evaluate))
     _generation(command("generate", "Sample responses to prompts.", commands.generate))
+    _planning(command("plan", "Compile a run for TPUs, and say what fits.", commands.plan))
     sub = command("export", "Write a step of a run as a Hugging Face directory.", commands.export)
     sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
@@ -146,6 +159,41 @@ def _generation(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompts", type=Path, required=True, help="JSONL")
     sub.add_argument("--out", type=Path, required=True, help="JSONL to be written")
     sub.add_argument("--n", type=int, default=1, help="responses to each prompt (default: %(default)s)")
+
+
+def _planning(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="an experiment; its keys are overruled by --config.KEY=VALUE",
+    )
+    where = sub.add_mutually_exclusive_group(required=True)
+    where.add_argument("--topology", help="what to compile for")
+    where.add_argument(
+        "--smallest", metavar="GENERATION", help="find the smallest slice on which every program fits"
+    )
+    sub.add_argument(
+        "--model-size",
+        metavar="SIZE",
+        help="a published model: 3b, 7b, 32b or 72b (default: what config.model.path holds)",
+    )
+    sub.add_argument(
+        "--program",
+        action="append",
+        choices=("prefill", "decode", "score", "update"),
+        help="only this one; may be given again (default: all)",
+    )
+    sub.add_argument(
+        "--per-shard",
+        type=int,
+        metavar="N",
+        help="prompts at once for each part of a batch (default: the config's batches; 1 with --smallest)",
+    )
+    sub.add_argument("--suggest", action="store_true", help="also look for the largest batches that fit")
+    sub.add_argument("--quick", action="store_true", help="compile in haste: verdicts, no cycle sums")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub.set_defaults(workdir=None)
 
 
 def _data(sub: argparse.ArgumentParser) -> None:

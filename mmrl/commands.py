@@ -3,12 +3,15 @@
 import argparse
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmrl.config import Config
+    from mmrl.models import qwen2_5_vl_config
     from mmrl.train.assemble import Model
     from mmrl.types import Params
 
@@ -92,6 +95,79 @@ def export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     _, model, step, params = _run_weights(options.workdir, options.step)
     save(params, model.description, options.out, base=model.directory, dtype=jnp.dtype(options.dtype))
     print(f"step {step} of {options.workdir} in {options.out} ({options.dtype})")
+
+
+def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """``mmrl plan``."""
+    if options.suggest and options.smallest:
+        raise ValueError("--suggest looks at one slice: name it with --topology, instead of --smallest")
+    config, workdir = _experiment(options, overrides)
+    _compile_without_devices()
+    from mmrl.plan import report, search
+    from mmrl.plan.chips import parse_topology
+
+    model, sizes = _sizes(options.model_size, config, workdir)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    names = options.program or search.PROGRAMS
+    if options.smallest:
+        found, attempts = search.smallest(
+            config,
+            sizes,
+            options.smallest,
+            names,
+            per_shard=options.per_shard or 1,
+            quick=options.quick,
+            say=say,
+        )
+    else:
+        found, attempts = (
+            search.plan(
+                config,
+                sizes,
+                parse_topology(options.topology),
+                names,
+                per_shard=options.per_shard,
+                quick=options.quick,
+                suggest=options.suggest,
+                say=say,
+            ),
+            (),
+        )
+    if options.json:
+        print(json.dumps(report.as_json(model, found, attempts), indent=1))
+    else:
+        print(report.text(model, found, attempts))
+
+
+def _compile_without_devices() -> None:
+    """Have jax compute on the CPU and libtpu look for no TPU; the environment of the caller comes first."""
+    import jax
+
+    from mmrl.plan.aot import environment
+
+    for name, value in environment().items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+
+def _sizes(name: str | None, config: "Config", workdir: Path) -> tuple[str, "qwen2_5_vl_config.Config"]:
+    """What to call the model, and its sizes: a published one, or what the config's directory holds."""
+    from mmrl.models.published import published
+    from mmrl.models.qwen2_5_vl_config import read_config
+    from mmrl.train.assemble import located
+
+    if name:
+        return f"Qwen2.5-VL-{name.upper()}", published(name)
+    directory = located(config.model.path, workdir)
+    if not directory or not Path(directory).is_dir():
+        raise ValueError(
+            f"config.model.path={directory!r} is no directory: name one with a config.json, or a published "
+            "model with --model-size"
+        )
+    return directory, read_config(directory)
 
 
 def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:

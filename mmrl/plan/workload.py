@@ -1,10 +1,9 @@
-"""The programs of a config at its largest shapes, ready to be traced: what `mmrl plan` and `mmrl bench` look at.
+"""The programs of a config at its largest shapes, ready to be traced: what plans and benchmarks look at.
 
 Arguments are stand-ins (`jax.ShapeDtypeStruct`) that know their sharding; nothing is computed or held.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,7 +59,7 @@ def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Wor
     return Workload(config, sizes, mesh, algorithm(config), make_optimizer(config.optimizer, params, 100))
 
 
-def program(work: Workload, name: str) -> tuple[Callable, tuple, dict[str, Any]]:
+def program(work: Workload, name: str) -> tuple[Any, tuple, dict[str, Any]]:
     """A jitted program with its arguments: ``function.trace(*arguments, **static)`` under the mesh."""
     return {"prefill": _prefill, "decode": _decode, "score": _score, "update": _update}[name](work)
 
@@ -87,7 +86,8 @@ def weights(sizes: qwen2_5_vl_config.Config, mesh: Mesh, *, decoding: bool = Fal
 
 def _array(
     mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None, rules: Rules = ACTIVATIONS
-) -> jax.ShapeDtypeStruct:
+) -> Any:
+    """A `jax.ShapeDtypeStruct` that stands in for an array."""
     axes = axes or ("batch", *[None] * (len(shape) - 1))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape, rules))
 
@@ -122,7 +122,7 @@ def _responses(work: Workload, b: int) -> Responses:
     )
 
 
-def _keys(work: Workload, b: int) -> jax.ShapeDtypeStruct:
+def _keys(work: Workload, b: int) -> Any:
     return _array(work.mesh, (b,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
 
@@ -139,12 +139,12 @@ def _corruption(work: Workload) -> ImageCorruption:
     return ImageCorruption(work.config.corruption.method, work.config.corruption.probability)
 
 
-def _prefill(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+def _prefill(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
     params = weights(work.model, work.mesh, decoding=True)
     return engine.prefill, (params, work.model, _prompts(work, work.lanes)), {}
 
 
-def _decode(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+def _decode(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
     b, sizes = work.lanes, work.model
     array = partial(_array, work.mesh)
     shape = (b, max(work.config.data.prompt_buckets), sizes.kv_heads, sizes.head_dim)
@@ -163,7 +163,7 @@ def _decode(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
     return engine.decode, arguments, static
 
 
-def _score(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+def _score(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
     train = work.config.train
     batch = _batch(work, train.update_prompts)
     arguments = (weights(work.model, work.mesh), _policy(work), batch, _corruption(work))
@@ -174,7 +174,7 @@ def _score(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
     return programs.score, arguments, static
 
 
-def _update(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
+def _update(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
     train = work.config.train
     batch = _batch(work, train.update_prompts)
     of_tokens = _array(work.mesh, batch.responses.tokens.shape, jnp.float32)
@@ -201,7 +201,8 @@ def _update(work: Workload) -> tuple[Callable, tuple, dict[str, Any]]:
 def _state(work: Workload) -> TrainState:
     params = weights(work.model, work.mesh)
     made = jax.eval_shape(work.optimizer.init, params)
-    state = TrainState(params, made, jax.ShapeDtypeStruct((), jnp.int32))
+    updates: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(params, made, updates)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         state,
