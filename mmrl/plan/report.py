@@ -63,7 +63,7 @@ def batches(plan: Plan) -> dict[str, int]:
 
 
 def text(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -> str:
-    """What `mmrl plan` prints: what a search tried, and the plan if there is one; ``model`` names the sizes."""
+    """What `mmrl plan` prints: what a search tried, and the plan if there is one; ``model`` is its name."""
     lines = [
         f"{name(one.topology):<14}{_mesh_text(one.mesh):<24}"
         + ("all fit" if one.failed is None else f"{one.failed.program}: {_shortfall(one.failed)}")

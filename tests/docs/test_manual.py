@@ -8,6 +8,7 @@ is given that here.
 
 import ast
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -40,12 +41,14 @@ PAGES = [*MANUAL, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "third_party").rglob
 IN_PLACE = {
     "--step=STEP": ["--step=2"],
     "--config.model.path=DIR": ["--config.model.path=DIR", "--config.cold_start.steps=0"],
+    "--model-size=7b": ["--config.model.path=DIR"],
 }
 ADDED = {
     "train": ["--config.model.unroll=1"],
     "sft": ["--config.model.unroll=1"],
     "eval": ["--max-tokens=8", "--batch=1"],
     "generate": ["--max-tokens=8", "--batch=1"],
+    "plan": ["--quick"],
     "data": ["--cold-start=8", "--train=8", "--heldout=8"],
 }
 
@@ -122,6 +125,8 @@ def quick(words: list[str]) -> list[str]:
 
 
 def run(words: list[str], folder: Path) -> None:
+    if words[0] == "plan" and importlib.util.find_spec("libtpu") is None:
+        pytest.skip('mmrl plan needs libtpu: pip install "mmrl[tpu]"')
     with contextlib.chdir(folder):
         assert cli.main(quick(words)) == 0, f"mmrl {shlex.join(quick(words))}"
 
@@ -206,7 +211,7 @@ def test_make_is_named_with_targets_that_exist():
 
 def test_commands_with_options_stand_in_blocks():
     """Between backticks stands the name of a command only: options there would not be run."""
-    name = re.compile(r"mmrl (train|sft|eval|generate|export|data shapes)")
+    name = re.compile(r"mmrl (train|sft|eval|generate|export|plan|data shapes)")
     named = [(page.name, word) for page in MANUAL for word in inline(page) if word.startswith("mmrl ")]
     assert [(page, word) for page, word in named if not name.fullmatch(word)] == []
 
