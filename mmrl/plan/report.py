@@ -39,9 +39,11 @@ def table(plan: Plan, model: str) -> str:
         f"{chip.hbm_bytes / GIB:.2f} GiB; mesh: {mesh}",
         ", ".join(f"config.{key}={value}" for key, value in batches(plan).items()),
         "",
-        *_columns(_rows(plan.findings)),
+        *_columns(_rows(plan.findings, plan.quick)),
         "",
+        *_hints(plan),
         *(_suggestion_line(one) for one in plan.suggestions),
+        *([""] if plan.suggestions else []),
         _BYTES_NOTE,
         _ROOFLINE_NOTE,
         _QUICK_NOTE if plan.quick else f"{_CYCLES_NOTE}\n{_NEITHER}",
@@ -108,7 +110,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rows(findings: Sequence[Finding]) -> list[tuple[str, list[str]]]:
+def _rows(findings: Sequence[Finding], quick: bool) -> list[tuple[str, list[str]]]:
     """The table: what each row is called, and its cells."""
 
     def row(title: str, cell: Callable[[Finding], str]) -> tuple[str, list[str]]:
@@ -144,8 +146,19 @@ def _rows(findings: Sequence[Finding]) -> list[tuple[str, list[str]]]:
         *(row(f"  {kind}, times and GB", sent(kind)) for kind in kinds),
         row("estimates, ms for one call", lambda found: ""),
         row("  roofline bound", milliseconds("roofline_seconds")),
-        row("  compiler's cycle sum", milliseconds("cycle_seconds")),
+        *([] if quick else [row("  compiler's cycle sum", milliseconds("cycle_seconds"))]),
         row("compiled in, s", lambda found: _number(found.compile_seconds or None, 1)),
+    ]
+
+
+def _hints(plan: Plan) -> list[str]:
+    refused = {found.program for found in plan.findings if found.fit == "no"}
+    if not refused & {"prefill", "decode"}:
+        return []
+    return [
+        "In prefill and decode the weights are cut over config.mesh.tensor alone: more of it, up to the number",
+        "of key/value heads, makes room.",
+        "",
     ]
 
 

@@ -261,7 +261,7 @@ def smallest(
     generation: str,
     names: Sequence[str] = PROGRAMS,
     *,
-    per_shard: int | None = None,
+    per_shard: int = 1,
     quick: bool = False,
     say: Say = lambda line: None,
 ) -> tuple[Plan | None, tuple[Attempt, ...]]:
@@ -271,35 +271,30 @@ def smallest(
     for cut over ``tensor``: with less on that axis a device holds more.
 
     Raises:
-      ValueError: the generation is not known, libtpu is missing, or no slice can take the config.
+      ValueError: the generation is not known, ``per_shard`` is not positive, or libtpu is missing.
     """
     attempts: list[Attempt] = []
-    excuse = ""
     for topology in slices_to_try(generation):
         for axes in _meshes(config, sizes, device_count(topology)):
-            try:
-                mesh = aot.device_mesh(topology, axes)
-                resized = sized(config, batch_shards(mesh), per_shard)
-            except ValueError as error:
-                if "libtpu" in str(error):
-                    raise
-                excuse = str(error)
-                continue
+            mesh = aot.device_mesh(topology, axes)
+            resized = sized(config, batch_shards(mesh), per_shard)
             work = workload(resized, with_choices(sizes, resized, mesh), mesh)
             found, failed = _all_fit(work, names, topology, quick, say)
             attempts.append(Attempt(topology, dict(mesh.shape), failed))
             if failed is None:
                 return Plan(topology, dict(mesh.shape), resized, found, quick), tuple(attempts)
-    if not attempts:
-        raise ValueError(f"--smallest={generation}: no slice can be tried; {excuse}")
     return None, tuple(attempts)
 
 
-def _meshes(config: Config, sizes: qwen2_5_vl_config.Config, devices: int) -> tuple[Mapping[str, int], ...]:
+def _meshes(config: Config, sizes: qwen2_5_vl_config.Config, devices: int) -> Iterator[Mapping[str, int]]:
+    """Axes to try on one slice: those of the config, if it has devices for them, and one of our own."""
     own = dataclasses.asdict(config.mesh)
-    tensor = math.gcd(sizes.kv_heads, devices)
-    cut = {"replica": 1, "data": 1, "fsdp": -1, "tensor": tensor}
-    return (own,) if own == cut else (own, cut)
+    cut = {"replica": 1, "data": 1, "fsdp": -1, "tensor": math.gcd(sizes.kv_heads, devices)}
+    known = math.prod(size for size in own.values() if size > 0)
+    if own["replica"] == 1 and (devices == known or (-1 in own.values() and devices % known == 0)):
+        yield own
+    if own != cut:
+        yield cut
 
 
 def _all_fit(
