@@ -112,29 +112,23 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(line, file=sys.stderr, flush=True)
 
     names = options.program or search.PROGRAMS
+    attempts: tuple[search.Attempt, ...] = ()
+    found: search.Plan | None
     if options.smallest:
+        per_shard = 1 if options.per_shard is None else options.per_shard
         found, attempts = search.smallest(
-            config,
-            sizes,
-            options.smallest,
-            names,
-            per_shard=options.per_shard or 1,
-            quick=options.quick,
-            say=say,
+            config, sizes, options.smallest, names, per_shard=per_shard, quick=options.quick, say=say
         )
     else:
-        found, attempts = (
-            search.plan(
-                config,
-                sizes,
-                parse_topology(options.topology),
-                names,
-                per_shard=options.per_shard,
-                quick=options.quick,
-                suggest=options.suggest,
-                say=say,
-            ),
-            (),
+        found = search.plan(
+            config,
+            sizes,
+            parse_topology(options.topology),
+            names,
+            per_shard=options.per_shard,
+            quick=options.quick,
+            suggest=options.suggest,
+            say=say,
         )
     if options.json:
         print(json.dumps(report.as_json(model, found, attempts), indent=1))
