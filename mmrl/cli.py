@@ -1,4 +1,4 @@
-"""The commands: ``mmrl train | sft | eval | generate | export | plan | data``."""
+"""The commands: ``mmrl train | sft | eval | generate | export | plan | bench | data``."""
 
 import argparse
 import re
@@ -51,6 +51,13 @@ examples:
 Compiles the programs of a run for TPUs that need not be there, and says what they need of a device. No
 weights are read. A topology is a slice by its chips (v6e:8x8) or its Google Cloud name (v5p-128), "*2" behind
 it two slices. Needs libtpu: pip install "mmrl[tpu]".""",
+    "bench": """\
+examples:
+  mmrl bench --config=experiments/quickstart.py
+  mmrl bench --config=experiments/papo_qwen2_5_vl_3b.py --model-size=3b --config.train.update_prompts=8 \\
+      --config.rollout.lanes=8 --program=decode --program=update --json=bench.json
+
+Times the programs of a run on the devices that are there, at their largest shapes, with random weights.""",
     "data": """\
 examples:
   mmrl data shapes --out=shapes --train=4096 --heldout=512 --seed=0 --sheet=shapes.png
@@ -58,7 +65,7 @@ examples:
 Writes cold_start, train and heldout.parquet of the built-in world, and its untrained model.""",
 }
 
-_WITH_CONFIG = ("train", "sft", "plan")  # commands that take --config.KEY=VALUE
+_WITH_CONFIG = ("train", "sft", "plan", "bench")  # commands that take --config.KEY=VALUE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     _evaluation(command("eval", "Measure a model or a run on a data file.", commands.evaluate))
     _generation(command("generate", "Sample responses to prompts.", commands.generate))
     _planning(command("plan", "Compile a run for TPUs, and say what fits.", commands.plan))
+    _benchmark(command("bench", "Time the programs of a run where we are.", commands.bench))
     sub = command("export", "Write a step of a run as a Hugging Face directory.", commands.export)
     sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
@@ -194,6 +202,33 @@ def _planning(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quick", action="store_true", help="compile in haste: verdicts, no cycle sums")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.set_defaults(workdir=None)
+
+
+def _benchmark(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="an experiment; its keys are overruled by --config.KEY=VALUE",
+    )
+    sub.add_argument(
+        "--workdir", type=Path, help="for paths of the config (default: runs/<name of the experiment>)"
+    )
+    sub.add_argument(
+        "--model-size",
+        metavar="SIZE",
+        help="a published model: 3b, 7b, 32b or 72b (default: what config.model.path holds)",
+    )
+    sub.add_argument(
+        "--program",
+        action="append",
+        choices=("prefill", "decode", "score", "update"),
+        help="only this one; may be given again (default: all)",
+    )
+    sub.add_argument("--repeats", type=int, default=5, help="timed calls (default: %(default)s)")
+    sub.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers here; - prints them, and no table"
+    )
 
 
 def _data(sub: argparse.ArgumentParser) -> None:

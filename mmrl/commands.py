@@ -136,6 +136,36 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(report.text(model, found, attempts))
 
 
+def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """``mmrl bench``."""
+    if options.repeats < 1:
+        raise ValueError(f"--repeats={options.repeats}: time at least one call")
+    config, workdir = _experiment(options, overrides)
+    from mmrl.bench import measure, report
+    from mmrl.mesh import make_mesh
+    from mmrl.plan.search import with_choices
+    from mmrl.plan.workload import PROGRAMS, workload
+    from mmrl.train.assemble import check_corruption, uneven_batches
+
+    check_corruption(config)
+    name, sizes = _sizes(options.model_size, config, workdir)
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    for line in uneven_batches(config, mesh):
+        measure.say(line)
+    work = workload(config, with_choices(sizes, config, mesh), mesh)
+    chosen = [one for one in PROGRAMS if one in (options.program or PROGRAMS)]
+    found = [measure.measure(work, one, options.repeats) for one in chosen]
+    made = report.report(name, work, found, measure.limits(mesh, work.model.dtype))
+    text = json.dumps(made, indent=1)
+    if options.json == Path("-"):
+        print(text)
+        return
+    print(report.table(made))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(text + "\n")
+
+
 def _compile_without_devices() -> None:
     """Have jax compute on the CPU and libtpu look for no TPU; the environment of the caller comes first."""
     import jax

@@ -1,0 +1,189 @@
+"""Running the programs of a config where we are: how long they take, and what the hardware could do."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from mmrl.bench.arguments import arguments
+from mmrl.plan import flops
+from mmrl.plan.aot import Memory
+from mmrl.plan.chips import chip_of
+from mmrl.plan.workload import Workload, program
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one device can do: FLOP/s of products, bytes/s to and from its memory, and who says so."""
+
+    flops: float
+    bandwidth: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One program, measured.
+
+    Attributes:
+      name: of the program.
+      compile_seconds: from tracing to machine code.
+      seconds: of each timed call; the first call of all is not among them.
+      flops: of a call, over all devices, as the program is written.
+      model_flops: likewise, without what is computed a second time to save memory.
+      memory: per device, by the compiler's account; None where it gives none.
+      held_bytes: the most that the first device's allocator has held since the process began, as it was after
+        the last call; None where it does not count.
+    """
+
+    name: str
+    compile_seconds: float
+    seconds: tuple[float, ...]
+    flops: int
+    model_flops: int
+    memory: Memory | None
+    held_bytes: int | None
+
+
+def limits(mesh: Mesh, dtype: DTypeLike) -> Limits:
+    """Of the devices of ``mesh``: by data sheet where `mmrl.plan.chips` has them, else measured here."""
+    device = mesh.devices.flat[0]
+    chip = chip_of(device.device_kind)
+    if chip is not None:
+        return Limits(chip.peak_flops, chip.hbm_bandwidth, "data sheet, bfloat16")
+    width, length = (2048, 2**26) if device.platform == "cpu" else (8192, 2**28)
+    return measured_limits(mesh, dtype, width, length)
+
+
+def measured_limits(mesh: Mesh, dtype: DTypeLike, width: int, length: int) -> Limits:
+    """A product of two square matrices and a pass over an array in place, by all devices at once.
+
+    In place, because a fresh array would first have to be given its memory by the system.
+
+    Args:
+      mesh: the devices.
+      dtype: of the elements.
+      width: of the matrices, large enough that the product is bound by arithmetic.
+      length: of the array, large enough that no cache holds it.
+    """
+    devices, parts = mesh.devices.size, PartitionSpec(mesh.axis_names)
+
+    def seconds(function: Callable, shape: tuple[int, ...]) -> float:
+        x = jax.jit(
+            lambda: jnp.full((devices, *shape), 0.5, dtype), out_shardings=NamedSharding(mesh, parts)
+        )()
+        run = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=parts), donate_argnums=0)
+        x = jax.block_until_ready(run(x))
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            x = jax.block_until_ready(run(x))
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken)
+
+    product = seconds(lambda x: (x[0] @ x[0] / width)[None], (width, width))
+    passed = seconds(lambda x: -x, (length,))
+    moved = 2 * length * jnp.dtype(dtype).itemsize  # read and written
+    return Limits(2 * width**3 / product, moved / passed, "measured here")
+
+
+def measure(work: Workload, name: str, repeats: int) -> Measured:
+    """Compile one program, call it once unmeasured and then ``repeats`` times, each call waited for.
+
+    Raises:
+      ValueError: it does not fit the memory.
+    """
+    try:
+        return _measure(work, name, repeats)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        mend = {
+            "prefill": "rollout.lanes",
+            "decode": "rollout.lanes",
+            "score": "train.micro_prompts",
+            "update": "train.micro_prompts",
+        }[name]
+        raise ValueError(
+            f"{name} does not fit the memory of {work.mesh.devices.size} x "
+            f"{work.mesh.devices.flat[0].device_kind}: lower config.{mend}, or leave it out with --program"
+        ) from error
+
+
+def _measure(work: Workload, name: str, repeats: int) -> Measured:
+    start = time.perf_counter()
+    traced = trace(work, name)
+    compiled = traced.lower().compile()
+    compile_seconds = time.perf_counter() - start
+    say(f"{name}: compiled in {compile_seconds:.1f} s")
+    taken = timed(compiled, arguments(work, name), repeats, carried=name == "update")
+    say(f"{name}: {statistics.median(taken):.4g} s a call")
+    counted = _flops(work, traced)
+    lean = replace(work, model=replace(work.model, remat="none"))
+    stats = work.mesh.devices.flat[0].memory_stats()
+    return Measured(
+        name=name,
+        compile_seconds=compile_seconds,
+        seconds=tuple(taken),
+        flops=counted,
+        model_flops=counted if work.model.remat == "none" else _flops(lean, trace(lean, name)),
+        memory=_memory(compiled),
+        held_bytes=stats.get("peak_bytes_in_use") if stats else None,
+    )
+
+
+def trace(work: Workload, name: str) -> jax.stages.Traced:
+    """The program ``name`` on its stand-ins."""
+    function, stand_ins, static = program(work, name)
+    with jax.set_mesh(work.mesh):
+        return function.trace(*stand_ins, **static)
+
+
+def timed(compiled: Callable, arguments: tuple, repeats: int, *, carried: bool) -> list[float]:
+    """Seconds of each of ``repeats`` calls after a first one.
+
+    Where ``carried``, what comes out first takes the place of the first argument: the call has given that
+    one's memory away.
+    """
+    jax.block_until_ready(arguments)
+    taken = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        out = jax.block_until_ready(compiled(*arguments))
+        taken.append(time.perf_counter() - start)
+        if carried:
+            arguments = (out[0], *arguments[1:])
+        del out  # else the next call would have to find room beside it
+    return taken[1:]
+
+
+def _flops(work: Workload, traced: jax.stages.Traced) -> int:
+    # The loop over response tokens ends early only if all responses stop, which none does here.
+    platform = work.mesh.devices.flat[0].platform
+    return flops.count(traced.jaxpr, while_trips=work.config.rollout.max_tokens, platform=platform).total
+
+
+def _memory(compiled: Any) -> Memory | None:
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return None
+    return Memory(
+        argument=stats.argument_size_in_bytes,
+        output=stats.output_size_in_bytes,
+        temporary=stats.temp_size_in_bytes,
+        alias=stats.alias_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+        peak=stats.peak_memory_in_bytes,
+    )
+
+
+def say(text: str) -> None:
+    """Tell people something, beside the results."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
