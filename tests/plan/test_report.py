@@ -1,0 +1,150 @@
+"""Plans as a table and as JSON, from made-up findings."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from mmrl.config import Config
+from mmrl.plan.aot import Memory
+from mmrl.plan.chips import GIB, parse_topology
+from mmrl.plan.hlo import Traffic
+from mmrl.plan.report import as_json, intensity, text
+from mmrl.plan.search import Attempt, Plan, Suggestion
+from mmrl.plan.verdict import Finding
+
+LIMIT = 16 * GIB
+FITS = Finding(
+    "decode", 16, 16, "fits", 9 * GIB, LIMIT, 2 * GIB,
+    memory=Memory(4 * GIB, GIB, 3 * GIB, 0, 0, 7 * GIB),
+    flops=5e13, least_bytes=2 * 10**12, collectives={"all-reduce": Traffic(1234, 5.5e9)},
+    roofline_seconds=2.5, cycle_seconds=3.25, compile_seconds=12.4,
+)  # fmt: skip
+REFUSED = Finding(
+    "update", 16, 128, "no", 20 * GIB, LIMIT, GIB, flops=7e15, compile_seconds=4.0, unbounded=True
+)
+NOT_COMPILED = Finding("score", 16, 128, "no", 33 * GIB, LIMIT, GIB)
+MESH = {"replica": 1, "data": 1, "fsdp": 4, "tensor": 4}
+PLAN = Plan(parse_topology("v5e:4x4"), MESH, Config(), (FITS, NOT_COMPILED, REFUSED), quick=False)
+
+
+def cells(plan: Plan) -> dict[str, list[str]]:
+    """Rows of the table by their titles, which two blanks or the end of the line follow."""
+    lines = text("a model", plan).split("\n\n")[1].splitlines()
+    parts = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    head = lines[0].split()
+    return {"": head} | {title: row for title, *row in parts if title != head[0]}
+
+
+def test_the_table():
+    rows = cells(PLAN)
+    assert rows[""] == ["decode", "score", "update"]
+    assert rows["prompts at once"] == ["16", "16", "16"]
+    assert rows["prompts in one call"] == ["16", "128", "128"]
+    assert rows["verdict"] == ["fits", "does not fit", "does not fit"]
+    assert rows["arguments"] == ["4.00", "-", "-"]
+    assert rows["outputs"] == ["1.00", "-", "-"]
+    assert rows["temporaries"] == ["3.00", "-", "-"]
+    assert rows["peak of the program"] == ["7.00", "-", "-"]
+    assert rows["resident beside it"] == ["2.00", "1.00", "1.00"]
+    assert rows["needed"] == ["9.00", ">33.00", ">20.00"]
+    assert rows["needed, % of memory"] == ["56", "206", "125"]
+    assert rows["operations, TFLOP on a device"] == ["50", "-", ">7,000"]
+    assert rows["least GB moved on a device"] == ["2,000", "-", "-"]
+    assert rows["operations per least byte"] == ["25", "-", "-"]
+    assert rows["all-reduce, times and GB"] == ["1,234 5.5", "-", "-"]
+    assert rows["roofline bound"] == ["2,500", "-", "-"]
+    assert rows["compiler's cycle sum"] == ["3,250", "-", "-"]
+    assert rows["compiled in, s"] == ["12.4", "-", "4"]
+
+
+def test_the_head_says_for_what():
+    head = text("Qwen2.5-VL-7B", PLAN).split("\n\n")[0]
+    assert "Qwen2.5-VL-7B on v5e:4x4: 16 devices of 15.75 GiB" in head
+    assert "fsdp 4, tensor 4" in head
+    assert "config.train.micro_prompts=16" in head
+
+
+def test_estimates_say_what_they_leave_out():
+    full = text("a model", PLAN)
+    assert "Neither is a measured time" in full
+    assert "leaves out\n  collectives, Pallas kernels" in full
+    quick = text("a model", replace(PLAN, quick=True))
+    assert "compiled without optimization" in quick
+    assert "cycle sum" not in cells(replace(PLAN, quick=True))
+    assert "compiler's cycle sum" not in quick
+
+
+def test_a_rollout_that_does_not_fit_is_told_of_the_tensor_axis():
+    hint = "cut over config.mesh.tensor alone"
+    assert hint not in text("a model", PLAN)
+    refused = replace(PLAN, findings=(replace(REFUSED, program="decode"),))
+    assert hint in text("a model", refused)
+
+
+@pytest.mark.parametrize(
+    ("suggestion", "line"),
+    [
+        (
+            Suggestion("rollout.lanes", 32, ((16, "fits"), (32, "fits"), (64, "tight"))),
+            "config.rollout.lanes=32 is the largest that fits of those tried (16 fits, 32 fits, 64 tight)",
+        ),
+        (
+            Suggestion("train.micro_prompts", None, ((16, "no"),)),
+            "config.train.micro_prompts: none that was tried fits (16 does not fit)",
+        ),
+    ],
+)
+def test_suggestions(suggestion, line):
+    assert line in text("a model", replace(PLAN, suggestions=(suggestion,)))
+
+
+ATTEMPTS = (
+    Attempt(
+        parse_topology("v5e:2x2"), {**MESH, "tensor": 1}, replace(REFUSED, fit="tight", needed_bytes=LIMIT)
+    ),
+    Attempt(parse_topology("v5e:4x4"), MESH, None),
+)
+
+
+def test_the_search_for_a_slice_is_told():
+    found = text("a model", PLAN, ATTEMPTS)
+    assert "v5e:2x2       fsdp 4                  update: needs 16.00 of 16.00 GiB (tight)" in found
+    assert "v5e:4x4       fsdp 4 tensor 4         all fit" in found
+    assert "the smallest slice is v5e:4x4" in found
+    assert text("a model", None, ATTEMPTS[:1]).endswith("no slice that was tried holds a model")
+
+
+def test_json():
+    suggestion = Suggestion("rollout.lanes", 32, ((16, "fits"), (32, "fits")))
+    made = as_json("a model", replace(PLAN, suggestions=(suggestion,)), ATTEMPTS)
+    read = json.loads(json.dumps(made))
+    assert read == made
+    assert read["model"] == "a model"
+    plan = read["plan"]
+    assert (plan["topology"], plan["devices"], plan["mesh"], plan["quick"]) == ("v5e:4x4", 16, MESH, False)
+    assert plan["batches"]["train.micro_prompts"] == 16
+    decode, score, update = plan["programs"]
+    assert decode["memory"] == {
+        "argument": 4 * GIB, "output": GIB, "temporary": 3 * GIB, "alias": 0, "code": 0, "peak": 7 * GIB
+    }  # fmt: skip
+    assert decode["collectives"] == {"all-reduce": {"count": 1234, "wire_bytes": 5.5e9}}
+    assert (score["flops"], update["memory"], update["unbounded"]) == (None, None, True)
+    assert plan["suggestions"] == [
+        {
+            "key": "rollout.lanes",
+            "value": 32,
+            "tried": [{"value": 16, "fit": "fits"}, {"value": 32, "fit": "fits"}],
+        }
+    ]
+    assert [(one["topology"], one["failed"] and one["failed"]["fit"]) for one in read["tried"]] == [
+        ("v5e:2x2", "tight"),
+        ("v5e:4x4", None),
+    ]
+    assert as_json("a model", None)["plan"] is None
+
+
+def test_intensity():
+    assert intensity(FITS) == 25
+    assert intensity(REFUSED) is None
