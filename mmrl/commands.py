@@ -141,7 +141,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.repeats < 1:
         raise ValueError(f"--repeats={options.repeats}: time at least one call")
     config, workdir = _experiment(options, overrides)
-    from mmrl.bench import measure, report
+    from mmrl.bench import arguments, measure, report
     from mmrl.mesh import make_mesh
     from mmrl.plan.search import with_choices
     from mmrl.plan.workload import PROGRAMS, workload
@@ -153,6 +153,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     for line in uneven_batches(config, mesh):
         measure.say(line)
     work = workload(config, with_choices(sizes, config, mesh), mesh)
+    arguments.check(work)
     chosen = [one for one in PROGRAMS if one in (options.program or PROGRAMS)]
     found = [measure.measure(work, one, options.repeats) for one in chosen]
     made = report.report(name, work, found, measure.limits(mesh, work.model.dtype))

@@ -15,11 +15,26 @@ from mmrl.models.qwen2_5_vl import Prefix
 from mmrl.models.qwen2_5_vl_config import Config, describe
 from mmrl.plan.workload import Workload, program
 from mmrl.train import programs
+from mmrl.train.assemble import sampling_of
 from mmrl.train.optimizer import initial_state
 from mmrl.train.programs import Batch, Policy
 from mmrl.types import Images, Params, Prompts, Responses, StopReason
 
 _SCALE = 0.02  # standard deviation of random weights, as in Qwen2.5's own initialisation
+
+
+def check(work: Workload) -> None:
+    """What can be known before anything is computed.
+
+    Raises:
+      ValueError: the largest patch bucket is no whole number of windows, or the sampling is out of range.
+    """
+    patches, slots = max(work.config.data.patch_buckets), work.model.window_slots
+    if patches % slots:
+        raise ValueError(
+            f"config.data.patch_buckets: {patches} is not a multiple of {slots}, the patches of a window"
+        )
+    sampling_of(work.config)
 
 
 def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
@@ -28,9 +43,6 @@ def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
     Arrays are laid out as the stand-ins of `mmrl.plan.workload.program` say. Every prompt fills its bucket,
     with one image as large as both buckets allow. Every response has all its tokens: where they are sampled,
     the id they would stop at is banned.
-
-    Raises:
-      ValueError: the patch bucket is no whole number of windows.
     """
     _, stand_ins, static = program(work, name)
     key = jax.random.key(seed)
@@ -92,17 +104,9 @@ def weights(sizes: Config, like: Params, key: Key[Array, ""]) -> Params:
 
 
 def full_prompts(sizes: Config, like: Prompts) -> Prompts:
-    """The same prompt in every row, without padding: text, an image, text.
-
-    Raises:
-      ValueError: the patch bucket is no whole number of windows.
-    """
+    """The same prompt in every row, without padding: text, an image, text."""
     (b, p), n = like.tokens.shape, like.images.image.shape[1]
     side, slots = math.isqrt(sizes.window_slots) // 2, sizes.window_slots
-    if n % slots:
-        raise ValueError(
-            f"config.data.patch_buckets: {n} is not a multiple of {slots}, the patches of a window"
-        )
     windows = min(n, 4 * p) // slots  # four patches make a token
     high = max((size for size in range(1, math.isqrt(windows) + 1) if windows % size == 0), default=0)
     rows, columns = high * side, windows // max(high, 1) * side  # in merged tokens; whole windows

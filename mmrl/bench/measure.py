@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +51,23 @@ class Measured:
     held_bytes: int | None
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A program before it is first called.
+
+    Attributes:
+      name: of the program.
+      traced: as it is written.
+      call: as it is compiled.
+      seconds: from tracing to machine code.
+    """
+
+    name: str
+    traced: jax.stages.Traced
+    call: jax.stages.Compiled
+    seconds: float
+
+
 def limits(mesh: Mesh, dtype: DTypeLike) -> Limits:
     """Of the devices of ``mesh``: by data sheet where `mmrl.plan.chips` has them, else measured here."""
     device = mesh.devices.flat[0]
@@ -65,7 +81,8 @@ def limits(mesh: Mesh, dtype: DTypeLike) -> Limits:
 def measured_limits(mesh: Mesh, dtype: DTypeLike, width: int, length: int) -> Limits:
     """A product of two square matrices and a pass over an array in place, by all devices at once.
 
-    In place, because a fresh array would first have to be given its memory by the system.
+    In place, because a fresh array would first have to be given its memory by the system. The best of some
+    calls, because a limit is what can be reached.
 
     Args:
       mesh: the devices.
@@ -86,7 +103,7 @@ def measured_limits(mesh: Mesh, dtype: DTypeLike, width: int, length: int) -> Li
             start = time.perf_counter()
             x = jax.block_until_ready(run(x))
             taken.append(time.perf_counter() - start)
-        return statistics.median(taken)
+        return min(taken)
 
     product = seconds(lambda x: (x[0] @ x[0] / width)[None], (width, width))
     passed = seconds(lambda x: -x, (length,))
@@ -101,7 +118,11 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
       ValueError: it does not fit the memory.
     """
     try:
-        return _measure(work, name, repeats)
+        ready = prepared(work, name)
+        say(f"{name}: compiled in {ready.seconds:.1f} s")
+        found = called(work, ready, arguments(work, name), repeats)
+        say(f"{name}: {statistics.median(found.seconds):.4g} s a call")
+        return found
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -117,30 +138,33 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
         ) from error
 
 
-def _measure(work: Workload, name: str, repeats: int) -> Measured:
+def prepared(work: Workload, name: str) -> Ready:
+    """The program ``name``, compiled on its stand-ins."""
     start = time.perf_counter()
-    traced = trace(work, name)
+    traced = _trace(work, name)
     compiled = traced.lower().compile()
-    compile_seconds = time.perf_counter() - start
-    say(f"{name}: compiled in {compile_seconds:.1f} s")
-    taken = timed(compiled, arguments(work, name), repeats, carried=name == "update")
-    say(f"{name}: {statistics.median(taken):.4g} s a call")
-    counted = _flops(work, traced)
+    return Ready(name, traced, compiled, time.perf_counter() - start)
+
+
+def called(work: Workload, ready: Ready, given: tuple, repeats: int) -> Measured:
+    """Call a program on what `arguments` made, once unmeasured and then ``repeats`` times."""
+    name = ready.name
+    taken = timed(ready.call, given, repeats, carried=name == "update")
+    counted = _flops(work, ready.traced)
     lean = replace(work, model=replace(work.model, remat="none"))
     stats = work.mesh.devices.flat[0].memory_stats()
     return Measured(
         name=name,
-        compile_seconds=compile_seconds,
+        compile_seconds=ready.seconds,
         seconds=tuple(taken),
         flops=counted,
-        model_flops=counted if work.model.remat == "none" else _flops(lean, trace(lean, name)),
-        memory=_memory(compiled),
+        model_flops=counted if work.model.remat == "none" else _flops(lean, _trace(lean, name)),
+        memory=_memory(ready.call),
         held_bytes=stats.get("peak_bytes_in_use") if stats else None,
     )
 
 
-def trace(work: Workload, name: str) -> jax.stages.Traced:
-    """The program ``name`` on its stand-ins."""
+def _trace(work: Workload, name: str) -> jax.stages.Traced:
     function, stand_ins, static = program(work, name)
     with jax.set_mesh(work.mesh):
         return function.trace(*stand_ins, **static)
@@ -170,7 +194,7 @@ def _flops(work: Workload, traced: jax.stages.Traced) -> int:
     return flops.count(traced.jaxpr, while_trips=work.config.rollout.max_tokens, platform=platform).total
 
 
-def _memory(compiled: Any) -> Memory | None:
+def _memory(compiled: jax.stages.Compiled) -> Memory | None:
     stats = compiled.memory_analysis()
     if stats is None:
         return None

@@ -1,0 +1,295 @@
+"""The programs of a small config, run and timed on the CPU."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import noise_image
+
+from mmrl.bench.arguments import arguments, full_prompts
+from mmrl.bench.measure import Limits, Ready, called, limits, measure, prepared, timed
+from mmrl.bench.report import least_bytes, report, table
+from mmrl.cli import main
+from mmrl.config import from_dict
+from mmrl.mesh import make_mesh
+from mmrl.models.prompts import collate, encode, messages
+from mmrl.models.qwen2_5_vl_config import read_config
+from mmrl.plan import flops
+from mmrl.plan.workload import PROGRAMS, program, workload
+from mmrl.train.metrics import CompileCounter
+from mmrl.types import StopReason
+
+P, N, G, R, LANES, UPDATE = 24, 32, 2, 5, 2, 2
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste():
+    """Programs are compiled without optimization: what they do is the same."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def work(fixtures_dir):
+    sizes = read_config(fixtures_dir / "qwen2_5_vl")
+    sizes = replace(sizes, layers=1, vision_layers=1, full_attention_layers=(0,), remat="full")
+    config = from_dict(
+        {
+            "data": {"prompt_buckets": (8, P), "patch_buckets": (16, N)},
+            "rollout": {"prompts": 4, "lanes": LANES, "group": G, "max_tokens": R},
+            "train": {"update_prompts": UPDATE, "micro_prompts": 1},
+            "algorithm": {"name": "papo_g"},
+        }
+    )
+    return workload(config, sizes, make_mesh({}))
+
+
+@pytest.fixture(scope="module")
+def ready(work):
+    """Each program, compiled."""
+    return {name: prepared(work, name) for name in PROGRAMS}
+
+
+@pytest.fixture(scope="module")
+def given(work):
+    """What each program is called with."""
+    return {name: arguments(work, name) for name in PROGRAMS}
+
+
+@pytest.fixture(scope="module")
+def measured(work, ready, given):
+    """Each program, timed; and how many programs were compiled in between."""
+    with CompileCounter() as compiles:
+        found = {name: called(work, ready[name], kept(given[name]), 2) for name in PROGRAMS}
+    return found, compiles.count
+
+
+def kept(given: tuple) -> tuple:
+    """The same with a first argument of its own, whose memory the update may take."""
+    return (jax.tree.map(np.asarray, given[0]), *given[1:])
+
+
+def stand_in(leaf) -> jax.ShapeDtypeStruct:
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+
+def counted(work, name: str) -> int:
+    function, stand_ins, static = program(work, name)
+    with jax.set_mesh(work.mesh):
+        traced = function.trace(*stand_ins, **static)
+    return flops.count(traced.jaxpr, while_trips=R, platform="cpu").total
+
+
+def test_prompts_are_those_of_the_processor(policy):
+    """An image of two by two windows, as the processor would lay it out at the same place."""
+    sizes, processor = policy.config, policy.processor
+    side, unit = 2 * processor.window, processor.image.patch
+    image = noise_image(2 * side * unit, 2 * side * unit)
+    spec = replace(processor.image, min_pixels=1, max_pixels=10**8)
+    processor = replace(processor, image=spec)
+    encoded = encode(processor, messages("<image>How many?"), [image])
+    p, n = len(encoded.tokens), len(encoded.patches)
+    theirs = collate([encoded], processor, p, n)
+    like = jax.tree.map(stand_in, theirs)
+    ours = jax.device_get(full_prompts(sizes, like))
+    np.testing.assert_array_equal(ours.images.position, theirs.images.position)
+    np.testing.assert_array_equal(ours.images.image, theirs.images.image)
+    assert ours.next_position == theirs.next_position
+    first = [np.flatnonzero(prompts.image_token[0] >= 0)[0] for prompts in (ours, theirs)]
+    tokens = n // 4
+    for name in ("image_token", "position"):
+        spans = [
+            getattr(prompts, name)[0, at : at + tokens]
+            for prompts, at in zip((ours, theirs), first, strict=True)
+        ]
+        shift = first[0] - first[1] if name == "position" else 0
+        np.testing.assert_array_equal(spans[0], spans[1] + shift)
+
+
+@pytest.mark.parametrize(("p", "n", "windows"), [(24, 64, 4), (10, 64, 2), (3, 64, 0), (24, 48, 3)])
+def test_an_image_is_as_large_as_both_buckets_allow(work, p, n, windows):
+    like = program(work, "prefill")[1][2]
+    like = jax.tree.map(
+        lambda leaf: stand_in(np.broadcast_to(0, cut(leaf.shape, p, n)).astype(leaf.dtype)), like
+    )
+    made = full_prompts(work.model, like)
+    assert (made.image_token >= 0).sum(axis=1).tolist() == [4 * windows] * LANES
+    assert (made.images.image >= 0).sum(axis=1).tolist() == [16 * windows] * LANES
+    assert made.mask.all()
+
+
+def cut(shape: tuple[int, ...], p: int, n: int) -> tuple[int, ...]:
+    return tuple({P: p, N: n}.get(size, size) if axis == 1 else size for axis, size in enumerate(shape))
+
+
+def test_decoding_goes_on_to_the_last_token(ready, given):
+    made = ready["decode"].call(*given["decode"])
+    assert made.mask.shape == (LANES, G, R)
+    assert made.mask.all()
+    assert (made.stop == StopReason.LENGTH).all()
+    assert (made.tokens > 0).all()  # 0 would have ended a response
+    assert len(np.unique(made.tokens)) > 2
+    assert jnp.isfinite(made.logprob).all()
+
+
+def test_an_update_is_taken(ready, given):
+    before = np.asarray(given["update"][0].params["lm_head"])
+    state, metrics = ready["update"].call(*kept(given["update"]))
+    assert metrics["skipped"] == 0
+    assert metrics["gradient_norm"] > 0
+    assert state.updates == 1
+    assert (np.asarray(state.params["lm_head"]) != before).any()
+
+
+def test_nothing_is_compiled_between_calls(measured):
+    found, compiles = measured
+    assert {name: len(one.seconds) for name, one in found.items()} == dict.fromkeys(PROGRAMS, 2)
+    assert compiles == 0
+
+
+def test_what_an_update_gives_is_what_the_next_is_given():
+    seen = []
+
+    def call(state: np.ndarray, other: str) -> tuple:
+        seen.append((int(state), other))
+        return state + 1, "metrics"
+
+    assert len(timed(call, (np.array(0), "batch"), 2, carried=True)) == 2
+    assert seen == [(0, "batch"), (1, "batch"), (2, "batch")]
+
+
+def test_operations_are_those_of_the_program(work, measured):
+    measured, _ = measured
+    lean = replace(work, model=replace(work.model, remat="none"))
+    for name, one in measured.items():
+        assert one.flops == counted(work, name)
+        assert one.model_flops == counted(lean, name)
+    assert measured["update"].flops > measured["update"].model_flops
+    assert measured["decode"].flops == measured["decode"].model_flops
+
+
+def test_decoding_moves_weights_and_prefix_in_every_step(work):
+    sizes = work.model
+    language = sizes.layers * (
+        sizes.width * sizes.head_dim * 2 * (sizes.query_heads + sizes.kv_heads)  # query, out, key, value
+        + sizes.head_dim * (sizes.query_heads + 2 * sizes.kv_heads)  # their biases
+        + 3 * sizes.width * sizes.mlp_width
+        + 2 * sizes.width
+    )
+    weights = language + sizes.width + sizes.vocabulary * sizes.width
+    token = LANES * 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
+    steps = [weights + P * token + G * token * (step + 1) + G * token for step in range(R)]
+    assert least_bytes(work, "decode") == 4 * sum(steps)
+
+
+def test_an_update_moves_the_state_twice(work):
+    leaves = jax.tree.leaves(program(work, "prefill")[1][0])
+    counters = 3
+    assert least_bytes(work, "update") == 2 * 4 * (3 * sum(leaf.size for leaf in leaves) + counters)
+
+
+def test_report(work, measured):
+    measured, _ = measured
+    made = report("tiny", work, list(measured.values()), Limits(1e9, 1e9, "made up"))
+    assert as_lists(made) == json.loads(json.dumps(made))
+    rows = {row["program"]: row for row in made["programs"]}
+    assert {name: row["tokens"] for name, row in rows.items()} == {
+        "prefill": LANES * P,
+        "decode": LANES * G * R,
+        "score": UPDATE * (P + G * R),
+        "update": UPDATE * (P + G * R),
+    }
+    for name, row in rows.items():
+        taken = row["seconds"]
+        assert taken["min"] <= taken["median"] <= taken["max"]
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / taken["median"])
+        assert row["flops_share"] == pytest.approx(measured[name].model_flops / taken["median"] / 1e9)
+        assert row["bytes_share"] == pytest.approx(least_bytes(work, name) / taken["median"] / 1e9)
+        assert row["times_floor"] == pytest.approx(1 / max(row["flops_share"], row["bytes_share"]))
+        assert row["memory"]["held"] >= row["memory"]["argument"]
+        assert f"{taken['median']:.4g}" in table(made)
+    assert rows["decode"]["step"]["seconds"] == pytest.approx(rows["decode"]["seconds"]["median"] / R)
+    assert rows["update"]["shapes"]["micro_batches"] == UPDATE
+
+
+def as_lists(node):
+    """JSON has no tuples."""
+    if isinstance(node, dict):
+        return {name: as_lists(value) for name, value in node.items()}
+    return [as_lists(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def test_limits_are_measured_where_the_kind_is_not_known(work):
+    """Within what any machine can do: a rate in another unit would be far off."""
+    found = limits(work.mesh, jnp.float32)
+    assert found.source == "measured here"
+    assert 1e8 < found.flops < 1e14
+    assert 1e7 < found.bandwidth < 1e13
+
+
+def arguments_of_cli(fixtures_dir, *more: str) -> list[str]:
+    return [
+        "bench",
+        f"--config={EXPERIMENT}:smoke",
+        f"--config.model.path={fixtures_dir / 'qwen2_5_vl'}",
+        "--program=prefill",
+        "--config.rollout.lanes=1",
+        *more,
+    ]
+
+
+def test_command(fixtures_dir, tmp_path, capsys):
+    out = tmp_path / "deep" / "bench.json"
+    assert main(arguments_of_cli(fixtures_dir, "--repeats=1", f"--json={out}")) == 0
+    made = json.loads(out.read_text())
+    said = capsys.readouterr()
+    assert said.out == table(made) + "\n"
+    assert "prefill: compiled in" in said.err
+    assert made["hardware"]["kind"] == jax.devices()[0].device_kind
+    assert made["versions"]["jax"] == jax.__version__
+    assert made["config"]["rollout"]["lanes"] == 1
+    (row,) = made["programs"]
+    assert (row["program"], row["repeats"], row["shapes"]["prompts"]) == ("prefill", 1, 1)
+
+
+def test_object_alone_on_stdout(fixtures_dir, capsys):
+    assert main(arguments_of_cli(fixtures_dir, "--repeats=1", "--json=-")) == 0
+    assert json.loads(capsys.readouterr().out)["programs"][0]["program"] == "prefill"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--repeats=0", "time at least one call"),
+        ("--config.data.patch_buckets=70", "70 is not a multiple of 16"),
+        ("--config.mesh.data=3", "does not fit 1 devices"),
+        ("--config.model.path=nowhere", "--model-size"),
+        ("--model-size=8b", "published sizes are 3b, 7b, 32b, 72b"),
+        ("--config.rollout.top_p=0.0", "rollout.top_p=0.0 is out of range"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_compiled(fixtures_dir, capsys, option, message):
+    with CompileCounter() as compiles:
+        assert main(arguments_of_cli(fixtures_dir, option)) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert message in said
+    assert compiles.count == 0
+
+
+def test_out_of_memory_names_the_program_and_the_mend(work, monkeypatch):
+    def refuse(*_: object) -> Ready:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.setattr("mmrl.bench.measure.prepared", refuse)
+    with pytest.raises(ValueError, match=r"update does not fit .* config\.train\.micro_prompts"):
+        measure(work, "update", 1)
