@@ -1,11 +1,11 @@
 """A plan as a table for people, and as a JSON object for programs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmrl.plan.chips import GIB, TPUS, device_count, name
-from mmrl.plan.search import Attempt, Plan, Suggestion
+from mmrl.plan.search import Attempt, Plan, Suggestion, mesh_text
 from mmrl.plan.verdict import Finding
 
 _WORDS = {"fits": "fits", "tight": "tight", "no": "does not fit"}
@@ -67,7 +67,7 @@ def batches(plan: Plan) -> dict[str, int]:
 def text(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -> str:
     """What `mmrl plan` prints: what a search tried, and the plan if there is one; ``model`` is its name."""
     lines = [
-        f"{name(one.topology):<14}{_mesh_text(one.mesh):<24}"
+        f"{name(one.topology):<14}{mesh_text(one.mesh):<24}"
         + ("all fit" if one.failed is None else f"{one.failed.program}: {_shortfall(one.failed)}")
         for one in attempts
     ]
@@ -156,8 +156,8 @@ def _hints(plan: Plan) -> list[str]:
     if not refused & {"prefill", "decode"}:
         return []
     return [
-        "In prefill and decode the weights are cut over config.mesh.tensor alone: more of it, up to the number",
-        "of key/value heads, makes room.",
+        "In prefill and decode the weights are cut over config.mesh.tensor alone: more of it, up to the",
+        "number of key/value heads, makes room.",
         "",
     ]
 
@@ -180,9 +180,11 @@ def _gib(size: int) -> str:
 
 
 def _number(value: float | None, scale: float) -> str:
-    return (
-        "-" if value is None else f"{value * scale:,.4g}" if value * scale < 1e4 else f"{value * scale:,.0f}"
-    )
+    """Four digits, and no exponent for large ones."""
+    if value is None:
+        return "-"
+    scaled = value * scale
+    return f"{scaled:,.4g}" if scaled < 1e4 else f"{scaled:,.0f}"
 
 
 def _bound(found: Finding, text: str) -> str:
@@ -196,10 +198,6 @@ def _sent(found: Finding, kind: str) -> str:
 
 def _shortfall(found: Finding) -> str:
     return f"needs {_gib(found.needed_bytes)} of {_gib(found.limit_bytes)} GiB ({_WORDS[found.fit]})"
-
-
-def _mesh_text(mesh: Mapping[str, int]) -> str:
-    return " ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
 def _suggestion_line(one: Suggestion) -> str:

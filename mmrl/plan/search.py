@@ -192,14 +192,15 @@ def _examined(work: Workload, program_name: str, topology: Topology, quick: bool
     found = examine(work, program_name, topology, quick=quick)
     took = f"compiled in {found.compile_seconds:.0f} s" if found.compile_seconds else "not compiled"
     say(
-        f"{name(topology)} {_mesh_text(work.mesh)}: {program_name} of {found.prompts} prompts: {found.fit}, "
+        f"{name(topology)} {mesh_text(work.mesh.shape)}: {program_name} of {found.prompts}: {found.fit}, "
         f"{found.needed_bytes / GIB:.2f} of {found.limit_bytes / GIB:.2f} GiB, {took}"
     )
     return found
 
 
-def _mesh_text(mesh: Mesh) -> str:
-    return " ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+def mesh_text(axes: Mapping[str, int]) -> str:
+    """The axes of a mesh that cut anything, on one line."""
+    return " ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1) or "one device"
 
 
 def _suggestion(

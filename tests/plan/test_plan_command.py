@@ -132,7 +132,7 @@ def test_a_tiny_model_on_four_chips(tmp_path):
         assert not program["unbounded"]
         assert program["needed_bytes"] == program["memory"]["peak"] + program["resident_bytes"]
         assert program["cycle_seconds"] > program["roofline_seconds"] > 0
-    assert f"decode of 2 prompts: fits, {decode['needed_bytes'] / 2**30:.2f} of 15.75 GiB" in progress
+    assert f"decode of 2: fits, {decode['needed_bytes'] / 2**30:.2f} of 15.75 GiB" in progress
 
     # The optimizer's moments and weights lie beside decoding; updating reads them.
     weights = TEXT_WEIGHTS + VISION_WEIGHTS + MERGER_WEIGHTS + 2 * OUTPUT_WEIGHTS
