@@ -5,9 +5,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -142,7 +144,8 @@ def prepared(work: Workload, name: str) -> Ready:
     """The program ``name``, compiled on its stand-ins."""
     start = time.perf_counter()
     traced = _trace(work, name)
-    compiled = traced.lower().compile()
+    with jax.set_mesh(work.mesh):
+        compiled = traced.lower().compile()
     return Ready(name, traced, compiled, time.perf_counter() - start)
 
 
@@ -150,7 +153,7 @@ def called(work: Workload, ready: Ready, given: tuple, repeats: int) -> Measured
     """Call a program on what `arguments` made, once unmeasured and then ``repeats`` times."""
     name = ready.name
     taken = timed(ready.call, given, repeats, carried=name == "update")
-    counted = _flops(work, ready.traced)
+    counted = operations(work, ready.traced.jaxpr)
     lean = replace(work, model=replace(work.model, remat="none"))
     stats = work.mesh.devices.flat[0].memory_stats()
     return Measured(
@@ -158,7 +161,7 @@ def called(work: Workload, ready: Ready, given: tuple, repeats: int) -> Measured
         compile_seconds=ready.seconds,
         seconds=tuple(taken),
         flops=counted,
-        model_flops=counted if work.model.remat == "none" else _flops(lean, _trace(lean, name)),
+        model_flops=counted if work.model.remat == "none" else operations(lean, _trace(lean, name).jaxpr),
         memory=_memory(ready.call),
         held_bytes=stats.get("peak_bytes_in_use") if stats else None,
     )
@@ -188,10 +191,42 @@ def timed(compiled: Callable, arguments: tuple, repeats: int, *, carried: bool) 
     return taken[1:]
 
 
-def _flops(work: Workload, traced: jax.stages.Traced) -> int:
+def operations(work: Workload, jaxpr: ClosedJaxpr) -> int:
+    """`mmrl.plan.flops.count`, but that windowed layers of the vision tower count as such.
+
+    Each of its layers is a choice between attention over the image and over windows, the only choice in a
+    program; `count` takes the costlier one throughout.
+    """
     # The loop over response tokens ends early only if all responses stop, which none does here.
-    platform = work.mesh.devices.flat[0].platform
-    return flops.count(traced.jaxpr, while_trips=work.config.rollout.max_tokens, platform=platform).total
+    options: dict[str, Any] = {
+        "while_trips": work.config.rollout.max_tokens,
+        "platform": work.mesh.devices.flat[0].platform,
+    }
+    high = flops.count(jaxpr, **options).total
+    low = flops.count(_cheapest(jaxpr.jaxpr, options), **options).total
+    layers = work.model.vision_layers
+    full = len(set(work.model.full_attention_layers) & set(range(layers)))
+    return low + (high - low) * full // layers
+
+
+def _cheapest(jaxpr: Jaxpr, options: dict[str, Any]) -> Jaxpr:
+    """The program with the branch of fewest operations in the place of each choice."""
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return value.replace(jaxpr=_cheapest(value.jaxpr, options))
+        if isinstance(value, Jaxpr):
+            return _cheapest(value, options)
+        return tuple(map(inside, value)) if type(value) is tuple else value
+
+    equations = []
+    for equation in jaxpr.eqns:
+        params = {name: inside(value) for name, value in equation.params.items()}
+        if equation.primitive.name == "cond" and not params.get("branches_platforms"):
+            costs = [flops.count(branch, **options).total for branch in params["branches"]]
+            params["branches"] = (params["branches"][costs.index(min(costs))],)
+        equations.append(equation.replace(params=params))
+    return jaxpr.replace(eqns=equations)
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory | None:

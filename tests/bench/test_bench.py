@@ -11,7 +11,7 @@ import pytest
 from tiny import noise_image
 
 from mmrl.bench.arguments import arguments, full_prompts
-from mmrl.bench.measure import Limits, Ready, called, limits, measure, prepared, timed
+from mmrl.bench.measure import Limits, Ready, called, limits, measure, operations, prepared, timed
 from mmrl.bench.report import least_bytes, report, table
 from mmrl.cli import main
 from mmrl.config import from_dict
@@ -175,6 +175,18 @@ def test_operations_are_those_of_the_program(work, measured):
         assert one.model_flops == counted(lean, name)
     assert measured["update"].flops > measured["update"].model_flops
     assert measured["decode"].flops == measured["decode"].model_flops
+
+
+@pytest.mark.parametrize("full", [(), (0,), (0, 1)])
+def test_windowed_layers_of_the_vision_tower_count_as_such(work, full):
+    sizes = replace(work.model, vision_layers=2, full_attention_layers=full)
+    two = replace(work, model=sizes)
+    function, (params, config, prompts), static = program(two, "prefill")
+    with jax.set_mesh(work.mesh):
+        jaxpr = function.trace(params, config, prompts, **static).jaxpr
+    highest = flops.count(jaxpr, platform="cpu").total
+    spared = 4 * LANES * N * (N - sizes.window_slots) * sizes.vision_width
+    assert operations(two, jaxpr) == highest - (2 - len(full)) * spared
 
 
 def test_decoding_moves_weights_and_prefix_in_every_step(work):
