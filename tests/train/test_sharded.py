@@ -1,0 +1,173 @@
+"""The programs of a run do the same on a mesh of eight devices, however it is cut, as on one device."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import make_prompts, make_responses
+
+from mmrl.algorithms.recipes import RECIPES
+from mmrl.config import Optimizer
+from mmrl.mesh import AXES, make_mesh, put, shardings
+from mmrl.models.params import initialise
+from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.rollout import engine
+from mmrl.rollout.sampling import Sampling
+from mmrl.train import programs
+from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.programs import Batch, ImageCorruption, Policy
+
+DEVICES = 8
+# replica, data, fsdp, tensor. The model has 4 heads and 2 key/value heads: over 8 they cannot be cut.
+MESHES = [(1, 8, 1, 1), (1, 1, 8, 1), (1, 2, 2, 2), (2, 1, 1, 4), (1, 1, 1, 8)]
+ALGORITHMS = {
+    "grpo": RECIPES["grpo"](),
+    "papo_exact": RECIPES["papo_g"](perception_estimator="exact"),
+    "vppo": RECIPES["vppo"](),
+}
+CORRUPTION = ImageCorruption("patch_black", 0.5)
+PROMPTS, GROUP, SLOTS = 8, 2, 4
+# A large eps keeps the step a smooth function of the gradient; at 1e-8 it is the sign of rounding errors.
+OPTIMIZER = Optimizer(learning_rate=0.1, eps=1.0, max_gradient_norm=1e9)
+
+
+@pytest.mark.slow
+def test_on_eight_devices():
+    """The count of devices is fixed once jax has run, so a child runs the tests below."""
+    if jax.device_count() >= DEVICES:
+        pytest.skip("the devices are here")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert child.returncode == 0, child.stdout[-4000:] + child.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def small(policy):
+    """One layer of each tower, random weights, a batch of prompts and responses, on the host."""
+    if jax.device_count() < DEVICES:
+        pytest.skip(f"needs {DEVICES} devices: runs in the child of test_on_eight_devices")
+    config = replace(policy.config, layers=1, vision_layers=1, full_attention_layers=(0,))
+    sizes = [(56, 56), (84, 56), (), (56, 84), (56, 56), (84, 84), (56, 84), (84, 56)]
+    rows = [("a" * (k % 3 + 1), [size] if size else []) for k, size in enumerate(sizes)]
+    prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
+    lengths = [[4, 1], [2, 4], [1, 1], [3, 4], [4, 4], [1, 2], [2, 3], [4, 2]]
+    batch = Batch(
+        prompts,
+        make_responses(lengths, SLOTS, vocabulary=1800),
+        jax.random.split(jax.random.key(3), PROMPTS),
+    )
+    static = Policy(config, 1.0, engine.vocabulary_bias(config.vocabulary, 1822, ()))
+    return jax.device_get(initialise(describe(config), 0)), static, batch
+
+
+@pytest.fixture(scope="module", params=MESHES, ids=lambda shape: "x".join(map(str, shape)))
+def cut(request, small):
+    """A mesh, and weights and batch of `small` on it."""
+    params, policy, batch = small
+    mesh = make_mesh(dict(zip(AXES, request.param, strict=True)))
+    placed = jax.device_put(params, shardings(describe(policy.model), mesh))
+    rows, keys = put((batch.prompts, batch.responses), mesh), batch.corruption_keys
+    return mesh, placed, Batch(*rows, keys)
+
+
+@pytest.fixture(scope="module")
+def whole(small):
+    """What one device makes of `small`: targets and update of each algorithm, and sampled responses."""
+    params, policy, batch = small
+    made = {}
+    for name, algorithm in ALGORITHMS.items():
+        targets = prepared(algorithm, policy, params, batch)
+        made[name] = targets, jax.device_get(updated(algorithm, policy, params, batch, targets))
+    return made, jax.device_get(sampled(policy, params, batch))
+
+
+def prepared(algorithm, policy, params, batch):
+    wanted = (algorithm.needs - {"reference"}) | {"entropy"}
+    scores = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
+    noise = jax.random.normal(jax.random.key(1), scores["logprob"].shape)  # some ratios are clipped
+    moved = {"logprob": scores["logprob"] + 0.3 * noise, "reference": scores["logprob"] - 0.2 * noise}
+    rewards = jnp.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP) % 5 / 4
+    responses = batch.responses
+    return programs.prepare(
+        algorithm,
+        rewards,
+        (rewards > 0.5).astype(jnp.float32),
+        responses.valid,
+        responses.mask,
+        {**scores, **moved},
+        jnp.int32(1),
+        10,
+    )
+
+
+def updated(algorithm, policy, params, batch, targets):
+    """State after one update, in two micro-batches, and its metrics."""
+    params = jax.tree.map(jnp.copy, params)  # the update gives its input's memory away
+    optimizer = make_optimizer(OPTIMIZER, params, 10)
+    state = initial_state(params, optimizer)
+    return programs.update(
+        state, policy, batch, targets, CORRUPTION, algorithm=algorithm, optimizer=optimizer, micro_batches=2
+    )
+
+
+def sampled(policy, params, batch):
+    weights = jax.jit(engine.decoding_weights, static_argnums=1)(params, policy.model)
+    return engine.generate(
+        weights,
+        policy.model,
+        batch.prompts,
+        batch.corruption_keys,
+        group=GROUP,
+        sampling=Sampling(max_tokens=6, temperature=1.0, top_p=0.9),
+        bias=policy.bias,
+        stop_ids=(5,),
+    )
+
+
+def assert_close(ours, theirs, name=""):
+    """Equal within 1e-5 of the largest value of each array."""
+    for path, expected in jax.tree_util.tree_leaves_with_path(theirs):
+        found = dict(jax.tree_util.tree_leaves_with_path(ours))[path]
+        bound = 1e-5 * float(np.abs(expected).max())
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=bound, err_msg=f"{name} {jax.tree_util.keystr(path)}"
+        )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_update(name, cut, small, whole):
+    """Loss, gradients (the optimizer's first moment is a tenth of them) and weights after a step."""
+    (mesh, params, batch), (_, policy, _) = cut, small
+    targets, (expected, expected_metrics) = whole[0][name]
+    with jax.set_mesh(mesh):
+        state, metrics = updated(ALGORITHMS[name], policy, params, batch, put(targets, mesh))
+    assert_close(jax.device_get(metrics), expected_metrics, "metrics")
+    assert_close(jax.device_get(state), expected, "state")
+    moments = [np.abs(leaf).max() for leaf in jax.tree.leaves(expected.optimizer) if np.ndim(leaf)]
+    assert max(moments) > 1e-4
+    for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
+        assert after.sharding.is_equivalent_to(before.sharding, before.ndim)
+
+
+def test_rollout(cut, small, whole):
+    """Token for token."""
+    (mesh, params, batch), (_, policy, _) = cut, small
+    with jax.set_mesh(mesh):
+        responses = jax.device_get(sampled(policy, params, batch))
+    expected = whole[1]
+    for field in ("tokens", "mask", "stop", "valid"):
+        np.testing.assert_array_equal(getattr(responses, field), getattr(expected, field), err_msg=field)
+    np.testing.assert_allclose(responses.logprob, expected.logprob, atol=1e-5)
+    assert len(np.unique(expected.tokens)) > 20
