@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TEST_VENV ?= .venv-test
 WORKDIR ?= runs/quickstart
+# With the TPU compiler, which compiles without a TPU, tests of the programs for TPU run too: test,tpu.
+TEST_EXTRAS ?= test
 ARGS ?=
 
 .PHONY: quickstart test lint clean
@@ -14,11 +16,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(TEST_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(TEST_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(TEST_EXTRAS)]"
 	touch $@
 
 $(TEST_VENV)/linters: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	$(TEST_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(TEST_EXTRAS),dev]"
 	touch $@
 
 quickstart: $(VENV)/installed
