@@ -138,7 +138,7 @@ def _rows(findings: Sequence[Finding], quick: bool) -> list[tuple[str, list[str]
         row("  peak of the program", memory("peak")),
         row("  resident beside it", lambda found: _gib(found.resident_bytes)),
         row("  needed", lambda found: (">" if found.memory is None else "") + _gib(found.needed_bytes)),
-        row("  needed, % of memory", lambda found: f"{100 * found.needed_bytes / found.limit_bytes:.0f}"),
+        row("  needed, % of memory", lambda found: f"{100 * found.needed_bytes / found.limit_bytes:.1f}"),
         row("operations, TFLOP on a device", lambda found: _bound(found, _number(found.flops, 1e-12))),
         row("least GB moved on a device", lambda found: _number(found.least_bytes, 1e-9)),
         row("operations per least byte", lambda found: _number(intensity(found), 1)),
@@ -203,7 +203,5 @@ def _shortfall(found: Finding) -> str:
 def _suggestion_line(one: Suggestion) -> str:
     tried = ", ".join(f"{value} {_WORDS[fit]}" for value, fit in one.tried)
     if one.value is None:
-        return (
-            f"config.{one.key}: none that was tried fits ({tried}); more devices or config.mesh.tensor may do"
-        )
+        return f"config.{one.key}: none that was tried is a clear fit ({tried}); more devices or config.mesh.tensor may do"
     return f"config.{one.key}={one.value} is the largest that fits of those tried ({tried})"

@@ -13,7 +13,7 @@ from mmrl.config import Config
 from mmrl.mesh import batch_shards
 from mmrl.models import qwen2_5_vl_config
 from mmrl.plan import aot, flops
-from mmrl.plan.chips import GIB, TPUS, Topology, device_count, name, slices_to_try
+from mmrl.plan.chips import GIB, TPUS, Topology, chip_count, device_count, name, slices_to_try
 from mmrl.plan.verdict import Finding, judge, too_large
 from mmrl.plan.workload import (
     PROGRAMS,
@@ -156,6 +156,8 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
     rollout = program_name in BATCHES["rollout.lanes"]
     prompts, in_call = (work.lanes,) * 2 if rollout else (train.micro_prompts, train.update_prompts)
     resident = resident_bytes(work, program_name)
+    # Without optimization, libtpu 0.0.42 aborts on collectives between the two devices of a lone chip.
+    lone = chip.devices_per_chip > 1 and chip_count(topology) == 1
     with jax.set_mesh(work.mesh):
         function, arguments, static = program(work, program_name)
         given = device_bytes(arguments)
@@ -163,7 +165,7 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
         if refused:
             return refused
         traced = function.trace(*arguments, **static)
-        compiled = aot.compile(traced, aot.IN_HASTE if quick else aot.WHOLE_COLLECTIVES)
+        compiled = aot.compile(traced, aot.IN_HASTE if quick and not lone else aot.WHOLE_COLLECTIVES)
     tokens = work.config.rollout.max_tokens if program_name == "decode" else None
     return judge(
         program_name,

@@ -49,7 +49,7 @@ def test_the_table():
     assert rows["peak of the program"] == ["7.00", "-", "-"]
     assert rows["resident beside it"] == ["2.00", "1.00", "1.00"]
     assert rows["needed"] == ["9.00", ">33.00", ">20.00"]
-    assert rows["needed, % of memory"] == ["56", "206", "125"]
+    assert rows["needed, % of memory"] == ["56.2", "206.2", "125.0"]
     assert rows["operations, TFLOP on a device"] == ["50", "-", ">7,000"]
     assert rows["least GB moved on a device"] == ["2,000", "-", "-"]
     assert rows["operations per least byte"] == ["25", "-", "-"]
@@ -92,7 +92,7 @@ def test_a_rollout_that_does_not_fit_is_told_of_the_tensor_axis():
         ),
         (
             Suggestion("train.micro_prompts", None, ((16, "no"),)),
-            "config.train.micro_prompts: none that was tried fits (16 does not fit)",
+            "config.train.micro_prompts: none that was tried is a clear fit (16 does not fit)",
         ),
     ],
 )
