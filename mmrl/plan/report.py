@@ -203,5 +203,8 @@ def _shortfall(found: Finding) -> str:
 def _suggestion_line(one: Suggestion) -> str:
     tried = ", ".join(f"{value} {_WORDS[fit]}" for value, fit in one.tried)
     if one.value is None:
-        return f"config.{one.key}: none that was tried is a clear fit ({tried}); more devices or config.mesh.tensor may do"
+        return (
+            f"config.{one.key}: none that was tried is a clear fit ({tried}); "
+            "more devices or config.mesh.tensor may do"
+        )
     return f"config.{one.key}={one.value} is the largest that fits of those tried ({tried})"
