@@ -1,0 +1,49 @@
+"""What an update computes when a group shares its prompt, against one prompt for each response."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmrl.config import resolve
+from mmrl.experiment import load
+from mmrl.mesh import make_mesh
+from mmrl.models.published import published
+from mmrl.plan import flops
+from mmrl.plan.workload import program, workload
+
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "papo_qwen2_5_vl_7b.py"
+GROUP = 8
+
+
+def operations(algorithm, group):
+    """Of an update on one prompt of 1,200 tokens, an image of 1,024 among them, with 8 responses of 500."""
+    prompts = GROUP // group
+    config = resolve(load(str(EXPERIMENT)))
+    config = replace(
+        config,
+        algorithm=algorithm,
+        data=replace(config.data, prompt_buckets=(1200,), patch_buckets=(4096,)),
+        rollout=replace(config.rollout, prompts=prompts, group=group, max_tokens=500),
+        train=replace(config.train, update_prompts=prompts, micro_prompts=prompts),
+    )
+    sizes = replace(published("7b"), dtype=jnp.bfloat16, remat="full")
+    function, arguments, static = program(
+        workload(config, sizes, make_mesh({}, jax.devices()[:1])), "update"
+    )
+    return flops.count(function.trace(*arguments, **static).jaxpr).total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm",
+    [{"name": "grpo"}, {"name": "papo_g", "perception_estimator": "exact"}],
+    ids=lambda algorithm: algorithm["name"],
+)
+def test_update_of_a_7b_model_is_at_most_two_fifths(algorithm):
+    shared, repeated = operations(algorithm, GROUP), operations(algorithm, 1)
+    language = (1200 + GROUP * 500) / (GROUP * (1200 + 500))  # tokens through the layers
+    assert 1 / GROUP < shared / repeated < 0.4
+    assert shared / repeated < language  # the image, a large part of the work, is encoded once
