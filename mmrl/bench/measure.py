@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -17,7 +17,7 @@ from mmrl.bench.arguments import arguments
 from mmrl.plan import flops
 from mmrl.plan.aot import Memory
 from mmrl.plan.chips import chip_of
-from mmrl.plan.workload import Workload, program
+from mmrl.plan.workload import Workload, costlier_branches, program
 
 
 @dataclass(frozen=True)
@@ -192,41 +192,13 @@ def timed(compiled: Callable, arguments: tuple, repeats: int, *, carried: bool) 
 
 
 def operations(work: Workload, jaxpr: ClosedJaxpr) -> int:
-    """`mmrl.plan.flops.count`, but that windowed layers of the vision tower count as such.
-
-    Each of its layers is a choice between attention over the image and over windows, the only choice in a
-    program; `count` takes the costlier one throughout.
-    """
-    # The loop over response tokens ends early only if all responses stop, which none does here.
-    options: dict[str, Any] = {
-        "while_trips": work.config.rollout.max_tokens,
-        "platform": work.mesh.devices.flat[0].platform,
-    }
-    high = flops.count(jaxpr, **options).total
-    low = flops.count(_cheapest(jaxpr.jaxpr, options), **options).total
-    layers = work.model.vision_layers
-    full = len(set(work.model.full_attention_layers) & set(range(layers)))
-    return low + (high - low) * full // layers
-
-
-def _cheapest(jaxpr: Jaxpr, options: dict[str, Any]) -> Jaxpr:
-    """The program with the branch of fewest operations in the place of each choice."""
-
-    def inside(value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            return value.replace(jaxpr=_cheapest(value.jaxpr, options))
-        if isinstance(value, Jaxpr):
-            return _cheapest(value, options)
-        return tuple(map(inside, value)) if type(value) is tuple else value
-
-    equations = []
-    for equation in jaxpr.eqns:
-        params = {name: inside(value) for name, value in equation.params.items()}
-        if equation.primitive.name == "cond" and not params.get("branches_platforms"):
-            costs = [flops.count(branch, **options).total for branch in params["branches"]]
-            params["branches"] = (params["branches"][costs.index(min(costs))],)
-        equations.append(equation.replace(params=params))
-    return jaxpr.replace(eqns=equations)
+    """`mmrl.plan.flops.count` of a program of ``work``, all of whose responses are full."""
+    return flops.count(
+        jaxpr,
+        while_trips=work.config.rollout.max_tokens,
+        costlier=costlier_branches(work.model),
+        platform=work.mesh.devices.flat[0].platform,
+    ).total
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory | None:

@@ -24,18 +24,25 @@ class Flops:
     unbounded: bool = False
 
 
-def count(jaxpr: ClosedJaxpr | Jaxpr, *, while_trips: int | None = None, platform: str = "tpu") -> Flops:
+def count(
+    jaxpr: ClosedJaxpr | Jaxpr,
+    *,
+    while_trips: int | None = None,
+    costlier: float = 1.0,
+    platform: str = "tpu",
+) -> Flops:
     """Operations of all matrix products and convolutions: 2 M N K for each, over all devices together.
 
     Loops with a length count that often, a recomputed block as often as it is computed, the body of a
-    `jax.shard_map` once a device of the axes it is manual over. Of a `jax.lax.cond` the costlier branch
-    counts, unless it chooses by platform. A Pallas kernel counts its stated cost, else its products times its
+    `jax.shard_map` once a device of the axes it is manual over. A Pallas kernel counts its stated cost, else its products times its
     grid. Splash attention states none, and its grid has blocks that it skips because the mask hides them all
     (nearly half for a causal mask): those are counted too, so its share errs high.
 
     Args:
       jaxpr: of a traced program, its shapes global.
       while_trips: iterations of loops that have no fixed number of them.
+      costlier: share of the runs of a `jax.lax.cond` that take its costliest branch; the others are held to
+        take its cheapest.
       platform: which branch of `jax.lax.platform_dependent` runs.
 
     Raises:
@@ -44,12 +51,12 @@ def count(jaxpr: ClosedJaxpr | Jaxpr, *, while_trips: int | None = None, platfor
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total, unbounded = 0, False
     for equation in jaxpr.eqns:
-        found = _of_equation(equation, while_trips, platform)
+        found = _of_equation(equation, while_trips, costlier, platform)
         total, unbounded = total + found.total, unbounded or found.unbounded
     return Flops(total, unbounded)
 
 
-def _of_equation(equation: JaxprEqn, while_trips: int | None, platform: str) -> Flops:
+def _of_equation(equation: JaxprEqn, while_trips: int | None, costlier: float, platform: str) -> Flops:
     kind, params = equation.primitive.name, equation.params
     if kind == "dot_general":
         return Flops(_product(equation))
@@ -61,12 +68,16 @@ def _of_equation(equation: JaxprEqn, while_trips: int | None, platform: str) -> 
         )
     if kind == "pallas_call" and params["cost_estimate"] is not None:
         return Flops(int(params["cost_estimate"].flops))
-    inner = [count(sub, while_trips=while_trips, platform=platform) for sub in _subprograms(params)]
+    inner = [
+        count(sub, while_trips=while_trips, costlier=costlier, platform=platform)
+        for sub in _subprograms(params)
+    ]
     unbounded = any(flops.unbounded for flops in inner)
     if kind == "cond":
         if params.get("branches_platforms"):
             return inner[_branch(params["branches_platforms"], platform)]
-        return Flops(max(flops.total for flops in inner), unbounded)
+        totals = [flops.total for flops in inner]
+        return Flops(round(costlier * max(totals) + (1 - costlier) * min(totals)), unbounded)
     times, known = _times(kind, params, while_trips)
     total = times * sum(flops.total for flops in inner)
     return Flops(total, unbounded or (total > 0 and not known))

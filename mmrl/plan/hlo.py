@@ -37,11 +37,14 @@ class Collective:
 
 @dataclass(frozen=True)
 class Cost:
-    """The compiler's estimate for one operation: ``cycles`` each time, ``count`` times in one call."""
+    """The compiler's estimate for one operation: ``cycles`` each time, ``count`` times in one call.
+
+    The count of an operation in a branch is the mean over calls.
+    """
 
     op_name: str
     cycles: int
-    count: int
+    count: float
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,19 @@ class Traffic:
     wire_bytes: float
 
 
-def analyse(text: str, *, while_trips: int | None = None) -> Program:
+def analyse(text: str, *, while_trips: int | None = None, costlier: float = 1.0) -> Program:
     """Collectives and estimated cycles of one call, per device.
 
     Args:
       text: of a compiled and scheduled program (`mmrl.plan.aot.Compiled.text`).
-      while_trips: iterations of loops that end by a condition on values. Of a conditional, the branch with
-        the most cycles and the branch with the most bytes are taken, each for its own.
+      while_trips: iterations of loops that end by a condition on values.
+      costlier: share of the runs of a conditional that take the branch with the most cycles; the others are
+        held to take that with the fewest. Of its collectives, those of the branch that sends most are taken.
 
     Raises:
       ValueError: the text has no entry computation.
     """
-    return _walk(parse(text), None, while_trips)
+    return _walk(parse(text), None, while_trips, costlier)
 
 
 def traffic(program: Program) -> dict[str, Traffic]:
@@ -94,15 +98,15 @@ def wire_bytes(program: Program) -> float:
 
 def cycles(program: Program) -> int:
     """Estimated cycles of one call; collectives and Pallas kernels have no estimate, and count nothing."""
-    return sum(cost.cycles * cost.count for cost in program.costs)
+    return round(sum(cost.cycles * cost.count for cost in program.costs))
 
 
 def top_cycles(program: Program, n: int) -> list[tuple[str, int]]:
     """The ``n`` scopes with the most estimated cycles, by pass: ``("backward mlp/dot_general", 123)``."""
-    found: dict[str, int] = defaultdict(int)
+    found: dict[str, float] = defaultdict(float)
     for cost in program.costs:
         found[scope(cost.op_name)] += cost.cycles * cost.count
-    return sorted(found.items(), key=lambda item: -item[1])[:n]
+    return [(name, round(total)) for name, total in sorted(found.items(), key=lambda item: -item[1])[:n]]
 
 
 _STRUCTURE = {
@@ -163,7 +167,7 @@ def cycle_seconds(total_cycles: float, chip: Chip) -> float:
     return total_cycles / chip.clock
 
 
-def _walk(module: Module, name: str | None, while_trips: int | None) -> Program:
+def _walk(module: Module, name: str | None, while_trips: int | None, costlier: float) -> Program:
     """One run of a computation; its fusions are operations of their own, their insides have no estimates."""
     here = module.computations[name or module.entry]
     collectives: list[Collective] = []
@@ -182,13 +186,14 @@ def _walk(module: Module, name: str | None, while_trips: int | None) -> Program:
         elif opcode == "while":
             trips = trip_count(module, here, one)
             trips = while_trips if trips is None else trips
-            body = _walk(module, called(one, "body"), while_trips)
+            body = _walk(module, called(one, "body"), while_trips, costlier)
             unbounded |= trips is None
             inner = _times(body, 1 if trips is None else trips)
         elif opcode == "conditional":
-            inner = _costliest([_walk(module, branch, while_trips) for branch in _branches(one)])
+            branches = [_walk(module, branch, while_trips, costlier) for branch in _branches(one)]
+            inner = _mixed(branches, costlier)
         elif opcode in ("call", "async"):
-            inner = _walk(module, called(one, "calls|to_apply"), while_trips)
+            inner = _walk(module, called(one, "calls|to_apply"), while_trips, costlier)
             if opcode != one.opcode:  # on another core, beside this one
                 inner = replace(inner, costs=())
         if inner:
@@ -201,17 +206,22 @@ def _walk(module: Module, name: str | None, while_trips: int | None) -> Program:
 def _times(program: Program, trips: int) -> Program:
     return Program(
         tuple(replace(one, count=one.count * trips) for one in program.collectives),
-        tuple(replace(one, count=one.count * trips) for one in program.costs),
+        _weighed(program.costs, trips),
         program.unbounded,
     )
 
 
-def _costliest(branches: list[Program]) -> Program:
+def _mixed(branches: list[Program], costlier: float) -> Program:
     return Program(
         max(branches, key=wire_bytes).collectives,
-        max(branches, key=cycles).costs,
+        _weighed(max(branches, key=cycles).costs, costlier)
+        + _weighed(min(branches, key=cycles).costs, 1 - costlier),
         any(branch.unbounded for branch in branches),
     )
+
+
+def _weighed(costs: tuple[Cost, ...], times: float) -> tuple[Cost, ...]:
+    return tuple(replace(one, count=one.count * times) for one in costs if times)
 
 
 def _op_name(one: Instruction) -> str:

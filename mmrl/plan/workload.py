@@ -53,6 +53,11 @@ class Workload:
         return self.config.rollout.lanes or self.config.rollout.prompts
 
 
+def costlier_branches(sizes: qwen2_5_vl_config.Config) -> float:
+    """Share of the vision tower's layers that attend over the whole image: the one choice in a program."""
+    return len(set(sizes.full_attention_layers) & set(range(sizes.vision_layers))) / sizes.vision_layers
+
+
 def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Workload:
     """The run ``config`` with a model of ``sizes`` on ``mesh``."""
     params = weights(sizes, mesh)

@@ -81,11 +81,14 @@ def test_custom_derivatives_and_jit_count_what_they_call():
     assert counted(tangent, x, w).total == 2 * M * K * N
 
 
-def test_the_costlier_branch_counts():
+def test_the_costlier_branch_counts_as_often_as_said():
     def branch(x, w):
         return jax.lax.cond(x[0, 0] > 0, lambda: (x @ w) @ w.T, lambda: x)
 
     assert counted(branch, x, w).total == 2 * 2 * M * K * N
+    assert counted(branch, x, w, costlier=0.25).total == M * K * N
+    in_loop = lambda x, w: jax.lax.fori_loop(0, 8, lambda _, x: branch(x, w), x)  # noqa: E731
+    assert counted(in_loop, x, w, costlier=0.25).total == 8 * M * K * N
 
 
 def test_a_branch_by_platform_is_the_one_that_runs():

@@ -267,6 +267,7 @@ def test_of_branches_the_most_of_each(attributes):
     program = hlo.analyse(text)
     assert hlo.cycles(program) == 70
     assert list(hlo.traffic(program)) == ["all-reduce"]
+    assert hlo.cycles(hlo.analyse(text, costlier=0.25)) == (70 + 3 * 10) / 4
 
 
 def test_cycles_are_those_of_what_is_scheduled():
