@@ -18,6 +18,7 @@ from mmrl.plan.verdict import Finding, judge, too_large
 from mmrl.plan.workload import (
     PROGRAMS,
     Workload,
+    costlier_branches,
     device_bytes,
     program,
     resident_bytes,
@@ -166,6 +167,7 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
             return refused
         traced = function.trace(*arguments, **static)
         compiled = aot.compile(traced, aot.IN_HASTE if quick and not lone else aot.WHOLE_COLLECTIVES)
+    costlier = costlier_branches(work.model)
     tokens = work.config.rollout.max_tokens if program_name == "decode" else None
     return judge(
         program_name,
@@ -174,12 +176,13 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
         compiled,
         arguments=given,
         resident=resident,
-        flops=flops.count(traced.jaxpr, while_trips=tokens),
+        flops=flops.count(traced.jaxpr, while_trips=tokens, costlier=costlier),
         devices=work.mesh.size,
         chip=chip,
         tokens=tokens,
         per_token=_per_token(arguments) if program_name == "decode" else 0,
         quick=quick,
+        costlier=costlier,
     )
 
 

@@ -81,6 +81,7 @@ def judge(
     tokens: int | None,
     per_token: int = 0,
     quick: bool,
+    costlier: float = 1.0,
 ) -> Finding:
     """The finding on a program that was compiled.
 
@@ -98,6 +99,7 @@ def judge(
       tokens: turns of a loop that ends by what it samples; None for a program without one.
       per_token: bytes of the arguments that each turn reads.
       quick: compiled by `mmrl.plan.aot.IN_HASTE`, which leaves cycles and collectives without meaning.
+      costlier: share of the choices in a program that fall on the costlier branch.
     """
     limit = chip.hbm_bytes
     per_device = flops.total / devices
@@ -114,7 +116,7 @@ def judge(
             compile_seconds=compiled.seconds,
             unbounded=flops.unbounded,
         )
-    text = hlo.analyse(compiled.text, while_trips=tokens)
+    text = hlo.analyse(compiled.text, while_trips=tokens, costlier=costlier)
     resident += max(0, arguments - compiled.memory.argument)
     needed = compiled.memory.peak + resident
     moved = least_traffic(compiled.memory, tokens or 1, per_token)
