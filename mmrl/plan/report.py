@@ -24,7 +24,7 @@ compiler's cycle sum: what it expects of each operation, at the clock the peak i
   collectives, Pallas kernels (attention) and the host; some 30 % off for dense training, two to three times
   too long where memory bandwidth is the limit, as in decoding."""
 _QUICK_NOTE = """\
---quick: compiled without optimization. The verdict stands, or is slightly too strict; there is no cycle sum,
+--quick: compiled without optimization. Memory is some 5 % off, either way; there is no cycle sum,
   the roofline is without the bytes sent, and collectives are not those of a run (an all-reduce may be a
   reduce-scatter there)."""
 _NEITHER = "Both are estimates for comparing plans. Neither is a measured time."
