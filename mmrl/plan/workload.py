@@ -72,7 +72,8 @@ def program(work: Workload, name: str) -> tuple[Any, tuple, dict[str, Any]]:
 def resident_bytes(work: Workload, name: str) -> int:
     """Bytes per device that stay in memory beside the arguments of a program: weights it does not read."""
     trained = weights(work.model, work.mesh)
-    reference = device_bytes(trained) if "reference" in work.algorithm.needs else 0
+    in_products = jax.tree.map(lambda leaf: leaf.update(dtype=work.model.dtype), trained)
+    reference = device_bytes(in_products) if "reference" in work.algorithm.needs else 0
     if name in ("prefill", "decode"):
         return device_bytes(_state(work)) + reference
     return reference + (device_bytes(_state(work)) - device_bytes(trained) if name == "score" else 0)

@@ -60,8 +60,11 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
     updates_per_step = config.rollout.prompts // config.train.update_prompts
     total_updates = config.train.steps * updates_per_step
     optimizer = make_optimizer(config.optimizer, params, total_updates)
-    # The update gives its input's memory away, so the reference policy needs weights of its own.
-    reference = jax.tree.map(jnp.copy, params) if "reference" in chosen.needs else None
+    # The update gives its input's memory away, so the reference policy needs weights of its own. The model
+    # casts every weight before its product, so that nothing is lost by keeping them in that type.
+    reference = None
+    if "reference" in chosen.needs:
+        reference = jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), params)
     state = initial_state(params, optimizer)
     del params
     batches = _batches(config, model, source)
