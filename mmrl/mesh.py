@@ -1,8 +1,9 @@
 """One device mesh for every program: logical axes of arrays, and the mesh axes they are spread over.
 
 Arrays name their dimensions by what they are ("batch", "heads", ...). A table of rules maps those names to
-mesh axes: one for weights in training, one for activations, one for weights in decoding. Functions of the model
-say `constrain(x, "batch", "heads")` and never name a mesh axis; without a mesh around them that is nothing.
+mesh axes: one for weights in training, one for activations, one for weights in decoding. Functions of the
+model say `constrain(x, "batch", "heads")` and never name a mesh axis; without a mesh around them that is
+nothing.
 """
 
 import math
@@ -157,9 +158,9 @@ def cut_over(x: jax.Array, *axes: str | None) -> tuple[tuple[str, ...], ...]:
 def local(function: Callable, in_axes: Sequence[Axes], like: int, *, checked: bool = True) -> Callable:
     """``function`` run by each device on its own part of the arguments, cut by `ACTIVATIONS`.
 
-    For kernels the compiler cannot cut by itself. ``in_axes`` has the logical axes of each argument; all that
-    comes out is cut as argument number ``like`` is. ``checked`` False is for kernels that do not say how their
-    outputs vary over the mesh. Without a mesh, ``function`` itself.
+    For kernels the compiler cannot cut by itself. ``in_axes`` has the logical axes of each argument; all
+    that comes out is cut as argument number ``like`` is. ``checked`` False is for kernels that do not say how
+    their outputs vary over the mesh. Without a mesh, ``function`` itself.
     """
 
     def run(*arguments: jax.Array) -> Any:

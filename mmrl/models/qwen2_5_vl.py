@@ -186,13 +186,13 @@ def extend(
         positions = jnp.concatenate([prompt.position, positions], axis=1)
     angle = mrope_angles(positions, config.mrope_sections, config.rope_theta)
     start = jnp.zeros((b, g), jnp.int32) if cache is None else cache.length
-    slot, readable = (None, None) if cache is None else _slots(start, mask, cache)
+    slots = None if cache is None else _slots(start, mask, cache)
 
     # Between the layers of a pass over many tokens, each device keeps some tokens of its prompts.
     between = ("batch", "tokens" if cache is None else None, None)
 
     def layer(x: Array, inputs: tuple) -> tuple[Array, tuple[Array, Array]]:
-        weights, shared, stored = inputs
+        weights, (prefix_key, prefix_value), stored = inputs
         x = constrain(x, *between)
         prefix_mask = None if prefix is None else prefix.mask
         with jax.named_scope("attention"):
@@ -201,13 +201,15 @@ def extend(
             if prompt is not None:
                 query, key, value = (part[:, None, :length] for part in projected)
                 outputs.append(_self_attend(config, query, key, value, prompt.mask[:, None]))
-                shared, prefix_mask = (key[:, 0], value[:, 0]), prompt.mask
+                prefix_key, prefix_value, prefix_mask = key[:, 0], value[:, 0], prompt.mask
             query, key, value = (part[:, length:].reshape(b, g, s, *part.shape[2:]) for part in projected)
-            if stored is None:
-                outputs.append(_self_attend(config, query, key, value, mask, *shared, prefix_mask))
+            of_prefix = (prefix_key, prefix_value, prefix_mask)
+            if slots is None:
+                outputs.append(_self_attend(config, query, key, value, mask, *of_prefix))
             else:
+                slot, readable = slots
                 key, value = _write(stored[0], slot, key), _write(stored[1], slot, value)
-                outputs.append(two_source_attention(query, key, value, readable, *shared, prefix_mask))
+                outputs.append(two_source_attention(query, key, value, readable, *of_prefix))
             flat = [part.reshape(b, -1, *part.shape[3:]) for part in outputs]
             y = flat[0] if prompt is None else jnp.concatenate(flat, axis=1)
             y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
@@ -232,10 +234,9 @@ def extend(
             tokens, own = layer(tokens, (weights, shared, stored))
             made.append(own)
     hidden = rms_norm(tokens, params["final_norm"], config.norm_eps)
-    key, value = zip(*made, strict=True)
-    extended = Cache(key, value, start + mask.sum(axis=-1))
-    own = hidden[:, length:].reshape(x.shape)
-    return own, extended, None if prompt is None else hidden[:, :length]
+    keys, values = zip(*made, strict=True)
+    extended = Cache(keys, values, start + mask.sum(axis=-1))
+    return hidden[:, length:].reshape(x.shape), extended, None if prompt is None else hidden[:, :length]
 
 
 def _slots(
@@ -262,7 +263,7 @@ def _self_attend(
         return two_source_attention(query, key, value, _causal(mask), prefix_key, prefix_value, prefix_mask)
     own = ("batch", None, None, "heads", None)
     arguments, axes = [query, key, value, mask], [(*own, None), own, own, ("batch", None, None)]
-    if prefix_key is not None:
+    if prefix_key is not None and prefix_value is not None and prefix_mask is not None:
         shared = ("batch", None, "heads", None)
         arguments += [prefix_key, prefix_value, prefix_mask]
         axes += [shared, shared, ("batch", None)]

@@ -34,9 +34,9 @@ def count(
     """Operations of all matrix products and convolutions: 2 M N K for each, over all devices together.
 
     Loops with a length count that often, a recomputed block as often as it is computed, the body of a
-    `jax.shard_map` once a device of the axes it is manual over. A Pallas kernel counts its stated cost, else its products times its
-    grid. Splash attention states none, and its grid has blocks that it skips because the mask hides them all
-    (nearly half for a causal mask): those are counted too, so its share errs high.
+    `jax.shard_map` once a device of the axes it is manual over. A Pallas kernel counts its stated cost, else
+    its products times its grid. Splash attention states none, and its grid has blocks that it skips because
+    the mask hides them all (nearly half for a causal mask): those are counted too, so its share errs high.
 
     Args:
       jaxpr: of a traced program, its shapes global.

@@ -89,7 +89,7 @@ def attention_on(mesh: jax.sharding.Mesh) -> str:
 
 
 def uneven_batches(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
-    """Batches of the config that the mesh does not cut evenly: right, but devices repeat each other's work."""
+    """Batches of the config that the mesh cuts unevenly: right, but devices repeat each other's work."""
     parts = batch_shards(mesh)
     batches = {"train.micro_prompts": config.train.micro_prompts, "rollout.prompts": config.rollout.prompts}
     if config.cold_start.steps:

@@ -1,5 +1,7 @@
 """AdamW from the config: schedule, clipping, decay and frozen parts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -72,7 +74,9 @@ def state_sharding(params: Params, optimizer: optax.GradientTransformation) -> T
     """Where each leaf of the state belongs; ``params`` are arrays or stand-ins that know their sharding."""
     layout = traverse_util.flatten_dict(jax.tree.map(lambda leaf: leaf.sharding, params))
     anywhere = next(iter(layout.values()))
-    whole = NamedSharding(anywhere.mesh, PartitionSpec()) if isinstance(anywhere, NamedSharding) else anywhere
+    whole: Any = anywhere
+    if isinstance(anywhere, NamedSharding):
+        whole = NamedSharding(anywhere.mesh, PartitionSpec())
 
     def place(path: tuple, _: jax.ShapeDtypeStruct) -> Sharding:
         keys = tuple(key.key for key in path if isinstance(key, DictKey))

@@ -75,7 +75,7 @@ def sample_and_grade(
         ]
         graded = pool.grade(requests)
         shape = (len(batch.samples), group)
-        valid = np.array([item.valid for item in graded]).reshape(shape)
+        valid: Any = np.array([item.valid for item in graded]).reshape(shape)
         names = sorted({name for item in graded for name in item.components})
         components = {
             name: np.array([item.components.get(name, np.nan) for item in graded], np.float32).reshape(shape)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -76,13 +77,14 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
 def as_responses(tokens: np.ndarray, mask: np.ndarray) -> Responses:
     """Given tokens in the form of sampled ones, group of one."""
     shape = tokens.shape
-    return Responses(
-        tokens=tokens,
-        mask=mask,
-        logprob=np.zeros(shape, np.float32),
-        stop=np.ones(shape[:2], np.int32),
-        valid=np.ones(shape[:2], bool),
-    )
+    on_host: dict[str, Any] = {
+        "tokens": tokens,
+        "mask": mask,
+        "logprob": np.zeros(shape, np.float32),
+        "stop": np.ones(shape[:2], np.int32),
+        "valid": np.ones(shape[:2], bool),
+    }
+    return Responses(**on_host)
 
 
 def _optimizer(stage: ColdStart, base: Optimizer) -> Optimizer:

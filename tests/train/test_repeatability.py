@@ -1,7 +1,7 @@
 """The same update of the same state gives the same bits, every time.
 
-XLA's CPU backend once broke this (see ``mmrl/__init__.py``): under the thread setting below, every second gradient
-norm was wrong.
+XLA's CPU backend once broke this (see ``mmrl/__init__.py``): under the thread setting below, every second
+gradient norm was wrong.
 """
 
 import os
