@@ -2,6 +2,7 @@
 
 import re
 import time
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +13,7 @@ from jax.sharding import Mesh
 from mmrl.mesh import make_mesh
 from mmrl.plan.chips import GIB, Topology, devices, name
 
-WHOLE_COLLECTIVES: Mapping[str, str] = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-"""Compiler options that keep collectives whole.
-
-By default the compiler cuts an all-gather or reduce-scatter beside a large product into a loop of permutes,
-which overlap with parts of the product. For weights cut over ``fsdp`` its own estimate is against that: a
-training step of a 7B model on v5p:4x4x4 takes twice the cycles with it, and sends 40 % more bytes.
-"""
-
-IN_HASTE: Mapping[str, str | int] = {**WHOLE_COLLECTIVES, "optimization_level": 9}  # 9 is O0
+IN_HASTE: Mapping[str, str | int] = {"optimization_level": 9}  # O0
 """Options for the verdict on memory alone, in less time: within some 5 %, either way (7B, v5e:4x4).
 
 Cycles of such a program mean nothing, and it reduces whole arrays where a proper one reduces and scatters.
@@ -99,7 +92,7 @@ class Compiled:
 
 def compile(
     program: jax.stages.Traced | jax.stages.Lowered,
-    options: Mapping[str, str | int] = WHOLE_COLLECTIVES,
+    options: Mapping[str, str | int] = types.MappingProxyType({}),
 ) -> Compiled:
     """Compile for the TPU devices that the shardings of the program's arguments name.
 

@@ -166,7 +166,7 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
         if refused:
             return refused
         traced = function.trace(*arguments, **static)
-        compiled = aot.compile(traced, aot.IN_HASTE if quick and not lone else aot.WHOLE_COLLECTIVES)
+        compiled = aot.compile(traced, aot.IN_HASTE if quick and not lone else {})
     costlier = costlier_branches(work.model)
     tokens = work.config.rollout.max_tokens if program_name == "decode" else None
     return judge(
