@@ -143,9 +143,8 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config, workdir = _experiment(options, overrides)
     from mmrl.bench import arguments, measure, report
     from mmrl.mesh import make_mesh
-    from mmrl.plan.search import with_choices
     from mmrl.plan.workload import PROGRAMS, workload
-    from mmrl.train.assemble import check_corruption, uneven_batches
+    from mmrl.train.assemble import check_corruption, uneven_batches, with_choices
 
     check_corruption(config)
     name, sizes = _sizes(options.model_size, config, workdir)

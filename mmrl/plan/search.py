@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from mmrl.config import Config
 from mmrl.mesh import batch_shards
@@ -24,7 +22,7 @@ from mmrl.plan.workload import (
     resident_bytes,
     workload,
 )
-from mmrl.train.assemble import attention_on
+from mmrl.train.assemble import with_choices
 
 Say = Callable[[str], None]
 
@@ -70,17 +68,6 @@ class Attempt:
     topology: Topology
     mesh: Mapping[str, int]
     failed: Finding | None
-
-
-def with_choices(sizes: qwen2_5_vl_config.Config, config: Config, mesh: Mesh) -> qwen2_5_vl_config.Config:
-    """Sizes of a model as ``config.model`` computes it on the devices of ``mesh``."""
-    return replace(
-        sizes,
-        dtype={"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.model.dtype],
-        remat=config.model.remat,
-        unroll=config.model.unroll,
-        attention=attention_on(mesh),
-    )
 
 
 def sized(config: Config, shards: int, per_shard: int | None) -> Config:

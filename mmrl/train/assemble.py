@@ -72,20 +72,21 @@ def open_model(config: Config, directory: str | Path) -> Model:
     )
     processor = replace(processor, image=image)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.model.dtype]
-    sizes = replace(
-        qwen2_5_vl_config.read_config(directory),
-        dtype=dtype,
-        remat=config.model.remat,
-        unroll=config.model.unroll,
-        attention=attention_on(mesh),
-    )
+    sizes = with_choices(qwen2_5_vl_config.read_config(directory), config, mesh)
     return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
 
 
-def attention_on(mesh: jax.sharding.Mesh) -> str:
-    """The form of attention over many tokens for the devices of ``mesh``."""
-    return "flash" if mesh.devices.flat[0].platform == "tpu" else "plain"
+def with_choices(
+    sizes: qwen2_5_vl_config.Config, config: Config, mesh: jax.sharding.Mesh
+) -> qwen2_5_vl_config.Config:
+    """Sizes of a model as ``config.model`` has it computed on the devices of ``mesh``."""
+    return replace(
+        sizes,
+        dtype={"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.model.dtype],
+        remat=config.model.remat,
+        unroll=config.model.unroll,
+        attention="flash" if mesh.devices.flat[0].platform == "tpu" else "plain",
+    )
 
 
 def uneven_batches(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
