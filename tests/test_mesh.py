@@ -1,0 +1,73 @@
+"""Sharding rules: what is cut over what, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mmrl import mesh as meshes
+from mmrl.mesh import ACTIVATIONS, AXES, DECODING, WEIGHTS, constrain, cut_over, local, make_mesh, put, spec
+
+SIZES = {"replica": 2, "data": 1, "fsdp": 4, "tensor": 2}
+
+
+@pytest.fixture
+def one():
+    return make_mesh({}, jax.devices()[:1])
+
+
+def test_weights_move_from_training_to_decoding():
+    axes, shape = ("layers", "embed", "heads", None), (3, 8, 16, 6)
+    assert spec(axes, shape, WEIGHTS, SIZES) == P(None, "fsdp", "tensor", None)
+    assert spec(axes, shape, DECODING, SIZES) == P(None, None, "tensor", None)
+
+
+def test_a_batch_is_cut_over_what_divides_it():
+    def cut(rows):
+        return spec(("batch", None), (rows, 3), ACTIVATIONS, SIZES)[0]
+
+    assert cut(16) == ("replica", "data", "fsdp")
+    assert cut(2) == ("replica", "data")
+    assert cut(3) is None
+
+
+def test_two_claims_on_one_axis_are_refused():
+    with pytest.raises(ValueError, match=r"'heads' and 'mlp' .* both cut over the mesh axis 'tensor'"):
+        spec(("heads", "mlp"), (4, 4), WEIGHTS, SIZES)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "expected"),
+    [({}, 1, (1, 1, 1, 1)), ({"fsdp": -1, "tensor": 2}, 8, (1, 1, 4, 2)), ({"data": 8}, 8, (1, 8, 1, 1))],
+)
+def test_one_size_may_be_left_open(sizes, devices, expected):
+    assert meshes._filled([sizes.get(axis, 1) for axis in AXES], devices) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tensor": 3, "fsdp": -1}, "does not fit 8 devices: the sizes must multiply to 8"),
+        ({"tensor": 4}, "does not fit 8 devices"),
+        ({"fsdp": -1, "data": -1}, "one of them may be -1"),
+        ({"fsdp": 0}, "sizes are 1 or more"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        meshes._filled([sizes.get(axis, 1) for axis in AXES], 8)
+
+
+def test_nothing_is_constrained_without_a_mesh():
+    x = jnp.ones((4, 2))
+    assert constrain(x, "batch", None) is x
+    assert cut_over(x, "batch", None) == ((), ())
+    assert local(lambda x: x, [("batch", None)], like=0)(x) is x
+
+
+def test_host_arrays_keep_their_rows(one):
+    tree = {"x": np.arange(6).reshape(3, 2), "mask": np.array([True, False, True])}
+    placed = put(tree, one)
+    assert placed["x"].sharding.mesh == one
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
