@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +19,7 @@ from mmrl.train.metrics import read_metrics
 from mmrl.train.stages import run
 
 STEPS = 4
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
 TIMES = ("time/", "rollout/tokens_per_second", "compiles")
 
 
@@ -97,6 +102,27 @@ def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     assert_same(made.load(), load(smoke_run / "cold_start" / "model", description))
     steps = [row["step"] for row in read_metrics(resumed / "cold_start")]
     assert steps == list(range(1, smoke_config.cold_start.steps + 1))
+
+
+@pytest.mark.slow
+def test_eight_devices_make_the_same_run(smoke_run, tmp_path):
+    """The command, with data, weights and heads cut in two each: the same responses, losses within 1e-5."""
+    command = [sys.executable, "-m", "mmrl.cli", "train", f"--config={EXPERIMENT}:smoke"]
+    command += [f"--workdir={tmp_path}", *(f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor"))]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    child = subprocess.run(
+        command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=900
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    for stage in (".", "cold_start"):
+        alone, together = (without_times(read_metrics(folder / stage)) for folder in (smoke_run, tmp_path))
+        assert len(alone) == len(together)
+        for row, other in zip(alone, together, strict=True):
+            assert row.keys() == other.keys()
+            for name, value in row.items():
+                # Differences of nearly equal logprobs: rounding is all there is to compare.
+                bound = 1e-6 if name.startswith(("sampler/", "perception/", "loss/approx_kl")) else 1e-8
+                assert other[name] == pytest.approx(value, rel=1e-5, abs=bound), (row["step"], name)
 
 
 def test_refuses_the_folder_of_another_run(smoke_config, smoke_run):
