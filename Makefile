@@ -27,7 +27,7 @@ quickstart: $(VENV)/installed
 	$(VENV)/bin/mmrl train --config=experiments/quickstart.py --workdir=$(WORKDIR) $(ARGS)
 
 test: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python -m pytest $(ARGS)
+	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(TEST_VENV)/linters
 	$(TEST_VENV)/bin/ruff check .

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from mmrl.plan.flops import Flops, count
 
@@ -111,7 +111,7 @@ def test_a_loop_of_unknown_length_says_so():
 
 
 def test_a_shard_map_counts_all_devices():
-    mesh = AbstractMesh((4, 2, 3), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((4, 2, 3), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
     def partial(x, w):
         return jax.shard_map(
