@@ -1,5 +1,6 @@
 """One model, many ways to call it: batches, padding, groups and caches change neither value nor gradient."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -168,3 +169,14 @@ def test_cache_continues_after_unequal_lengths(policy, prompts, responses):
     tokens = jnp.zeros((b, g, r), jnp.int32).at[row, member].set(joined)
     whole, _ = run(tokens, every, jnp.ones((b, g, r), bool), None)
     np.testing.assert_allclose(hidden[row, member], whole[row, member, 3:], atol=2e-5)
+
+
+@pytest.mark.slow
+def test_flash_attention_changes_nothing(policy, prompts, responses):
+    """The kernels for TPU, interpreted, in both towers: logprobs and the gradient of every weight."""
+    plain = _loss_and_gradient(policy.params, policy.config, prompts, responses)
+    flash = replace(policy.config, attention="interpreted")
+    value, logprob, gradient = _loss_and_gradient(policy.params, flash, prompts, responses)
+    np.testing.assert_allclose(value, plain[0], rtol=1e-5)
+    np.testing.assert_allclose(logprob, plain[1], atol=2e-5)
+    _same_gradient(gradient, plain[2])
