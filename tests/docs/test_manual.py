@@ -211,7 +211,7 @@ def test_make_is_named_with_targets_that_exist():
 
 def test_commands_with_options_stand_in_blocks():
     """Between backticks stands the name of a command only: options there would not be run."""
-    name = re.compile(r"mmrl (train|sft|eval|generate|export|plan|data shapes)")
+    name = re.compile(r"mmrl (train|sft|eval|generate|export|plan|bench|data shapes)")
     named = [(page.name, word) for page in MANUAL for word in inline(page) if word.startswith("mmrl ")]
     assert [(page, word) for page, word in named if not name.fullmatch(word)] == []
 
