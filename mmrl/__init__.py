@@ -10,7 +10,7 @@ import os
 #
 # For TPU, the compiler would cut an all-gather beside a large product into a loop of permutes, which overlap
 # with parts of the product. By its own estimate that loses for weights cut over ``fsdp``: the update of a 7B
-# model takes twice the cycles, and sends 40 % more bytes (docs/performance.md).
+# model takes half as many cycles again (docs/performance.md).
 for _variable, _flag, _value in (
     ("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type", "-reduce"),
     ("LIBTPU_INIT_ARGS", "--xla_jf_spmd_threshold_for_windowed_einsum_mib", "1000000"),

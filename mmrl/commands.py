@@ -144,12 +144,12 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.bench import arguments, measure, report
     from mmrl.mesh import make_mesh
     from mmrl.plan.workload import PROGRAMS, workload
-    from mmrl.train.assemble import check_corruption, uneven_batches, with_choices
+    from mmrl.train.assemble import check_corruption, uneven, with_choices
 
     check_corruption(config)
     name, sizes = _sizes(options.model_size, config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    for line in uneven_batches(config, mesh):
+    for line in uneven(config, sizes, mesh):
         measure.say(line)
     work = workload(config, with_choices(sizes, config, mesh), mesh)
     arguments.check(work)

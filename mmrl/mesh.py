@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")  # what the prompts of a batch are spread over
@@ -125,7 +125,7 @@ def constrain(x: jax.Array, *axes: str | None, rules: Rules = ACTIVATIONS) -> ja
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, rules, dict(mesh.shape)))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the prompts of a batch are cut."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

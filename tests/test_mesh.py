@@ -1,13 +1,19 @@
 """Sharding rules: what is cut over what, and what is refused."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from mmrl import mesh as meshes
+from mmrl.config import Config, Rollout, Train
 from mmrl.mesh import ACTIVATIONS, AXES, DECODING, WEIGHTS, constrain, cut_over, local, make_mesh, put, spec
+from mmrl.models.published import published
+from mmrl.train.assemble import uneven
 
 SIZES = {"replica": 2, "data": 1, "fsdp": 4, "tensor": 2}
 
@@ -71,3 +77,15 @@ def test_host_arrays_keep_their_rows(one):
     placed = put(tree, one)
     assert placed["x"].sharding.mesh == one
     jax.tree.map(np.testing.assert_array_equal, placed, tree)
+
+
+def test_what_a_mesh_does_not_divide_is_said():
+    sizes = replace(published("7b"), layers=1)
+    mesh = AbstractMesh((1, 1, 1024, 4), AXES)
+    config = Config(train=Train(micro_prompts=1024), rollout=Rollout(prompts=1000))
+    batch, text, vision = uneven(config, sizes, mesh)
+    assert "config.rollout.prompts=1000 is no multiple of 1024" in batch
+    assert "config.mesh.fsdp=1024 does not divide the width (3584)" in text
+    assert "does not divide the width of the vision tower (1280)" in vision
+    config = Config(train=Train(micro_prompts=1024), rollout=Rollout(prompts=1024))
+    assert uneven(config, sizes, AbstractMesh((1, 8, 128, 4), AXES)) == []

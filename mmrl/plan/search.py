@@ -22,7 +22,7 @@ from mmrl.plan.workload import (
     resident_bytes,
     workload,
 )
-from mmrl.train.assemble import with_choices
+from mmrl.train.assemble import uneven, with_choices
 
 Say = Callable[[str], None]
 
@@ -127,6 +127,8 @@ def plan(
     """
     mesh = aot.device_mesh(topology, dataclasses.asdict(config.mesh))
     config = sized(config, batch_shards(mesh), per_shard)
+    for line in uneven(config, sizes, mesh):
+        say(line)
     work = workload(config, with_choices(sizes, config, mesh), mesh)
     findings = tuple(_examined(work, one, topology, quick, say) for one in PROGRAMS if one in names)
     suggestions: tuple[Suggestion, ...] = ()

@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 
 from mmrl.config import Config
 from mmrl.data.corruption import METHODS
@@ -31,7 +31,7 @@ class Model:
     processor: Processor
     config: qwen2_5_vl_config.Config
     description: dict
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
 
     @property
     def shardings(self) -> dict:
@@ -76,9 +76,7 @@ def open_model(config: Config, directory: str | Path) -> Model:
     return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
 
 
-def with_choices(
-    sizes: qwen2_5_vl_config.Config, config: Config, mesh: jax.sharding.Mesh
-) -> qwen2_5_vl_config.Config:
+def with_choices(sizes: qwen2_5_vl_config.Config, config: Config, mesh: Mesh) -> qwen2_5_vl_config.Config:
     """Sizes of a model as ``config.model`` has it computed on the devices of ``mesh``."""
     return replace(
         sizes,
@@ -89,17 +87,23 @@ def with_choices(
     )
 
 
-def uneven_batches(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
-    """Batches of the config that the mesh cuts unevenly: right, but devices repeat each other's work."""
+def uneven(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh | AbstractMesh) -> list[str]:
+    """What the mesh does not divide: results are right, but devices repeat each other's work or weights."""
     parts = batch_shards(mesh)
     batches = {"train.micro_prompts": config.train.micro_prompts, "rollout.prompts": config.rollout.prompts}
     if config.cold_start.steps:
         batches["cold_start.micro_batch"] = config.cold_start.micro_batch
+    widths = {"": sizes.width, " of the vision tower": sizes.vision_width}
     return [
         f"config.{key}={size} is no multiple of {parts}, the parts that config.mesh cuts a batch into: "
         "devices will repeat each other's work"
         for key, size in batches.items()
         if size % parts
+    ] + [
+        f"config.mesh.fsdp={mesh.shape['fsdp']} does not divide the width{of} ({width}): those weights are "
+        "kept whole; move a factor of it to config.mesh.data"
+        for of, width in widths.items()
+        if width % mesh.shape["fsdp"]
     ]
 
 

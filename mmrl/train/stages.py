@@ -14,7 +14,7 @@ from mmrl.train.assemble import (
     open_model,
     open_source,
     sampling_of,
-    uneven_batches,
+    uneven,
 )
 from mmrl.train.curves import draw_curves
 from mmrl.train.loop import train
@@ -60,7 +60,7 @@ def prepare(config: Config, workdir: Path):
     """
     write_shapes_world(config, workdir)
     model = open_model(config, located(config.model.path, workdir))
-    for warning in uneven_batches(config, model.mesh):
+    for warning in uneven(config, model.config, model.mesh):
         say(warning)
     source = open_source(config, config.data.train, workdir, model, key="data.train")
     heldout = None
