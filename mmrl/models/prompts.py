@@ -20,6 +20,7 @@ from mmrl.types import Images, Prompts
 
 Messages = Sequence[dict[str, Any]]
 IMAGE = "<image>"  # the placeholder in the text of a problem
+MARK = "[assistant's content]"  # stands for it while a template is rendered
 
 
 class OverBudget(ValueError):
@@ -77,23 +78,38 @@ def encode(
     if overlong not in ("error", "resize"):
         raise ValueError(f'overlong is {overlong!r}; it must be "error" or "resize"')
     tokens = _tokens(processor, conversation, len(images), name)
-    opened = [open_image(image, f"{name}, image {k}") for k, image in enumerate(images)]
-    sizes = [(image.height, image.width) for image in opened]
-    spec = processor.image
-    try:
-        need = _need(processor, spec, len(tokens), sizes)
-        if overlong == "resize" and sizes and not _fits(need, prompt_budget, patch_budget):
-            spec = _shrunk(processor, len(tokens), sizes, need, prompt_budget, patch_budget)
-            need = _need(processor, spec, len(tokens), sizes)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if not _fits(need, prompt_budget, patch_budget):
-        raise OverBudget(
-            f"{name}: the prompt has {need[0]} tokens and {need[1]} patch slots, the budget is"
-            f" {prompt_budget} and {patch_budget}. Raise the budget, lower max_pixels, or drop the row."
-        )
-    blocks = [patchify(image, spec, f"{name}, image {k}") for k, image in enumerate(opened)]
-    return _place(processor, tokens, [grid_of(size, spec) for size in sizes], blocks)
+    return _encoded(processor, tokens, images, name, prompt_budget, patch_budget, overlong)
+
+
+def encode_turn(
+    processor: Processor,
+    text: str,
+    images: Sequence[Any] = (),
+    *,
+    ended: bool,
+    name: str = "observation",
+    token_budget: int | None = None,
+    patch_budget: int | None = None,
+) -> Encoded:
+    """Encode what stands between an assistant's content and its next: the end of the turn, a user's, a start.
+
+    Args: the user's text, each "<image>" of it one of ``images``; ``ended``: the token that ends a turn was
+    already sampled, so it is left out; the rest as in `encode`. Positions count from 0, the first token's.
+
+    The tokens are those that the chat template puts after a marked content, so they are equal to the slice of
+    the whole conversation for every template that renders a turn without looking at its content.
+
+    Raises ValueError and OverBudget as `encode` does, and ValueError if the template rewrites the content.
+    """
+    before = [{"role": "user", "content": ""}, {"role": "assistant", "content": MARK}]
+    conversation = [*before, *messages(text)]
+    _refuse_special(processor, conversation, name)
+    after = _rendered(processor, conversation).partition(MARK)[2]
+    end = processor.tokenizer.convert_ids_to_tokens(processor.eos)
+    if not after.startswith(end):
+        raise ValueError(f"{name}: the chat template does not show a content with {end} after it")
+    tokens = _tokenised(processor, after.removeprefix(end) if ended else after, len(images), name)
+    return _encoded(processor, tokens, images, name, token_budget, patch_budget, "error")
 
 
 def measure(
@@ -153,10 +169,43 @@ def collate(
     )
 
 
+def _encoded(
+    processor: Processor,
+    tokens: Int32[np.ndarray, "t"],
+    images: Sequence[Any],
+    name: str,
+    prompt_budget: int | None,
+    patch_budget: int | None,
+    overlong: str,
+) -> Encoded:
+    """Tokens with one pad an image, and those images, placed; the checks and budgets of `encode`."""
+    opened = [open_image(image, f"{name}, image {k}") for k, image in enumerate(images)]
+    sizes = [(image.height, image.width) for image in opened]
+    spec = processor.image
+    try:
+        need = _need(processor, spec, len(tokens), sizes)
+        if overlong == "resize" and sizes and not _fits(need, prompt_budget, patch_budget):
+            spec = _shrunk(processor, len(tokens), sizes, need, prompt_budget, patch_budget)
+            need = _need(processor, spec, len(tokens), sizes)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not _fits(need, prompt_budget, patch_budget):
+        raise OverBudget(
+            f"{name}: the prompt has {need[0]} tokens and {need[1]} patch slots, the budget is"
+            f" {prompt_budget} and {patch_budget}. Raise the budget, lower max_pixels, or drop the row."
+        )
+    blocks = [patchify(image, spec, f"{name}, image {k}") for k, image in enumerate(opened)]
+    return _place(processor, tokens, [grid_of(size, spec) for size in sizes], blocks)
+
+
 def _tokens(processor: Processor, conversation: Messages, images: int, name: str) -> Int32[np.ndarray, "p"]:
-    """Token ids with one image pad for each of the ``images``."""
-    tokenizer = processor.tokenizer
-    forbidden = tokenizer.convert_ids_to_tokens(list(processor.placeholders))
+    """Token ids of a conversation with one image pad for each of the ``images``."""
+    _refuse_special(processor, conversation, name)
+    return _tokenised(processor, _rendered(processor, conversation), images, name)
+
+
+def _refuse_special(processor: Processor, conversation: Messages, name: str) -> None:
+    forbidden = processor.tokenizer.convert_ids_to_tokens(list(processor.placeholders))
     for message in conversation:
         content = message["content"]
         parts = [content] if isinstance(content, str) else [c.get("text", "") for c in content]
@@ -166,8 +215,16 @@ def _tokens(processor: Processor, conversation: Messages, images: int, name: str
                 f"{name}: the text holds the special token {found[0]}, which would be taken for an image."
                 f' Mark images by "{IMAGE}" and remove it.'
             )
-    text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-    tokens = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def _rendered(processor: Processor, conversation: Messages) -> str:
+    """The chat template's text, the assistant's turn opened at its end."""
+    template = processor.tokenizer.apply_chat_template
+    return template(list(conversation), tokenize=False, add_generation_prompt=True)
+
+
+def _tokenised(processor: Processor, text: str, images: int, name: str) -> Int32[np.ndarray, "p"]:
+    tokens = np.array(processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
     pads = int((tokens == processor.image_pad).sum())
     if pads != images:
         raise ValueError(

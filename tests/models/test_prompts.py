@@ -1,5 +1,7 @@
 """Conversations to padded prompts: placeholders, slots, budgets."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import OverBudget, bucket, collate, encode, measure, messages
+from mmrl.models.prompts import OverBudget, bucket, collate, encode, encode_turn, measure, messages
 
 FIXTURES = Path(__file__).parent.parent / "data" / "fixtures"
 
@@ -153,6 +155,63 @@ def test_resize_is_no_help_to_text(processor):
         encode(processor, messages("word " * 50), prompt_budget=20, overlong="resize")
     with pytest.raises(ValueError, match="overlong is 'cut'"):
         encode(processor, messages("word"), overlong="cut")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize(("text", "sizes"), [("Go on.", []), ("Here: <image>.", [(130, 60)])])
+def test_a_turn_is_a_slice_of_the_conversation(processor, text, sizes, ended):
+    """The first prompt has an image of its own, so patches, positions and image tokens are all shifted."""
+    answer = "<zoom>1 2 3 4</zoom>"
+    first, images = messages("<image>What is it?"), [_picture(90, 140)]
+    seen = [_picture(*size, seed=1) for size in sizes]
+    start = encode(processor, first, images)
+    said = processor.tokenizer(answer, add_special_tokens=False)["input_ids"] + [processor.eos] * ended
+    whole = encode(
+        processor, [*first, {"role": "assistant", "content": answer}, *messages(text)], images + seen
+    )
+    turn = encode_turn(processor, text, seen, ended=ended)
+    at, after = len(start.tokens) + len(said), start.next_position + len(said)
+    np.testing.assert_array_equal(whole.tokens, [*start.tokens, *said, *turn.tokens])
+    np.testing.assert_array_equal(whole.position[at:], turn.position + after)
+    assert whole.next_position == after + turn.next_position
+    slots = len(start.patches)
+    shifted = np.where(turn.image_token >= 0, turn.image_token + slots // 4, -1)
+    np.testing.assert_array_equal(whole.image_token[at:], shifted)
+    np.testing.assert_array_equal(whole.patches[slots:], turn.patches)
+    np.testing.assert_array_equal(whole.patch_position[slots:], turn.patch_position)
+    shifted = np.where(turn.patch_image >= 0, turn.patch_image + 1, -1)
+    np.testing.assert_array_equal(whole.patch_image[slots:], shifted)
+
+
+def test_a_turn_follows_its_template(processor):
+    """Another template of the family: thoughts are dropped and stripped, and the next turn opens with one."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content.strip() }}"
+        "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    other = copy.deepcopy(processor.tokenizer)
+    other.chat_template = template
+    turn = encode_turn(replace(processor, tokenizer=other), "Go on.", ended=True)
+    text = "\n<|im_start|>user\nGo on.<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert processor.tokenizer.decode(turn.tokens) == text
+    for silent in (template.replace("m.content.strip()", "'?'"), template.replace("<|im_end|>", " end")):
+        other.chat_template = silent
+        with pytest.raises(
+            ValueError, match=r"zoom 3: the chat template does not show a content with <\|im_end"
+        ):
+            encode_turn(replace(processor, tokenizer=other), "Go on.", ended=True, name="zoom 3")
+
+
+def test_a_turn_is_checked_as_a_prompt_is(processor):
+    data = (FIXTURES / "images" / "square224.png").read_bytes()[:100]
+    for limits in ({"token_budget": 50}, {"patch_budget": 240}):
+        with pytest.raises(OverBudget, match="zoom 3"):
+            encode_turn(processor, "<image>", [data], ended=True, name="zoom 3", **limits)
+    with pytest.raises(ValueError, match=r"zoom 3: 0 images but \d placeholders"):
+        encode_turn(processor, "<image>", ended=True, name="zoom 3")
+    with pytest.raises(ValueError, match="zoom 3: the text holds the special token"):
+        encode_turn(processor, "<|image_pad|>", ended=True, name="zoom 3")
 
 
 def test_bucket():
