@@ -163,7 +163,7 @@ def test_a_turn_is_a_slice_of_the_conversation(processor, text, sizes, ended):
     """The first prompt has an image of its own, so patches, positions and image tokens are all shifted."""
     answer = "<zoom>1 2 3 4</zoom>"
     first, images = messages("<image>What is it?"), [_picture(90, 140)]
-    seen = [_picture(*size, seed=1) for size in sizes]
+    seen = [_picture(width, height, 1) for width, height in sizes]
     start = encode(processor, first, images)
     said = processor.tokenizer(answer, add_special_tokens=False)["input_ids"] + [processor.eos] * ended
     whole = encode(
@@ -197,9 +197,7 @@ def test_a_turn_follows_its_template(processor):
     assert processor.tokenizer.decode(turn.tokens) == text
     for silent in (template.replace("m.content.strip()", "'?'"), template.replace("<|im_end|>", " end")):
         other.chat_template = silent
-        with pytest.raises(
-            ValueError, match=r"zoom 3: the chat template does not show a content with <\|im_end"
-        ):
+        with pytest.raises(ValueError, match="zoom 3: the chat template does not show"):
             encode_turn(replace(processor, tokenizer=other), "Go on.", ended=True, name="zoom 3")
 
 
