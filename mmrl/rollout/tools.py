@@ -39,7 +39,7 @@ LARGEST = 10**30  # no intermediate result may reach it
 LARGEST_EXPONENT = 100
 
 BOX_NEEDS = "zoom needs four whole numbers from 0 to 100: left top right bottom"
-BOX_ORDER = "zoom needs left < right and top < bottom"
+BOX_ORDER = "zoom needs left before right and top before bottom"
 NO_ARITHMETIC = "calculate needs numbers, parentheses and + - * / // % **"
 
 _BOX = re.compile(r"\s*" + r"\s+".join([r"(\d{1,3})"] * 4) + r"\s*", re.ASCII)

@@ -69,8 +69,8 @@ def test_text_without_a_call():
         ("<zoom>0 0 \u0665\u0660 50</zoom>", "four whole numbers"),  # Arabic digits, which int() takes
         ("<zoom>0 0 50 0050</zoom>", "four whole numbers"),
         ("<zoom>0 0 50 50<zoom>1 1 2 2</zoom>", "four whole numbers"),
-        ("<zoom>50 0 50 100</zoom>", "left < right"),
-        ("<zoom>0 60 50 40</zoom>", "left < right"),
+        ("<zoom>50 0 50 100</zoom>", "left before right"),
+        ("<zoom>0 60 50 40</zoom>", "left before right"),
         ("<zoom>" + " " * 10_000_000 + "</zoom>", "at most 200 characters"),
         ("<calculate></calculate>", "calculate needs numbers"),
         ("<calculate>__import__('os')</calculate>", "calculate needs numbers"),
@@ -143,7 +143,7 @@ def test_zoom_reads_what_prompts_read(path):
 def test_zoom_refuses(noise):
     with pytest.raises(ValueError, match="wider part"):
         zoom(png(np.zeros((1000, 400, 3), np.uint8)), [0, 0, 1, 100])
-    with pytest.raises(ValueError, match="left < right"):
+    with pytest.raises(ValueError, match="left before right"):
         zoom(png(noise), [50, 0, 50, 100])
     with pytest.raises(ValueError, match="cannot read the image"):
         zoom(b"no image", [0, 0, 100, 100])

@@ -1,0 +1,123 @@
+"""Scripted episodes are the trajectories of a policy that had sampled the script."""
+
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmrl.models.processor import load_processor
+from mmrl.models.prompts import encode, messages
+from mmrl.rollout.episodes import Call, second_look, single_turn, with_tools
+from mmrl.rollout.replay import replay
+from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.tools import TABLE, TOOLS, Answer
+from mmrl.types import StopReason
+from mmrl.workers.pool import WorkerPool
+
+FIXTURES = Path(__file__).parent.parent / "data" / "fixtures"
+PICTURE = (FIXTURES / "images" / "square224.png").read_bytes()
+SAMPLING = Sampling(max_tokens=60)
+SCRIPT = ["<zoom>0 0 50 100</zoom>", "<zoom>50 50 100 100</zoom>", "It is 7."]
+
+
+def _same(first, second):
+    return {"same": float(first == second)}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return load_processor(FIXTURES / "qwen2_5_vl")
+
+
+def here(call: Call) -> Future[Answer]:
+    """Runs a tool in this process."""
+    answer: Future[Answer] = Future()
+    answer.set_result(Answer(TOOLS[call.tool](**call.arguments)))
+    return answer
+
+
+def test_a_replay_is_the_whole_conversation(processor):
+    """Prompt and trajectory together are what encoding the conversation with all images gives."""
+    episode = with_tools(processor, [PICTURE], SAMPLING)
+    ((own, t),) = replay(episode, SCRIPT, processor, here)
+    assert own is None
+    asked = messages("<image>What?")
+    prompt = encode(processor, asked, [PICTURE])
+    conversation, images = list(asked), [PICTURE]
+    for text, box in zip(SCRIPT, ([0, 0, 50, 100], [50, 50, 100, 100], None), strict=True):
+        conversation.append({"role": "assistant", "content": text})
+        if box is not None:
+            conversation += messages("<image>")
+            images.append(TOOLS["zoom"](PICTURE, box))
+    whole = encode(processor, conversation, images)
+    end = len(prompt.tokens) + len(t.tokens)  # the template goes on after the last turn
+    np.testing.assert_array_equal(whole.tokens[:end], np.concatenate([prompt.tokens, t.tokens]))
+    position = np.concatenate([prompt.position, prompt.next_position + t.position])
+    np.testing.assert_array_equal(whole.position[:end], position)
+    slots = len(prompt.patches)
+    shifted = np.where(t.image_token >= 0, t.image_token + slots // 4, -1)
+    np.testing.assert_array_equal(whole.image_token[len(prompt.tokens) : end], shifted)
+    for name in ("patches", "patch_position"):
+        np.testing.assert_array_equal(getattr(whole, name)[slots:], getattr(t, name))
+    shifted = np.where(t.patch_image >= 0, t.patch_image + 1, -1)
+    np.testing.assert_array_equal(whole.patch_image[slots:], shifted)
+    assert whole.tokens[end - 1] == processor.eos
+
+
+def test_what_was_written(processor):
+    """The turns, token by token; the end of a turn only where no stop string is one."""
+    ((_, t),) = replay(with_tools(processor, [PICTURE], SAMPLING), SCRIPT, processor, here)
+    ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in SCRIPT]
+    np.testing.assert_array_equal(t.tokens[t.written], [*ids[0], *ids[1], *ids[2], processor.eos])
+    assert (t.image_token[t.written] == -1).all()
+    assert (t.stop, t.text) == (StopReason.EOS, "\n".join(SCRIPT))
+    assert t.facts == {"turns": 3.0, "tool_calls": 2.0, "tool_errors": 0.0, "images": 2.0}
+
+
+def test_tools_of_a_pool(processor):
+    with WorkerPool(1, TABLE) as pool:
+        ((_, far),) = replay(
+            with_tools(processor, [PICTURE], SAMPLING),
+            SCRIPT,
+            processor,
+            lambda call: pool.submit(call.tool, call.arguments),
+        )
+    ((_, near),) = replay(with_tools(processor, [PICTURE], SAMPLING), SCRIPT, processor, here)
+    for name, value in vars(near).items():
+        np.testing.assert_array_equal(value, getattr(far, name))
+
+
+def test_contexts_stand_apart(processor):
+    episode = second_look(
+        processor, SAMPLING, "Right? {response}", compare=lambda a, b: {"same": float(a == b)}
+    )
+    first, second = replay(episode, ["7", "7"], processor)
+    (seven,) = processor.tokenizer("7")["input_ids"]
+    assert first.prompt is None
+    np.testing.assert_array_equal(second.prompt.tokens, encode(processor, messages("Right? 7")).tokens)
+    for played in (first, second):
+        np.testing.assert_array_equal(played.trajectory.tokens, [seven, processor.eos])
+        assert played.trajectory.facts == {"second_look": 1.0, "same": 1.0}
+        assert played.trajectory.position is None
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (SCRIPT[:2], "row 5: the episode goes on after the 2 turns"),
+        ([*SCRIPT, "More."], "row 5: the episode ends after 3 of the script's 4 turns"),
+        (["<zoom>0 0 9 9</zoom> I see"], r"row 5, turn 1: it goes on after '<zoom>0 0 9 9</zoom>'"),
+        (["<|im_end|>"], r"row 5, turn 1: the special token <\|im_end\|>"),
+        (["word " * 100], "row 5, turn 1: .* tokens, but a turn may have 60"),
+    ],
+)
+def test_scripts_that_no_policy_plays(processor, script, reason):
+    with pytest.raises(ValueError, match=reason):
+        replay(with_tools(processor, [PICTURE], SAMPLING), script, processor, here, name="row 5")
+
+
+def test_a_script_that_needs_tools(processor):
+    with pytest.raises(ValueError, match="row 5: turn 1 calls the tool 'zoom', but there are no tools"):
+        replay(with_tools(processor, [PICTURE], SAMPLING), SCRIPT, processor, name="row 5")
+    assert replay(single_turn(SAMPLING), ["So."], processor)[0].trajectory.facts == {}
