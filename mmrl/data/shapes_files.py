@@ -3,7 +3,7 @@
 import io
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,41 @@ def write_world(
     Raises:
         ValueError: a size below 1, or what ``example`` refuses.
     """
-    sizes = dict(zip(SPLITS, (cold_start, train, heldout), strict=True))
+    return write_splits(
+        directory,
+        dict(zip(SPLITS, (cold_start, train, heldout), strict=True)),
+        lambda split, index: example(seed, split, index, prior=prior, kinds=kinds, levels=levels),
+        SCHEMA,
+        "shapes world",
+    )
+
+
+def write_splits(
+    directory: Path,
+    sizes: Mapping[str, int],
+    row: Callable[[str, int], dict[str, Any]],
+    schema: pa.Schema,
+    world: str,
+) -> dict[str, Path]:
+    """Write ``{split}.parquet`` of ``row(split, 0..size - 1)`` for each split; all or none of them appear.
+
+    Returns:
+        The path of each split's file.
+
+    Raises:
+        ValueError: a size below 1.
+    """
     for split, size in sizes.items():
         if size < 1:
-            raise ValueError(f"shapes world: {split} has {size} examples; give at least 1")
+            raise ValueError(f"{world}: {split} has {size} examples; give at least 1")
     directory.mkdir(parents=True, exist_ok=True)
-    paths = {split: directory / f"{split}.parquet" for split in SPLITS}
-    partial = {split: directory / f".{split}.parquet.{os.getpid()}" for split in SPLITS}
+    paths = {split: directory / f"{split}.parquet" for split in sizes}
+    partial = {split: directory / f".{split}.parquet.{os.getpid()}" for split in sizes}
     try:
         for split, size in sizes.items():
-            rows = [example(seed, split, i, prior=prior, kinds=kinds, levels=levels) for i in range(size)]
-            table = pa.Table.from_pylist(rows, schema=SCHEMA)
+            table = pa.Table.from_pylist([row(split, index) for index in range(size)], schema=schema)
             pq.write_table(table, partial[split], compression="zstd", row_group_size=1024)
-        for split in SPLITS:
+        for split in sizes:
             os.replace(partial[split], paths[split])
     finally:
         for path in partial.values():

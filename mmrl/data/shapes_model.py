@@ -1,7 +1,9 @@
-"""The tiny model of the shapes world, as a Hugging Face directory with random weights."""
+"""The tiny model of the shapes world, or of another, as a Hugging Face directory with random weights."""
 
 import json
 import tempfile
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,36 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer() -> Tokenizer:
-    """Byte-level BPE trained on the world's own words until every one of them is a single token."""
+@dataclass(frozen=True)
+class World:
+    """What a tiny model must be able to say and to see."""
+
+    texts: tuple[str, ...]  # every pre-token of these becomes one token
+    words: str  # a regular expression of pre-tokens
+    pixels: tuple[int, int]  # bounds of an image's area, min and max
+
+
+@cache
+def shapes_world() -> World:
+    """The world of ``mmrl.data.shapes``."""
+    rng = np.random.default_rng(0)
+    texts = {"user\n", "assistant\n", "system\n"}
+    for kind in KINDS.values():
+        for level in LEVELS:
+            for _ in range(60):
+                question = kind(rng, level, lambda _, options: options[int(rng.integers(len(options)))])
+                texts |= {question.problem, solution(question)}
+    cells = [rows * columns for grids in GRIDS.values() for rows, columns in grids]
+    return World(tuple(sorted(texts)), WORDS, (min(cells) * CELL**2, max(cells) * CELL**2))
+
+
+def build_tokenizer(world: World | None = None) -> Tokenizer:
+    """Byte-level BPE trained on the own words of a world (None: of shapes) until each is a single token."""
+    world = world or shapes_world()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(world.words), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -73,26 +99,15 @@ def build_tokenizer() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(world.texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
     return tokenizer
 
 
-def _corpus() -> list[str]:
-    rng = np.random.default_rng(0)
-    texts = {"user\n", "assistant\n", "system\n"}
-    for kind in KINDS.values():
-        for level in LEVELS:
-            for _ in range(60):
-                question = kind(rng, level, lambda _, options: options[int(rng.integers(len(options)))])
-                texts |= {question.problem, solution(question)}
-    return sorted(texts)
-
-
-def write_tokenizer(directory: Path) -> None:
+def write_tokenizer(directory: Path, world: World | None = None) -> None:
     """Write tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and chat_template.jinja."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(world)
     tokenizer.save(str(directory / "tokenizer.json"))
     tokenizer.model.save(str(directory))
     added = {
@@ -123,7 +138,7 @@ def write_tokenizer(directory: Path) -> None:
     _write_json(directory / "tokenizer_config.json", config)
 
 
-def model_config(**overrides: Any) -> dict[str, Any]:
+def model_config(world: World | None = None, **overrides: Any) -> dict[str, Any]:
     """Contents of config.json, in the flat layout of the published Qwen2.5-VL models.
 
     ``overrides`` replace entries by name; ``vision_config`` takes a dict of the entries to replace in it.
@@ -131,7 +146,7 @@ def model_config(**overrides: Any) -> dict[str, Any]:
     Raises:
         ValueError: an override names no entry.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(world)
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     config: dict[str, Any] = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -192,13 +207,16 @@ def model_config(**overrides: Any) -> dict[str, Any]:
     return config | {"vision_config": vision | vision_overrides}
 
 
-def write_model(directory: Path, seed: int, **overrides: Any) -> None:
-    """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``seed``."""
+def write_model(directory: Path, seed: int, world: World | None = None, **overrides: Any) -> None:
+    """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``seed``.
+
+    ``world``: what the model is for; None: the shapes world. ``overrides``: see ``model_config``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        write_tokenizer(base)
-        write_config(base, model_config(**overrides))
-        write_processor(base)
+        write_tokenizer(base, world)
+        write_config(base, model_config(world, **overrides))
+        write_processor(base, world)
         description = describe(read_config(base))
         checkpoint.save(initialise(description, seed), description, directory, base)
 
@@ -217,10 +235,13 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
     _write_json(directory / "generation_config.json", generation)
 
 
-def write_processor(directory: Path) -> None:
-    """Write preprocessor_config.json: Qwen's normalisation, pixel bounds that leave pictures as they are."""
+def write_processor(directory: Path, world: World | None = None) -> None:
+    """Write preprocessor_config.json: Qwen's normalisation, the world's pixel bounds.
+
+    Those of the shapes world leave its pictures as they are.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    cells = [rows * columns for grids in GRIDS.values() for rows, columns in grids]
+    low, high = (world or shapes_world()).pixels
     config = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
@@ -229,8 +250,8 @@ def write_processor(directory: Path) -> None:
         "merge_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "min_pixels": min(cells) * CELL**2,
-        "max_pixels": max(cells) * CELL**2,
+        "min_pixels": low,
+        "max_pixels": high,
     }
     _write_json(directory / "preprocessor_config.json", config)
 

@@ -153,10 +153,10 @@ def render(scene: Scene) -> bytes:
     for index, item in enumerate(scene.objects, start=len(board)):
         cell = pixels[item.row * CELL : (item.row + 1) * CELL, item.column * CELL : (item.column + 1) * CELL]
         cell[mask(item.look.shape, item.radius, item.offset)] = index
-    return _png(pixels, (*board, *(item.rgb for item in scene.objects)))
+    return indexed_png(pixels, (*board, *(item.rgb for item in scene.objects)))
 
 
-def _png(pixels: UInt8[np.ndarray, "h w"], palette: tuple[tuple[int, int, int], ...]) -> bytes:
+def indexed_png(pixels: UInt8[np.ndarray, "h w"], palette: tuple[tuple[int, int, int], ...]) -> bytes:
     """Palette indices as a PNG whose deflate stream is one stored block (W3C PNG; RFC 1950, 1951)."""
     height, width = pixels.shape
     raw = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # a leading 0 per row: no filter

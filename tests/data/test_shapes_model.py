@@ -1,5 +1,6 @@
 """The tiny model's directory: stable words, short prompts, and files that transformers reads."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_overrides():
         model_config(hidden=96)
     with pytest.raises(ValueError, match="no entry 'layers'"):
         model_config(vision_config={"layers": 2})
+
+
+def test_the_world_keeps_its_ids(directory):
+    """Checkpoints of the shapes world stay readable: its ids and sizes are what they have always been."""
+
+    def digest(value):
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+    assert digest(build_tokenizer().get_vocab()) == "f37ddb7f4b96d41b"
+    assert digest(model_config()) == "3e69257be471b2a8"
+    preprocessor = json.loads((directory / "preprocessor_config.json").read_text())
+    assert (preprocessor["min_pixels"], preprocessor["max_pixels"]) == (4 * 784, 16 * 784)
 
 
 def test_tokenizer_size():

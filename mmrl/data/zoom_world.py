@@ -1,0 +1,187 @@
+"""The zoom world: pictures whose content nobody can see without looking closer.
+
+A picture is a 2 x 2 grid of cells named a1, b1, a2, b2, each filled with a fine texture. The model's view of
+the whole picture is half its size, and there all pictures are one and the same grey, byte for byte: without
+``<zoom>`` (``mmrl.rollout.tools``) an answer is a guess. Zoomed at, a cell keeps its pixels, and its texture
+is plain. So accuracy above chance is the accuracy of using the tool.
+
+A world is a pure function, as in ``mmrl.data.shapes``: ``example(seed, split, index)``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from mmrl.data.shapes import SPLITS
+from mmrl.data.shapes_files import SCHEMA, write_splits
+from mmrl.data.shapes_model import WORDS, World, write_model
+from mmrl.data.shapes_scenes import BACKGROUND, CELL, cell_name, indexed_png
+
+SIDE = 2 * CELL  # pixels of a cell: four image tokens, as many as the whole picture gets
+GREY = BACKGROUND[1]
+CONTRAST = (60, 100)  # how far the strongest pixel of a texture lies from grey
+FADE = 12  # pixels over which a texture fades in from the cell's edge
+ZOOMING = 0.5
+
+# Where each cell lies, as a call of zoom names it.
+BOXES = {
+    cell_name(row, column): (50 * column, 50 * row, 50 * column + 50, 50 * row + 50)
+    for row in range(2)
+    for column in range(2)
+}
+PATTERNS = ("rows", "columns", "checks", "dots")
+
+# What tools say when a call fails, so that it is a few tokens; a test compares them with the tools'.
+ERRORS = (
+    "Error: zoom needs four whole numbers from 0 to 100: left top right bottom",
+    "Error: zoom needs left before right and top before bottom",
+    "Error: zoom needs a wider part",
+    "Error: zoom is not closed",
+    "Error: zoom takes at most 200 characters",
+    "Error: no more images",
+    "Error: there is no image",
+    "Error: the answer cannot be shown",
+)
+
+
+def example(seed: int, split: str, index: int, *, zooming: float = ZOOMING) -> dict[str, Any]:
+    """One record of the world, by position.
+
+    Args:
+        seed: names the world, 0 or more.
+        split: one of ``mmrl.data.shapes.SPLITS``.
+        index: position in the split, 0 or more.
+        zooming: share of the cold start that demonstrates zooming; the rest guesses.
+
+    Returns:
+        The row of the public schema: ``problem`` (one ``<image>``), ``answer``, ``images`` (one ``{bytes,
+        path}``), ``verifier`` (``choice``), ``solution`` (a guess, without zooming), ``facts`` (JSON: the
+        ``options``, the ``cell`` asked for, the ``patterns`` by cell), ``kind``, ``difficulty``; and
+        ``turns``, those of an episode that zooms and is right, or in the rest of the cold start the guess.
+
+    Raises:
+        ValueError: an unknown split, or a share outside [0, 1].
+    """
+    if split not in SPLITS:
+        raise ValueError(f"zoom world: unknown split {split!r}; give one of {', '.join(SPLITS)}")
+    if not 0 <= zooming <= 1:
+        raise ValueError(f"zoom world: zooming is {zooming}, but a share lies in [0, 1]")
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    patterns = {cell: PATTERNS[int(rng.integers(len(PATTERNS)))] for cell in BOXES}
+    contrasts = {cell: int(rng.integers(CONTRAST[0], CONTRAST[1] + 1)) for cell in BOXES}
+    asked = list(BOXES)[int(rng.integers(len(BOXES)))]
+    guess = boxed(PATTERNS[int(rng.integers(len(PATTERNS)))])
+    demonstrates = split != "cold_start" or rng.random() < zooming
+    facts = {"options": list(PATTERNS), "cell": asked, "patterns": patterns}
+    return {
+        "problem": f"<image>{question(asked)}",
+        "answer": patterns[asked],
+        "images": [{"bytes": render(patterns, contrasts), "path": f"{split}_{index}.png"}],
+        "verifier": "choice",
+        "solution": guess,
+        "facts": json.dumps(facts),
+        "kind": "zoom",
+        "difficulty": 1,
+        "turns": [zoom_call(asked), boxed(patterns[asked])] if demonstrates else [guess],
+    }
+
+
+def question(cell: str) -> str:
+    return f"What pattern is in {cell}?"
+
+
+def boxed(pattern: str) -> str:
+    return f"\\boxed{{{pattern}}}"
+
+
+def zoom_call(cell: str) -> str:
+    """The call that shows a cell, no less and no more."""
+    return f"<zoom>{' '.join(map(str, BOXES[cell]))}</zoom>"
+
+
+def texture(pattern: str) -> Float[np.ndarray, "s s"]:
+    """A cell of a pattern: values up to 1 around a mean of 0, fading in from the edges.
+
+    Every pattern repeats after two pixels, which a filter that halves the size removes but at edges: hence
+    the fading.
+    """
+    line = np.arange(SIDE)
+    stripe = 1.0 - 2.0 * (line % 2)
+    down, right = stripe[:, None], stripe[None, :]
+    dots = (down + right + down * right) / 3  # one pixel of four is bright
+    whole = {"rows": down, "columns": right, "checks": down * right, "dots": dots}[pattern]
+    edge = np.minimum(line, SIDE - 1 - line) + 0.5
+    window = np.sin(np.pi / 2 * np.clip(edge / FADE, 0, 1)) ** 2
+    return np.broadcast_to(whole, (SIDE, SIDE)) * window[:, None] * window[None, :]
+
+
+def render(patterns: dict[str, str], contrasts: dict[str, int]) -> bytes:
+    """PNG bytes of the picture with these patterns, and contrasts in grey levels, by cell."""
+    grey = np.full((2 * SIDE, 2 * SIDE), GREY)
+    for cell, (left, top, _, _) in BOXES.items():
+        row, column = (SIDE * edge // 50 for edge in (top, left))
+        grey[row : row + SIDE, column : column + SIDE] += np.rint(
+            contrasts[cell] * texture(patterns[cell])
+        ).astype(grey.dtype)
+    red, _, blue = (channel - GREY for channel in BACKGROUND)
+    palette = tuple((min(255, k + red), k, max(0, k + blue)) for k in range(256))
+    return indexed_png(_hidden(grey.astype(np.uint8)), palette)
+
+
+def _hidden(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """The picture changed by a level or two where needed for its half-sized view to be one grey.
+
+    What is left there of the textures is the rounding of both passes of the filter, at most one level.
+    """
+    for _ in range(64):
+        image = Image.fromarray(pixels)
+        view = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+        left = np.sign(np.asarray(view).astype(int) - GREY)
+        if not left.any():
+            return pixels
+        pixels = pixels.copy()
+        pixels[::2, ::2] = pixels[::2, ::2] - left
+    raise ValueError("zoom world: the textures show at half the size; use a Pillow of requirement >=11")
+
+
+def world() -> World:
+    """What the tiny model of this world must be able to say and to see.
+
+    The largest view is that of a cell at its own size; the whole picture is halved to it.
+    """
+    numbers = [f"<zoom>{a} {a} {a} {a}</zoom>" for a in (0, 25, 50, 75, 100)]
+    questions = [question(cell) for cell in BOXES]
+    answers = [boxed(pattern) for pattern in PATTERNS]
+    texts = ("user\n", "assistant\n", "system\n", *numbers, *questions, *answers, *ERRORS)
+    words = r"</?zoom>| ?\p{N}+|" + WORDS
+    return World(texts, words, (CELL**2, SIDE**2))
+
+
+def write_zoom_model(directory: Path, seed: int, **overrides: Any) -> None:
+    """Write a directory with the tiny model of this world, weights random; see ``write_model``."""
+    write_model(directory, seed, world(), **overrides)
+
+
+def write_zoom_world(
+    directory: Path, seed: int, *, cold_start: int, train: int, heldout: int, zooming: float = ZOOMING
+) -> dict[str, Path]:
+    """Write ``{split}.parquet`` for each split, of the given numbers of examples; all or none of them appear.
+
+    Returns:
+        The path of each split's file.
+
+    Raises:
+        ValueError: a size below 1, or what ``example`` refuses.
+    """
+    return write_splits(
+        directory,
+        dict(zip(SPLITS, (cold_start, train, heldout), strict=True)),
+        lambda split, index: example(seed, split, index, zooming=zooming),
+        SCHEMA.append(pa.field("turns", pa.list_(pa.string()))),
+        "zoom world",
+    )
