@@ -112,12 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sft", "Run the supervised stage of an experiment.", commands.sft),
     ):
         sub = command(name, summary, run)
-        sub.add_argument(
-            "--config",
-            required=True,
-            metavar="FILE[:ARG]",
-            help="an experiment; its keys are overruled by --config.KEY=VALUE",
-        )
+        _experiment(sub)
         sub.add_argument(
             "--workdir", type=Path, help="the run's folder (default: runs/<name of the experiment>)"
         )
@@ -169,18 +164,17 @@ def _generation(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--n", type=int, default=1, help="responses to each prompt (default: %(default)s)")
 
 
-def _planning(sub: argparse.ArgumentParser) -> None:
+def _experiment(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--config",
         required=True,
         metavar="FILE[:ARG]",
         help="an experiment; its keys are overruled by --config.KEY=VALUE",
     )
-    where = sub.add_mutually_exclusive_group(required=True)
-    where.add_argument("--topology", help="what to compile for")
-    where.add_argument(
-        "--smallest", metavar="GENERATION", help="find the smallest slice on which every program fits"
-    )
+
+
+def _programs(sub: argparse.ArgumentParser) -> None:
+    _experiment(sub)
     sub.add_argument(
         "--model-size",
         metavar="SIZE",
@@ -191,6 +185,15 @@ def _planning(sub: argparse.ArgumentParser) -> None:
         action="append",
         choices=("prefill", "decode", "score", "update"),
         help="only this one; may be given again (default: all)",
+    )
+
+
+def _planning(sub: argparse.ArgumentParser) -> None:
+    _programs(sub)
+    where = sub.add_mutually_exclusive_group(required=True)
+    where.add_argument("--topology", help="what to compile for")
+    where.add_argument(
+        "--smallest", metavar="GENERATION", help="find the smallest slice on which every program fits"
     )
     sub.add_argument(
         "--per-shard",
@@ -205,25 +208,9 @@ def _planning(sub: argparse.ArgumentParser) -> None:
 
 
 def _benchmark(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE[:ARG]",
-        help="an experiment; its keys are overruled by --config.KEY=VALUE",
-    )
+    _programs(sub)
     sub.add_argument(
         "--workdir", type=Path, help="for paths of the config (default: runs/<name of the experiment>)"
-    )
-    sub.add_argument(
-        "--model-size",
-        metavar="SIZE",
-        help="a published model: 3b, 7b, 32b or 72b (default: what config.model.path holds)",
-    )
-    sub.add_argument(
-        "--program",
-        action="append",
-        choices=("prefill", "decode", "score", "update"),
-        help="only this one; may be given again (default: all)",
     )
     sub.add_argument("--repeats", type=int, default=5, help="timed calls (default: %(default)s)")
     sub.add_argument(

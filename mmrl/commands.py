@@ -50,6 +50,7 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     from mmrl.train.assemble import CHECKED_ROWS, prompt_format
     from mmrl.train.evaluate import evaluate as measure
     from mmrl.train.evaluate import write_responses
+    from mmrl.train.rollouts import tool_pool
 
     config = dataclasses.replace(
         config,
@@ -63,8 +64,9 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     with (
         jax.set_mesh(model.mesh),
         RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
+        tool_pool(config) as tools,
     ):
-        values, experiences = measure(params, policy, model, source, pool, config)
+        values, experiences = measure(params, policy, model, source, pool, tools, config)
     if options.out:
         write_responses(options.out, experiences)
     print(json.dumps({"rows": len(source), "samples": options.samples, **values}, indent=1))
@@ -141,7 +143,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.repeats < 1:
         raise ValueError(f"--repeats={options.repeats}: time at least one call")
     config, workdir = _experiment(options, overrides)
-    from mmrl.bench import arguments, measure, report
+    from mmrl.bench import measure, report
     from mmrl.mesh import make_mesh
     from mmrl.plan.workload import PROGRAMS, workload
     from mmrl.train.assemble import check_corruption, uneven, with_choices
@@ -152,7 +154,6 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     for line in uneven(config, sizes, mesh):
         measure.say(line)
     work = workload(config, with_choices(sizes, config, mesh), mesh)
-    arguments.check(work)
     chosen = [one for one in PROGRAMS if one in (options.program or PROGRAMS)]
     found = [measure.measure(work, one, options.repeats) for one in chosen]
     made = report.report(name, work, found, measure.limits(mesh, work.model.dtype))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
+from mmrl.rollout.tools import TOOLS
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,26 @@ class Rollout:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    lanes: int = 0  # prompts whose groups are decoded at once, which bounds memory; 0 means all
+    lanes: int = 0  # prompts decoded at once, which bounds memory; 0 means all
+    columns: int = 0  # responses of a prompt decoded at once; fewer keep busy longer; 0 means the group
+    chunk: int = 16  # tokens decoded between two looks at what has ended
     max_batches: int = 10  # dynamic sampling draws at most this many batches to fill one
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What a rollout does besides writing one response; ``rollout.max_tokens`` bounds writing and reading.
+
+    See `mmrl.rollout.tools` for what the policy writes to call a tool.
+    """
+
+    tools: tuple[str, ...] = ()  # "zoom", "calculate"; none: a response is one turn
+    turns: int = 4  # most that the policy writes
+    images: int = 2  # most that it is shown by tools
+    observation_tokens: int = 320  # most of one answer, its image included
+    observation_patches: int = 1024  # window slots of the image in one answer
+    workers: int = 2  # processes that run tools
+    deadline_seconds: float = 5.0  # a call that takes longer is answered by an error
 
 
 @dataclass(frozen=True)
@@ -170,6 +189,7 @@ class Config:
     mesh: Mesh = field(default_factory=Mesh)
     data: Data = field(default_factory=Data)
     rollout: Rollout = field(default_factory=Rollout)
+    episode: Episode = field(default_factory=Episode)
     corruption: Corruption = field(default_factory=Corruption)
     reward: Reward = field(default_factory=Reward)
     algorithm: dict[str, Any] = field(default_factory=lambda: {"name": "grpo"})
@@ -296,6 +316,10 @@ def _check(config: Config) -> None:
     )
     if config.rollout.lanes < 0:
         raise ValueError(f"config.rollout.lanes={config.rollout.lanes} should be 0 (all prompts) or more")
+    if config.rollout.columns < 0:
+        raise ValueError(f"config.rollout.columns={config.rollout.columns} should be 0 (the group) or more")
+    for tool in config.episode.tools:
+        _choice("episode.tools", tool, TOOLS)
     if not config.reward.weights:
         raise ValueError("config.reward.weights is empty: every reward would be 0")
     if not 0 <= config.corruption.probability <= 1:
@@ -305,13 +329,16 @@ def _check(config: Config) -> None:
             raise ValueError(f"config.data.{name}_buckets={buckets} should be positive whole numbers")
     for path, size in (
         ("rollout.max_batches", config.rollout.max_batches),
+        ("rollout.chunk", config.rollout.chunk),
+        ("episode.turns", config.episode.turns),
+        ("episode.observation_tokens", config.episode.observation_tokens),
         ("train.steps", config.train.steps),
     ):
         if size < 1:
             raise ValueError(f"config.{path}={size} should be 1 or more")
 
 
-def _choice(path: str, value: str, choices: tuple[str, ...]) -> None:
+def _choice(path: str, value: str, choices: typing.Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(f"config.{path}={value!r} should be one of {', '.join(map(repr, choices))}")
 

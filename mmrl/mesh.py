@@ -113,8 +113,12 @@ def shardings(description: dict, mesh: Mesh, rules: Rules = WEIGHTS) -> dict:
     return jax.tree.map(
         lambda param: sharding(mesh, param.axes, param.shape, rules),
         description,
-        is_leaf=lambda node: hasattr(node, "axes"),
+        is_leaf=_is_description,
     )
+
+
+def _is_description(node: Any) -> bool:
+    return hasattr(node, "axes")
 
 
 def constrain(x: jax.Array, *axes: str | None, rules: Rules = ACTIVATIONS) -> jax.Array:
@@ -123,6 +127,23 @@ def constrain(x: jax.Array, *axes: str | None, rules: Rules = ACTIVATIONS) -> ja
     if mesh.empty or mesh.are_all_axes_manual:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, rules, dict(mesh.shape)))
+
+
+def constrain_weights(weights: dict, description: dict, rules: Rules) -> dict:
+    """`constrain` for each weight, or its gradient, of a model's ``description``."""
+    return jax.tree.map(
+        lambda param, leaf: constrain(leaf, *param.axes, rules=rules),
+        description,
+        weights,
+        is_leaf=_is_description,
+    )
+
+
+def stand_ins(like: Any, places: Any) -> Any:
+    """`jax.ShapeDtypeStruct` for each array, that says where it lies."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, places
+    )
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

@@ -24,9 +24,9 @@ class Images:
     comes from a short list of buckets; a prompt without images has ``n`` empty slots.
     """
 
-    patches: UInt8[Array, "b n c"]  # raw pixel bytes; order (channel, row, column) within a patch; 0 if empty
-    position: Int[Array, "b n 2"]  # (row, column) of the patch in its image's grid of patches
-    image: Int[Array, "b n"]  # index of the image within the prompt, -1 if the slot is empty
+    patches: UInt8[Array, "*b n c"]  # raw bytes; order (channel, row, column) within a patch; 0 if empty
+    position: Int[Array, "*b n 2"]  # (row, column) of the patch in its image's grid of patches
+    image: Int[Array, "*b n"]  # index of the image within the prompt, -1 if the slot is empty
 
 
 @struct.dataclass
@@ -46,6 +46,16 @@ class Prompts:
 
 
 @struct.dataclass
+class Observed:
+    """What tools answered within responses: tokens that the policy read there and did not write."""
+
+    real: Bool[Array, "b g r"]  # True on all tokens of the response, written or read
+    position: Int[Array, "b g r 3"]  # mRoPE, counted from the prompt's ``next_position``
+    image_token: Int[Array, "b g r"]  # as in `Prompts`, into the response's own images; -1 elsewhere
+    images: Images  # leading axes ``b g``
+
+
+@struct.dataclass
 class Responses:
     """Sampled responses, padded on the right.
 
@@ -54,10 +64,11 @@ class Responses:
     """
 
     tokens: Int[Array, "b g r"]
-    mask: Bool[Array, "b g r"]  # True on tokens the policy wrote (the stop token included)
+    mask: Bool[Array, "b g r"]  # True on tokens the policy wrote (the stop token included): the loss mask
     logprob: Float[Array, "b g r"]
     stop: Int[Array, "b g"]  # a StopReason
     valid: Bool[Array, "b g"]  # False: excluded from statistics and from the loss
+    observed: Observed | None = None  # None: every token is the policy's
 
 
 class StopReason:
@@ -65,3 +76,4 @@ class StopReason:
 
     LENGTH = 0  # the token budget ran out
     EOS = 1  # a stop token id was sampled
+    STRING = 2  # a stop string was completed

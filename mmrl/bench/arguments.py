@@ -1,6 +1,7 @@
 """Arrays in the place of a program's stand-ins: random weights, full prompts with an image and responses."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from mmrl.kernels.vocab import BANNED
 from mmrl.models.params import Param
 from mmrl.models.positions import patch_grid, positions, window_blocks
 from mmrl.models.qwen2_5_vl import Prefix
 from mmrl.models.qwen2_5_vl_config import Config, describe
 from mmrl.plan.workload import Workload, program
+from mmrl.rollout.engine import Lanes
+from mmrl.rollout.sampling import options_of
 from mmrl.train import programs
 from mmrl.train.assemble import sampling_of
 from mmrl.train.optimizer import initial_state
@@ -23,34 +25,20 @@ from mmrl.types import Images, Params, Prompts, Responses, StopReason
 _SCALE = 0.02  # standard deviation of random weights, as in Qwen2.5's own initialisation
 
 
-def check(work: Workload) -> None:
-    """What can be known before anything is computed.
-
-    Raises:
-      ValueError: the largest patch bucket is no whole number of windows, or the sampling is out of range.
-    """
-    patches, slots = max(work.config.data.patch_buckets), work.model.window_slots
-    if patches % slots:
-        raise ValueError(
-            f"config.data.patch_buckets: {patches} is not a multiple of {slots}, the patches of a window"
-        )
-    sampling_of(work.config)
-
-
 def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
     """What the compiled program ``name`` is called with: its static arguments are left out.
 
     Arrays are laid out as the stand-ins of `mmrl.plan.workload.program` say. Every prompt fills its bucket,
     with one image as large as both buckets allow. Every response has all its tokens: where they are sampled,
-    the id they would stop at is banned.
+    nothing stops them.
     """
-    _, stand_ins, static = program(work, name)
+    _, stand_ins, _ = program(work, name)
     key = jax.random.key(seed)
     with jax.set_mesh(work.mesh):
         if name == "prefill":
             return _prefill(work, stand_ins, key)
         if name == "decode":
-            return _decode(work, stand_ins, key, static["stop_ids"])
+            return _decode(work, stand_ins, key)
         return _score(work, stand_ins, key) if name == "score" else _update(work, stand_ins, key)
 
 
@@ -59,18 +47,29 @@ def _prefill(work: Workload, stand_ins: tuple, key: Key[Array, ""]) -> tuple:
     return weights(work.model, params, key), full_prompts(work.model, prompts)
 
 
-def _decode(work: Workload, stand_ins: tuple, key: Key[Array, ""], stop_ids: tuple[int, ...]) -> tuple:
-    params, _, prefix, hidden, next_position, keys, bias = stand_ins
-    of_weights, of_prefix, of_draws = jax.random.split(key, 3)
-    (keys_of_layers, values), hidden = _normal(((prefix.key, prefix.value), hidden), of_prefix)
-    return (
-        weights(work.model, params, of_weights),
-        Prefix(keys_of_layers, values, _laid(_full(prefix.mask.shape, True, bool), prefix.mask)),
-        hidden,
-        _laid(_full(next_position.shape, prefix.mask.shape[1], np.int32), next_position),
-        _laid(jax.random.split(of_draws, keys.shape), keys),
-        _laid(jnp.zeros(bias.shape).at[jnp.array(stop_ids)].set(BANNED), bias),
+def _decode(work: Workload, stand_ins: tuple, key: Key[Array, ""]) -> tuple:
+    params, _, like, bias = stand_ins
+    of_weights, of_state, of_draws = jax.random.split(key, 3)
+    (prefix, hidden), grid = (like.prefix, like.hidden), like.running.shape
+    (keys, values), hidden = _normal(((prefix.key, prefix.value), hidden), of_state)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like.cache)
+    plain = replace(sampling_of(work.config), stop_ids=())
+    options = options_of([plain] * math.prod(grid), like.options.stop_ids.shape[-1])
+    state = Lanes(
+        prefix=Prefix(keys, values, _full(prefix.mask.shape, True, bool)),
+        prompt_hidden=hidden[:, 0],
+        prompt_next=_full(grid[:1], prefix.mask.shape[1], np.int32),
+        cache=empty,
+        hidden=hidden,
+        position=_full(grid, prefix.mask.shape[1], np.int32),
+        count=_full(grid, 0, np.int32),
+        running=_full(grid, True, bool),
+        limit=_full(grid, np.iinfo(np.int32).max, np.int32),  # so that one call can go on from another
+        key=jax.random.split(of_draws, grid),
+        options=jax.tree.map(lambda leaf: leaf.reshape(*grid, *leaf.shape[1:]), options),
     )
+    state = jax.tree.map(_laid, state, like)
+    return weights(work.model, params, of_weights), state, _laid(jnp.zeros(bias.shape), bias)
 
 
 def _score(work: Workload, stand_ins: tuple, key: Key[Array, ""]) -> tuple:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from mmrl.bench.arguments import arguments
 from mmrl.plan import flops
-from mmrl.plan.aot import Memory
+from mmrl.plan.aot import Memory, memory_of
 from mmrl.plan.chips import chip_of
 from mmrl.plan.workload import Workload, costlier_branches, program
 
@@ -151,7 +151,7 @@ def prepared(work: Workload, name: str) -> Ready:
 def called(work: Workload, ready: Ready, given: tuple, repeats: int) -> Measured:
     """Call a program on what `arguments` made, once unmeasured and then ``repeats`` times."""
     name = ready.name
-    taken = timed(ready.call, given, repeats, carried=name == "update")
+    taken = timed(ready.call, given, repeats, carried={"update": 0, "decode": 1}.get(name))
     counted = operations(work, ready.traced.jaxpr)
     lean = replace(work, model=replace(work.model, remat="none"))
     stats = work.mesh.devices.flat[0].memory_stats()
@@ -161,7 +161,7 @@ def called(work: Workload, ready: Ready, given: tuple, repeats: int) -> Measured
         seconds=tuple(taken),
         flops=counted,
         model_flops=counted if work.model.remat == "none" else operations(lean, _trace(lean, name).jaxpr),
-        memory=_memory(ready.call),
+        memory=memory_of(ready.call),
         held_bytes=stats.get("peak_bytes_in_use") if stats else None,
     )
 
@@ -172,11 +172,11 @@ def _trace(work: Workload, name: str) -> jax.stages.Traced:
         return function.trace(*stand_ins, **static)
 
 
-def timed(compiled: Callable, arguments: tuple, repeats: int, *, carried: bool) -> list[float]:
+def timed(compiled: Callable, arguments: tuple, repeats: int, *, carried: int | None) -> list[float]:
     """Seconds of each of ``repeats`` calls after a first one.
 
-    Where ``carried``, what comes out first takes the place of the first argument: the call has given that
-    one's memory away.
+    What comes out first takes the place of argument number ``carried``, if any: the call has given that one's
+    memory away.
     """
     jax.block_until_ready(arguments)
     taken = []
@@ -184,8 +184,8 @@ def timed(compiled: Callable, arguments: tuple, repeats: int, *, carried: bool) 
         start = time.perf_counter()
         out = jax.block_until_ready(compiled(*arguments))
         taken.append(time.perf_counter() - start)
-        if carried:
-            arguments = (out[0], *arguments[1:])
+        if carried is not None:
+            arguments = (*arguments[:carried], out[0], *arguments[carried + 1 :])
         del out  # else the next call would have to find room beside it
     return taken[1:]
 
@@ -198,20 +198,6 @@ def operations(work: Workload, jaxpr: ClosedJaxpr) -> int:
         costlier=costlier_branches(work.model),
         platform=work.mesh.devices.flat[0].platform,
     ).total
-
-
-def _memory(compiled: jax.stages.Compiled) -> Memory | None:
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return None
-    return Memory(
-        argument=stats.argument_size_in_bytes,
-        output=stats.output_size_in_bytes,
-        temporary=stats.temp_size_in_bytes,
-        alias=stats.alias_size_in_bytes,
-        code=stats.generated_code_size_in_bytes,
-        peak=stats.peak_memory_in_bytes,
-    )
 
 
 def say(text: str) -> None:

@@ -13,7 +13,7 @@ import jaxlib
 
 from mmrl.bench.measure import Limits, Measured
 from mmrl.plan.chips import GIB
-from mmrl.plan.workload import Workload, device_bytes, program, resident_bytes
+from mmrl.plan.workload import Workload, device_bytes, program, read_each_token, resident_bytes
 
 _COUNTED = {"prefill": "prompt", "decode": "response", "score": "prompt and response"}
 _NOTES = """\
@@ -128,14 +128,13 @@ def least_bytes(work: Workload, name: str) -> int:
     params = arguments[0]
     if name == "score":
         return device_bytes(params)
-    prefix = program(work, "decode")[1][2]
+    prefix = program(work, "decode")[1][2].prefix
     keys_and_values = device_bytes((prefix.key, prefix.value))
     if name == "prefill":
         read = {part: leaf for part, leaf in params.items() if part not in ("embedding", "lm_head")}
         return device_bytes(read) + keys_and_values
-    table = params.get("lm_head", params["embedding"])
     steps, group = work.config.rollout.max_tokens, work.config.rollout.group
-    every_step = device_bytes((params["layers"], params["final_norm"], table)) + keys_and_values
+    every_step = device_bytes(read_each_token(params)) + keys_and_values
     own_token = group * keys_and_values // prefix.mask.shape[1]
     return steps * every_step + own_token * (steps * (steps + 1) // 2 + steps)
 

@@ -4,6 +4,7 @@ The language model has one function, `extend`: extend a cache by some tokens. Pr
 update are calls of it with different sources (see `mmrl.kernels.attention`).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -17,7 +18,7 @@ from mmrl.kernels.flash import flash_causal, flash_images
 from mmrl.mesh import constrain, local
 from mmrl.models.layers import gated_mlp, grid_angles, linear, mrope_angles, rms_norm, rotate
 from mmrl.models.qwen2_5_vl_config import Config
-from mmrl.types import Images, Params, Prompts, Responses
+from mmrl.types import Images, Observed, Params, Prompts, Responses
 
 _VISION_EPS = 1e-6
 _MERGE = 4  # patches in a merge block (2 x 2)
@@ -149,7 +150,12 @@ def embed(params: Params, config: Config, tokens: Int[Array, "*any"]) -> Float[A
 
 
 def embed_prompts(params: Params, config: Config, prompts: Prompts) -> Float[Array, "b p d"]:
-    """Input embeddings of prompts: text embeddings, and image features at the positions of image tokens."""
+    """Input embeddings of prompts: text embeddings, and image features at the positions of image tokens.
+
+    Without a single patch slot, the tower is left out.
+    """
+    if not prompts.images.patches.shape[1]:
+        return embed(params, config, prompts.tokens)
     features = encode_images(params, config, prompts.images)
     at_image = jnp.take_along_axis(features, jnp.maximum(prompts.image_token, 0)[..., None], axis=1)
     return jnp.where((prompts.image_token >= 0)[..., None], at_image, embed(params, config, prompts.tokens))
@@ -219,24 +225,36 @@ def extend(
             x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
         return x, (key, value)
 
-    made: list[tuple[Array, Array]] = []
-    if prefix is None and cache is None:
-        none = (None, None)
-        step = _rematerialise(config, lambda x, weights: layer(x, (weights, none, None)))
-        tokens, stacked = jax.lax.scan(step, tokens, params["layers"], unroll=config.unroll)
-        made = [(stacked[0][i], stacked[1][i]) for i in range(config.layers)]
-    else:
-        # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
-        for i in range(config.layers):
-            weights = jax.tree.map(lambda stack, i=i: stack[i], params["layers"])
-            shared = (None, None) if prefix is None else (prefix.key[i], prefix.value[i])
-            stored = None if cache is None else (cache.key[i], cache.value[i])
-            tokens, own = layer(tokens, (weights, shared, stored))
-            made.append(own)
+    tokens, keys, values = _through_layers(config, layer, params["layers"], tokens, prefix, cache)
     hidden = rms_norm(tokens, params["final_norm"], config.norm_eps)
-    keys, values = zip(*made, strict=True)
     extended = Cache(keys, values, start + mask.sum(axis=-1))
     return hidden[:, length:].reshape(x.shape), extended, None if prompt is None else hidden[:, :length]
+
+
+def _through_layers(
+    config: Config,
+    layer: Callable[[Array, tuple], tuple[Array, tuple[Array, Array]]],
+    layers: Params,
+    x: Float[Array, "b n d"],
+    prefix: Prefix | None,
+    cache: Cache | None,
+) -> tuple[Float[Array, "b n d"], tuple[Array, ...], tuple[Array, ...]]:
+    """Run ``layer`` with the weights of each layer in turn; also the keys and values that each has made."""
+    none = (None, None)
+    if prefix is None and cache is None:
+        step = _rematerialise(config, lambda x, weights: layer(x, (weights, none, None)))
+        x, (keys, values) = jax.lax.scan(step, x, layers, unroll=config.unroll)
+        return x, tuple(keys[i] for i in range(config.layers)), tuple(values[i] for i in range(config.layers))
+    # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
+    made: list[tuple[Array, Array]] = []
+    for i in range(config.layers):
+        weights = jax.tree.map(lambda stack, i=i: stack[i], layers)
+        shared = none if prefix is None else (prefix.key[i], prefix.value[i])
+        stored = None if cache is None else (cache.key[i], cache.value[i])
+        x, own = layer(x, (weights, shared, stored))
+        made.append(own)
+    keys, values = zip(*made, strict=True)
+    return x, keys, values
 
 
 def _slots(
@@ -316,7 +334,7 @@ def prefill(params: Params, config: Config, prompts: Prompts) -> tuple[Prefix, F
         )
         key, value = (tuple(part[:, 0] for part in parts) for parts in (cache.key, cache.value))
         prefix = Prefix(key, value, prompts.mask)
-        return prefix, _last(hidden[:, 0], prompts.mask)
+        return prefix, last(hidden[:, 0], prompts.mask)
 
 
 def predict(
@@ -328,16 +346,37 @@ def predict(
     """
     prompt = Prompt(embed_prompts(params, config, prompts), prompts.position, prompts.mask)
     b, g, r = responses.tokens.shape
-    position = response_position(prompts, jnp.broadcast_to(jnp.arange(r), (b, g, r)))
-    x = embed(params, config, responses.tokens)
-    hidden, _, prompt_hidden = extend(params, config, x, position, responses.mask, prompt=prompt)
+    if responses.observed is None:
+        position = response_position(prompts, jnp.broadcast_to(jnp.arange(r), (b, g, r)))
+        x, real = embed(params, config, responses.tokens), responses.mask
+    else:
+        position = prompts.next_position[:, None, None, None] + responses.observed.position
+        x, real = _embed_observed(params, config, responses.tokens, responses.observed)
+    hidden, _, prompt_hidden = extend(params, config, x, position, real, prompt=prompt)
     assert prompt_hidden is not None
-    last = _last(prompt_hidden, prompts.mask)
-    first = jnp.broadcast_to(last[:, None, None], (b, g, 1, hidden.shape[-1]))
+    before = last(prompt_hidden, prompts.mask)
+    first = jnp.broadcast_to(before[:, None, None], (b, g, 1, hidden.shape[-1]))
     return jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
 
 
-def _last(hidden: Float[Array, "b p d"], mask: Bool[Array, "b p"]) -> Float[Array, "b d"]:
+def _embed_observed(
+    params: Params, config: Config, tokens: Int[Array, "b g r"], observed: Observed
+) -> tuple[Float[Array, "b g r d"], Bool[Array, "b g r"]]:
+    """Input embeddings of responses with the images that were read in them, and which tokens are real."""
+    b, g, r = tokens.shape
+    flat = jax.tree.map(lambda leaf: leaf.reshape(b * g, *leaf.shape[2:]), (tokens, observed))
+    rows = Prompts(
+        tokens=flat[0],
+        mask=flat[1].real,
+        position=flat[1].position,
+        next_position=jnp.zeros(b * g, jnp.int32),
+        image_token=flat[1].image_token,
+        images=flat[1].images,
+    )
+    return embed_prompts(params, config, rows).reshape(b, g, r, -1), observed.real
+
+
+def last(hidden: Float[Array, "b p d"], mask: Bool[Array, "b p"]) -> Float[Array, "b d"]:
     """The hidden state after each prompt's last real token."""
     last = jnp.maximum(mask.sum(axis=1) - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

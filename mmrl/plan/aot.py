@@ -113,10 +113,18 @@ def compile(
         needed, limit = refusal
         return Compiled(False, time.perf_counter() - start, needed, limit)
     seconds = time.perf_counter() - start
-    stats, text = compiled.memory_analysis(), compiled.as_text()
-    assert stats is not None  # the TPU compiler gives both
+    memory, text = memory_of(compiled), compiled.as_text()
+    assert memory is not None  # the TPU compiler gives both
     assert text is not None
-    memory = Memory(
+    return Compiled(True, seconds, memory=memory, text=text)
+
+
+def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
+    """The compiler's account of a program's memory; None where it gives none."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return None
+    return Memory(
         argument=stats.argument_size_in_bytes,
         output=stats.output_size_in_bytes,
         temporary=stats.temp_size_in_bytes,
@@ -124,7 +132,6 @@ def compile(
         code=stats.generated_code_size_in_bytes,
         peak=stats.peak_memory_in_bytes,
     )
-    return Compiled(True, seconds, memory=memory, text=text)
 
 
 _SIZE = r"([\d.]+)([KMGT]?)"

@@ -40,7 +40,8 @@ def count(
 
     Args:
       jaxpr: of a traced program, its shapes global.
-      while_trips: iterations of loops that have no fixed number of them.
+      while_trips: iterations of loops that have no fixed number of them; one such loop inside another is
+        taken to run once.
       costlier: share of the runs of a `jax.lax.cond` that take its costliest branch; the others are held to
         take its cheapest.
       platform: which branch of `jax.lax.platform_dependent` runs.
@@ -68,9 +69,9 @@ def _of_equation(equation: JaxprEqn, while_trips: int | None, costlier: float, p
         )
     if kind == "pallas_call" and params["cost_estimate"] is not None:
         return Flops(int(params["cost_estimate"].flops))
+    trips = 1 if kind == "while" and while_trips is not None else while_trips
     inner = [
-        count(sub, while_trips=while_trips, costlier=costlier, platform=platform)
-        for sub in _subprograms(params)
+        count(sub, while_trips=trips, costlier=costlier, platform=platform) for sub in _subprograms(params)
     ]
     unbounded = any(flops.unbounded for flops in inner)
     if kind == "cond":

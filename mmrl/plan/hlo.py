@@ -72,7 +72,7 @@ def analyse(text: str, *, while_trips: int | None = None, costlier: float = 1.0)
 
     Args:
       text: of a compiled and scheduled program (`mmrl.plan.aot.Compiled.text`).
-      while_trips: iterations of loops that end by a condition on values.
+      while_trips: iterations of loops that end by a condition on values; one inside another runs once.
       costlier: share of the runs of a conditional that take the branch with the most cycles; the others are
         held to take that with the fewest. Of its collectives, those of the branch that sends most are taken.
 
@@ -186,7 +186,8 @@ def _walk(module: Module, name: str | None, while_trips: int | None, costlier: f
         elif opcode == "while":
             trips = trip_count(module, here, one)
             trips = while_trips if trips is None else trips
-            body = _walk(module, called(one, "body"), while_trips, costlier)
+            within = while_trips if while_trips is None else 1
+            body = _walk(module, called(one, "body"), within, costlier)
             unbounded |= trips is None
             inner = _times(body, 1 if trips is None else trips)
         elif opcode == "conditional":

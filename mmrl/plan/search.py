@@ -19,6 +19,7 @@ from mmrl.plan.workload import (
     costlier_branches,
     device_bytes,
     program,
+    read_each_token,
     resident_bytes,
     workload,
 )
@@ -177,9 +178,8 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
 
 def _per_token(arguments: tuple) -> int:
     """Bytes of decoding's arguments that each token reads: layers, the output table, and the prefix."""
-    params, _, prefix, *_ = arguments
-    table = params.get("lm_head", params["embedding"])
-    return device_bytes((params["layers"], params["final_norm"], table, prefix))
+    params, _, lanes, _ = arguments
+    return device_bytes((read_each_token(params), lanes.prefix))
 
 
 def _examined(work: Workload, program_name: str, topology: Topology, quick: bool, say: Say) -> Finding:

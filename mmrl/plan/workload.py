@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.config import Config, algorithm
-from mmrl.mesh import ACTIVATIONS, DECODING, WEIGHTS, Rules, sharding, shardings
+from mmrl.mesh import ACTIVATIONS, DECODING, WEIGHTS, Rules, sharding, shardings, stand_ins
 from mmrl.models import qwen2_5_vl_config
 from mmrl.models.params import abstract
-from mmrl.models.qwen2_5_vl import Prefix
 from mmrl.rollout import engine
+from mmrl.rollout.orders import STOP_SLOTS
 from mmrl.train import programs
 from mmrl.train.assemble import sampling_of
 from mmrl.train.optimizer import make_optimizer, state_sharding
@@ -59,7 +59,17 @@ def costlier_branches(sizes: qwen2_5_vl_config.Config) -> float:
 
 
 def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Workload:
-    """The run ``config`` with a model of ``sizes`` on ``mesh``."""
+    """The run ``config`` with a model of ``sizes`` on ``mesh``.
+
+    Raises:
+      ValueError: the largest patch bucket is no whole number of windows, or the sampling is out of range.
+    """
+    patches, slots = max(config.data.patch_buckets), sizes.window_slots
+    if patches % slots:
+        raise ValueError(
+            f"config.data.patch_buckets: {patches} is not a multiple of {slots}, the patches of a window"
+        )
+    sampling_of(config)
     params = weights(sizes, mesh)
     return Workload(config, sizes, mesh, algorithm(config), make_optimizer(config.optimizer, params, 100))
 
@@ -83,11 +93,8 @@ def weights(sizes: qwen2_5_vl_config.Config, mesh: Mesh, *, decoding: bool = Fal
     """The weights as they lie while training (float32), or while decoding (in the type of the products)."""
     description = qwen2_5_vl_config.describe(sizes)
     rules = DECODING if decoding else WEIGHTS
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract(description, sizes.dtype if decoding else jnp.float32),
-        shardings(description, mesh, rules),
-    )
+    like = abstract(description, sizes.dtype if decoding else jnp.float32)
+    return stand_ins(like, shardings(description, mesh, rules))
 
 
 def _array(
@@ -151,22 +158,27 @@ def _prefill(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
 
 
 def _decode(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
-    b, sizes = work.lanes, work.model
-    array = partial(_array, work.mesh)
-    shape = (b, max(work.config.data.prompt_buckets), sizes.kv_heads, sizes.head_dim)
-    layer = array(shape, sizes.dtype, "batch", None, "heads", None)
-    layers = (layer,) * sizes.layers
-    arguments = (
-        weights(sizes, work.mesh, decoding=True),
-        sizes,
-        Prefix(layers, layers, array(shape[:2], bool)),
-        array((b, sizes.width), sizes.dtype),
-        array((b,), jnp.int32),
-        _keys(work, b),
-        _policy(work).bias,
+    """The whole budget of tokens in one call, all columns from their first token on."""
+    rollout, sizes = work.config.rollout, work.model
+    lanes = jax.eval_shape(
+        partial(
+            engine.empty_lanes,
+            sizes,
+            lanes=work.lanes,
+            columns=min(rollout.columns or rollout.group, rollout.group),
+            prompt=max(work.config.data.prompt_buckets),
+            slots=rollout.max_tokens,
+            stop_slots=STOP_SLOTS,
+        )
     )
-    static = {"group": work.config.rollout.group, "sampling": sampling_of(work.config), "stop_ids": (0,)}
-    return engine.decode, arguments, static
+
+    def stand_in(leaf: Any) -> Any:
+        heads = {4: ("batch", None, "heads", None), 5: ("batch", None, None, "heads", None)}
+        return _array(work.mesh, leaf.shape, leaf.dtype, *heads.get(leaf.ndim, ()))
+
+    state = jax.tree.map(stand_in, lanes)
+    arguments = (weights(sizes, work.mesh, decoding=True), sizes, state, _policy(work).bias)
+    return engine.decode, arguments, {"steps": rollout.max_tokens}
 
 
 def _score(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
@@ -209,11 +221,12 @@ def _state(work: Workload) -> TrainState:
     made = jax.eval_shape(work.optimizer.init, params)
     updates: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(params, made, updates)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state,
-        state_sharding(params, work.optimizer),
-    )
+    return stand_ins(state, state_sharding(params, work.optimizer))
+
+
+def read_each_token(params: Params) -> tuple:
+    """The weights that decoding reads for every token: all but the vision tower and the table of inputs."""
+    return params["layers"], params["final_norm"], params.get("lm_head", params["embedding"])
 
 
 def device_bytes(tree: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from mmrl.mesh import stand_ins
 from mmrl.models.params import abstract
 from mmrl.train.programs import TrainState
 from mmrl.types import Params
@@ -81,11 +82,7 @@ def load_params(
     like = abstract(description)
     if shardings is None:
         shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), like)
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        like,
-        shardings,
-    )
+    target = stand_ins(like, shardings)
     with ocp.CheckpointManager(directory.absolute(), item_names=("params",)) as manager:
         items = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))
     return step, items.params

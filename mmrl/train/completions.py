@@ -1,22 +1,24 @@
 """Responses to given prompts, outside of training."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from mmrl.config import Config
-from mmrl.mesh import put
 from mmrl.models.prompts import bucket, collate, encode, messages
-from mmrl.rollout import engine
+from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.scheduler import Stats
+from mmrl.rollout.trajectory import Trajectory
+from mmrl.sample import Sample
 from mmrl.train.assemble import Model
-from mmrl.train.rollouts import decode_texts, prompt_keys
+from mmrl.train.rollouts import play, prompt_keys, tool_pool
 from mmrl.types import Params, StopReason
 
 _PURPOSE = 3  # of random keys
-_STOP = {StopReason.EOS: "stop", StopReason.LENGTH: "length"}
+_STOP = {StopReason.EOS: "stop", StopReason.STRING: "stop", StopReason.LENGTH: "length"}
 
 
 def complete(
@@ -25,8 +27,9 @@ def complete(
     """Sample ``n`` responses to each of ``rows`` ("name", "problem", "images"), in order.
 
     All prompts are encoded, and so checked, before the first is sampled. Yields one dict a response: prompt
-    (its number), sample, tokens, text, logprobs (nats, of the distribution sampled from) and stop ("stop" for
-    a stop token, "length" for the budget).
+    (its number), sample, tokens, text, logprobs (nats, of the distribution sampled from), stop ("stop" for a
+    stop token or string, "length" for the budget) and, where tools may be called, facts. What tools answered
+    is not among the tokens.
     """
     processor = model.processor
     encoded = [
@@ -49,34 +52,39 @@ def complete(
         temperature=config.rollout.temperature,
         top_p=config.rollout.top_p,
     )
-    size = min(batch, len(encoded))
     policy = model.policy(config.rollout.temperature)
-    with jax.set_mesh(model.mesh):
-        acting = engine.decoding_weights(params, model.config)
-    for start in range(0, len(encoded), size):
-        part = encoded[start : start + size]
-        filled = [part[index % len(part)] for index in range(size)]  # one shape, one compilation
-        with jax.set_mesh(model.mesh):
-            responses = engine.generate(
-                acting,
-                model.config,
-                put(collate(filled, processor, tokens, slots), model.mesh),
-                prompt_keys(config.seed, _PURPOSE, 0, size, start=start),
-                group=n,
-                sampling=sampling,
-                bias=policy.bias,
-                stop_ids=processor.stop,
-            )
-        responses = jax.tree.map(np.asarray, jax.device_get(responses))
-        texts = decode_texts(processor, responses)
-        for b in range(len(part)):
-            for g in range(n):
-                written = responses.mask[b, g]
-                yield {
-                    "prompt": start + b,
-                    "sample": g,
-                    "text": texts[b][g],
-                    "tokens": responses.tokens[b, g][written].tolist(),
-                    "logprobs": [round(float(x), 6) for x in responses.logprob[b, g][written]],
-                    "stop": _STOP[int(responses.stop[b, g])],
-                }
+    config = replace(config, rollout=replace(config.rollout, lanes=batch))
+    samples = [Sample(row["name"], row["problem"], answer="", images=tuple(row["images"])) for row in rows]
+    early: dict[tuple[int, int], Trajectory] = {}
+    following = iter((b, g) for b in range(len(rows)) for g in range(n))
+    seat = next(following)
+    with jax.set_mesh(model.mesh), tool_pool(config) as tools:
+        for one in play(
+            decoding_weights(params, model.config),
+            policy,
+            model,
+            samples,
+            collate(encoded, processor, tokens, slots),
+            prompt_keys(config.seed, _PURPOSE, 0, len(rows)),
+            group=n,
+            sampling=sampling,
+            config=config,
+            stats=Stats(),
+            tools=tools,
+        ):
+            early[one.group, one.member] = one
+            while seat in early:
+                yield _row(early.pop(seat))
+                seat = next(following, (-1, -1))
+
+
+def _row(one: Trajectory) -> dict[str, Any]:
+    return {
+        "prompt": one.group,
+        "sample": one.member,
+        "text": one.text,
+        "tokens": one.tokens[one.written].tolist(),
+        "logprobs": [round(float(x), 6) for x in one.logprob[one.written]],
+        "stop": _STOP[one.stop],
+        **({"facts": dict(one.facts)} if one.facts else {}),
+    }

@@ -18,12 +18,19 @@ from mmrl.train.metrics import Phases
 from mmrl.train.programs import Policy
 from mmrl.train.rollouts import Experience, prompt_keys, sample_and_grade
 from mmrl.types import Params, StopReason
+from mmrl.workers.pool import WorkerPool
 
 _PURPOSE = 2  # of random keys, apart from rollouts' and corruption's
 
 
 def evaluate(
-    params: Params, policy: Policy, model: Model, source: Source, pool: RewardPool, config: Config
+    params: Params,
+    policy: Policy,
+    model: Model,
+    source: Source,
+    pool: RewardPool,
+    tools: WorkerPool | None,
+    config: Config,
 ) -> tuple[dict[str, float], list[Experience]]:
     """Mean of every reward component over ``evaluation.samples`` responses to each held-out prompt.
 
@@ -55,9 +62,9 @@ def evaluate(
             prompt_keys(config.seed, _PURPOSE, 0, size, start=number * size),
             group=config.evaluation.samples,
             sampling=sampling,
-            lanes=config.rollout.lanes,
+            config=config,
             pool=pool,
-            reward=config.reward,
+            tools=tools,
             phases=Phases(),
         )
         dropped += batch.dropped

@@ -24,8 +24,16 @@ from mmrl.train.evaluate import evaluate, write_responses
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
 from mmrl.train.optimizer import initial_state, make_optimizer
 from mmrl.train.programs import Batch, ImageCorruption, Policy, TrainState
-from mmrl.train.rollouts import Experience, collect, describe, prompt_keys, sample_and_grade
+from mmrl.train.rollouts import (
+    Experience,
+    collect,
+    describe,
+    prompt_keys,
+    sample_and_grade,
+    tool_pool,
+)
 from mmrl.types import Params
+from mmrl.workers.pool import WorkerPool
 
 _ROLLOUT, _CORRUPTION = 0, 1  # purposes of random keys
 
@@ -41,6 +49,7 @@ class Stage:
     optimizer: optax.GradientTransformation
     reference: Params | None  # weights of the reference policy, where the algorithm asks for it
     pool: RewardPool
+    tools: WorkerPool | None
     total_updates: int
 
     @property
@@ -81,6 +90,7 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
         manager,
         CompileCounter() as compiles,
         RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
+        tool_pool(config) as tools,
     ):
         stage = Stage(
             config=config,
@@ -90,6 +100,7 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
             optimizer=optimizer,
             reference=reference,
             pool=pool,
+            tools=tools,
             total_updates=total_updates,
         )
         _run(stage, state, first, batches, heldout, manager, metrics, compiles, workdir)
@@ -134,20 +145,21 @@ def _step(
 ) -> tuple[TrainState, dict[str, float]]:
     """One batch of experience and the updates on it."""
     config = stage.config
-    acting = decoding_weights(state.params, stage.model.config)
+    with phases("rollout"):
+        acting = decoding_weights(state.params, stage.model.config)
     draw = partial(_draw, stage, acting, step, batches, phases)
     keep = partial(_worth_training, stage.algorithm)
     bound = config.rollout.max_batches if stage.algorithm.group_filter else 1
     experience, values = collect(draw, keep, config.rollout.prompts, bound)
     values |= describe(experience)
     del acting
-    prompts, responses = put((experience.prompts, experience.responses), stage.model.mesh)
-    batch = Batch(
-        prompts=prompts,
-        responses=responses,
-        corruption_keys=prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts),
-    )
     with phases("score"):
+        prompts, responses = put((experience.prompts, experience.responses), stage.model.mesh)
+        batch = Batch(
+            prompts=prompts,
+            responses=responses,
+            corruption_keys=prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts),
+        )
         scores = _score(stage, state.params, batch)
         values |= _score_metrics(scores, experience)
     totals: dict[str, float] = {}
@@ -178,9 +190,9 @@ def _draw(
         prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count),
         group=config.rollout.group,
         sampling=sampling_of(config),
-        lanes=config.rollout.lanes,
+        config=config,
         pool=stage.pool,
-        reward=config.reward,
+        tools=stage.tools,
         phases=phases,
     )
 
@@ -280,7 +292,9 @@ def _score_metrics(scores: dict[str, jax.Array], experience: Experience) -> dict
 
 
 def _evaluate(stage: Stage, params: Params, heldout: Source, path: Path) -> dict[str, float]:
-    values, experiences = evaluate(params, stage.policy, stage.model, heldout, stage.pool, stage.config)
+    values, experiences = evaluate(
+        params, stage.policy, stage.model, heldout, stage.pool, stage.tools, stage.config
+    )
     write_responses(path, experiences)
     return {f"heldout/{name}": value for name, value in values.items()}
 

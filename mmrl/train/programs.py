@@ -20,9 +20,8 @@ from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import Algorithm, Targets
 from mmrl.data.corruption import corrupt
 from mmrl.kernels.vocab import token_statistics
-from mmrl.mesh import WEIGHTS, constrain, cut_over, local
+from mmrl.mesh import WEIGHTS, constrain, constrain_weights, cut_over, local
 from mmrl.models import qwen2_5_vl as model
-from mmrl.models.params import Param
 from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.types import Params, Prompts, Responses
@@ -105,10 +104,9 @@ def token_scores(
     hidden = model.predict(params, policy.model, prompts, responses)
     corrupted = None
     if wanted & {"corrupted", "perception"}:
-        images = corrupt(prompts.images, batch.corruption_keys, corruption.method, corruption.probability)
         branch = params if corrupted_gradient else jax.lax.stop_gradient(params)
         with jax.named_scope("corrupted"):
-            corrupted = model.predict(branch, policy.model, replace(prompts, images=images), responses)
+            corrupted = model.predict(branch, policy.model, *_corrupted(batch, corruption))
     out = vocabulary_statistics(
         params,
         policy,
@@ -121,6 +119,23 @@ def token_scores(
     )
     # Padding reads garbage; zeros there keep metrics and masks simple.
     return {name: jnp.where(responses.mask, value, 0.0) for name, value in out.items()}
+
+
+def _corrupted(batch: Batch, corruption: ImageCorruption) -> tuple[Prompts, Responses]:
+    """Prompts and responses with all their images corrupted, those that a response has looked at included."""
+    prompts, responses = batch.prompts, batch.responses
+    method, probability = corruption.method, corruption.probability
+    images = corrupt(prompts.images, batch.corruption_keys, method, probability)
+    prompts = replace(prompts, images=images)
+    if responses.observed is None:
+        return prompts, responses
+    seen = responses.observed.images
+    b, g = seen.image.shape[:2]
+    members = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(g)))
+    flat = jax.tree.map(lambda leaf: leaf.reshape(b * g, *leaf.shape[2:]), seen)
+    flat = corrupt(flat, members(batch.corruption_keys).reshape(-1), method, probability)
+    seen = jax.tree.map(lambda leaf: leaf.reshape(b, g, *leaf.shape[1:]), flat)
+    return prompts, replace(responses, observed=replace(responses.observed, images=seen))
 
 
 def vocabulary_statistics(
@@ -253,12 +268,7 @@ def apply(
 
     Gradients are laid out as the weights of ``description`` are: each device gets the sums of its own part.
     """
-    gradient = jax.tree.map(
-        lambda param, leaf: constrain(leaf, *param.axes, rules=WEIGHTS),
-        description,
-        gradient,
-        is_leaf=lambda node: isinstance(node, Param),
-    )
+    gradient = constrain_weights(gradient, description, WEIGHTS)
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)

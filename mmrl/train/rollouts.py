@@ -1,7 +1,9 @@
 """One batch of experience: sample groups, grade them, and draw again where an algorithm filters groups."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,19 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key
 
-from mmrl.config import Reward
+from mmrl.config import Config
 from mmrl.data.pipeline import Batch as PromptBatch
-from mmrl.mesh import put
-from mmrl.models.processor import Processor
+from mmrl.models.prompts import collate
 from mmrl.rewards.pool import RewardPool
 from mmrl.rewards.verifier import score
-from mmrl.rollout import engine
+from mmrl.rollout.episodes import Episode, single_turn, with_tools
+from mmrl.rollout.generate import gather, member_keys, row_of
 from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.scheduler import Group, Stats, roll_out
+from mmrl.rollout.shape import Shape
+from mmrl.rollout.tools import TABLE
+from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train.assemble import Model
 from mmrl.train.metrics import Phases
 from mmrl.train.programs import Policy
 from mmrl.types import Params, Prompts, Responses, StopReason
+from mmrl.workers.pool import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Experience:
     texts: list[list[str]]
     rewards: Float[np.ndarray, "b g"]
     components: dict[str, Float[np.ndarray, "b g"]]  # NaN where a verifier does not report it
+    facts: dict[str, Float[np.ndarray, "b g"]] = field(default_factory=dict)  # of episodes; NaN likewise
+    stats: dict[str, float] = field(default_factory=dict)  # how the rollout went, by metric
 
     @property
     def accuracy(self) -> Float[np.ndarray, "b g"]:
@@ -47,6 +56,78 @@ def prompt_keys(seed: int, purpose: int, step: int, count: int, start: int = 0) 
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(start + jnp.arange(count))
 
 
+def tool_pool(config: Config) -> AbstractContextManager[WorkerPool | None]:
+    """Processes for the tools of ``config.episode``; none where it has none."""
+    if not config.episode.tools:
+        return nullcontext()
+    return WorkerPool(config.episode.workers, TABLE, config.episode.deadline_seconds)
+
+
+def play(
+    params: Params,
+    policy: Policy,
+    model: Model,
+    samples: Sequence[Sample],
+    prompts: Prompts,
+    keys: Key[jax.Array, "b"],
+    *,
+    group: int,
+    sampling: Sampling,
+    config: Config,
+    stats: Stats,
+    tools: WorkerPool | None = None,
+) -> Iterator[Trajectory]:
+    """Play ``group`` episodes of each prompt; a trajectory is given out when it ends, while others go on.
+
+    Neither ``config.rollout.lanes``, ``columns`` nor ``chunk`` changes what is sampled.
+    """
+    prompts = jax.tree.map(np.asarray, prompts)
+    count = len(samples)
+    rollout, limits = config.rollout, config.episode
+    processor = model.processor
+    sampling = replace(sampling, stop_ids=processor.stop)
+    shape = Shape(
+        lanes=min(rollout.lanes or count, count),
+        columns=min(rollout.columns or group, group),
+        prompt=prompts.tokens.shape[1],
+        max_tokens=sampling.max_tokens,
+        observation=limits.observation_tokens if limits.tools else 0,
+        observation_patches=limits.observation_patches if limits.tools else 0,
+        chunk=min(rollout.chunk, sampling.max_tokens),
+    )
+
+    def episode(sample: Sample) -> Episode:
+        if not limits.tools:
+            return single_turn(sampling)
+        return with_tools(
+            processor,
+            sample.images,
+            sampling,
+            tools=limits.tools,
+            turns=limits.turns,
+            most_images=limits.images,
+            observation_tokens=limits.observation_tokens,
+            observation_patches=limits.observation_patches,
+            name=sample.id,
+        )
+
+    groups = (
+        Group(row_of(prompts, b), data, [episode(samples[b]) for _ in range(group)])
+        for b, data in enumerate(member_keys(keys, group))
+    )
+    return roll_out(
+        params,
+        policy.model,
+        policy.bias,
+        groups,
+        shape,
+        text=partial(processor.tokenizer.decode, skip_special_tokens=True),
+        collate=lambda encoded: collate([encoded], processor, shape.prompt, prompts.images.image.shape[1]),
+        stats=stats,
+        tools=None if tools is None else lambda call: tools.submit(call.tool, call.arguments),
+    )
+
+
 def sample_and_grade(
     params: Params,
     policy: Policy,
@@ -56,85 +137,65 @@ def sample_and_grade(
     *,
     group: int,
     sampling: Sampling,
-    lanes: int,
+    config: Config,
     pool: RewardPool,
-    reward: Reward,
+    tools: WorkerPool | None,
     phases: Phases,
 ) -> Experience:
-    """Sample ``group`` responses to each prompt and grade them; ``params`` are laid out for decoding."""
+    """Play ``group`` episodes of each prompt and grade each as it ends; ``params`` are laid out for decoding.
+
+    A verifier sees the facts of the episode as ``sample.facts["episode"]``.
+    """
+    reward, shape, stats = config.reward, (len(batch.samples), group), Stats()
     with phases("rollout"):
-        responses = sample_in_turns(
-            params, policy, model, batch.prompts, keys, group=group, sampling=sampling, lanes=lanes
+        ended: dict[tuple[int, int], Trajectory] = {}
+        handles = {}
+        for one in play(
+            params,
+            policy,
+            model,
+            batch.samples,
+            batch.prompts,
+            keys,
+            group=group,
+            sampling=sampling,
+            config=config,
+            stats=stats,
+            tools=tools,
+        ):
+            sample = batch.samples[one.group]
+            facts = {**sample.facts, "episode": dict(one.facts)} if one.facts else sample.facts
+            sample = replace(sample, verifier=reward.verifier or sample.verifier, facts=facts)
+            handles[one.group, one.member] = pool.submit(sample, one.text)
+            ended[one.group, one.member] = one
+        room = config.episode.images * config.episode.observation_patches if config.episode.tools else 0
+        responses = gather(
+            ended.values(), *shape, sampling.max_tokens, room, batch.prompts.images.patches.shape[-1]
         )
     with phases("reward"):
-        texts = decode_texts(model.processor, responses)
-        requests = [
-            (replace(sample, verifier=reward.verifier or sample.verifier), text)
-            for sample, row in zip(batch.samples, texts, strict=True)
-            for text in row
-        ]
-        graded = pool.grade(requests)
-        shape = (len(batch.samples), group)
+        seats = sorted(ended)
+        graded = [handles[seat].result() for seat in seats]
         valid: Any = np.array([item.valid for item in graded]).reshape(shape)
-        names = sorted({name for item in graded for name in item.components})
-        components = {
-            name: np.array([item.components.get(name, np.nan) for item in graded], np.float32).reshape(shape)
-            for name in names
-        }
         rewards = [score(item.components, reward.weights) if item.valid else 0.0 for item in graded]
+    texts = [ended[seat].text for seat in seats]
     return Experience(
         samples=batch.samples,
         prompts=batch.prompts,
         responses=replace(responses, valid=valid),
-        texts=texts,
+        texts=[texts[start : start + group] for start in range(0, len(texts), group)],
         rewards=np.array(rewards, np.float32).reshape(shape),
-        components=components,
+        components=_table([item.components for item in graded], shape),
+        facts=_table([ended[seat].facts for seat in seats], shape),
+        stats=stats.metrics(),
     )
 
 
-def sample_in_turns(
-    params: Params,
-    policy: Policy,
-    model: Model,
-    prompts: Prompts,
-    keys: Key[jax.Array, "b"],
-    *,
-    group: int,
-    sampling: Sampling,
-    lanes: int,
-) -> Responses:
-    """Sample ``group`` responses to each prompt, ``lanes`` prompts at a time (0: all); arrays of the host.
-
-    What is sampled does not depend on ``lanes``; the last turn is filled up with prompts of the first rows.
-    """
-    count = len(prompts.tokens)
-    lanes = min(lanes or count, count)
-    turns = []
-    for start in range(0, count, lanes):
-        rows = np.arange(start, start + lanes) % count
-        made = engine.generate(
-            params,
-            policy.model,
-            put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], prompts), model.mesh),
-            keys[rows],
-            group=group,
-            sampling=sampling,
-            bias=policy.bias,
-            stop_ids=model.processor.stop,
-        )
-        turns.append(jax.device_get(made))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *turns)
-
-
-def decode_texts(processor: Processor, responses: Responses) -> list[list[str]]:
-    """The responses as text, special tokens left out: for verifiers and people, never to be encoded again."""
-    tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
-    length = tokens.shape[-1]
-    flat = zip(tokens.reshape(-1, length), mask.reshape(-1, length), strict=True)
-    rows = [row[keep].tolist() for row, keep in flat]
-    texts = processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
-    group = tokens.shape[1]
-    return [texts[start : start + group] for start in range(0, len(texts), group)]
+def _table(rows: Sequence[Mapping[str, float]], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Named values of each response as arrays by name; NaN where a response has none."""
+    names = sorted({name for row in rows for name in row})
+    return {
+        name: np.array([row.get(name, np.nan) for row in rows], np.float32).reshape(shape) for name in names
+    }
 
 
 def collect(
@@ -176,7 +237,7 @@ def collect(
 def _choose(drawn: Sequence[Experience], chosen: Sequence[tuple[int, int]]) -> Experience:
     """The chosen groups as one batch; prompts of different buckets are padded to the longest."""
 
-    def gather(leaves: Sequence[np.ndarray], fill: Any = 0) -> np.ndarray:
+    def chosen_rows(leaves: Sequence[np.ndarray], fill: Any = 0) -> np.ndarray:
         axis_one = max(leaf.shape[1] for leaf in leaves) if leaves[0].ndim > 1 else 0
         rows = []
         for batch, row in chosen:
@@ -188,25 +249,28 @@ def _choose(drawn: Sequence[Experience], chosen: Sequence[tuple[int, int]]) -> E
         return np.stack(rows)
 
     def merge(trees: Sequence[Any]) -> Any:
-        return jax.tree.map(lambda *leaves: gather(leaves), *trees)
+        return jax.tree.map(lambda *leaves: chosen_rows(leaves), *trees)
 
     prompts = merge([experience.prompts for experience in drawn])
     # -1, not 0, stands for "no image" in these two.
-    image_token = gather([np.asarray(experience.prompts.image_token) for experience in drawn], -1)
-    image = gather([np.asarray(experience.prompts.images.image) for experience in drawn], -1)
+    image_token = chosen_rows([np.asarray(experience.prompts.image_token) for experience in drawn], -1)
+    image = chosen_rows([np.asarray(experience.prompts.images.image) for experience in drawn], -1)
     prompts = replace(prompts, image_token=image_token, images=replace(prompts.images, image=image))
-    names = {name for experience in drawn for name in experience.components}
     missing = np.full(drawn[0].rewards.shape, np.nan, np.float32)
+
+    def merge_tables(tables: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        names = sorted({name for table in tables for name in table})
+        return {name: chosen_rows([table.get(name, missing) for table in tables]) for name in names}
+
     return Experience(
         samples=[drawn[batch].samples[row] for batch, row in chosen],
         prompts=prompts,
         responses=merge([experience.responses for experience in drawn]),
         texts=[drawn[batch].texts[row] for batch, row in chosen],
-        rewards=gather([experience.rewards for experience in drawn]),
-        components={
-            name: gather([experience.components.get(name, missing) for experience in drawn])
-            for name in sorted(names)
-        },
+        rewards=chosen_rows([experience.rewards for experience in drawn]),
+        components=merge_tables([experience.components for experience in drawn]),
+        facts=merge_tables([experience.facts for experience in drawn]),
+        stats=drawn[-1].stats,
     )
 
 
@@ -225,9 +289,10 @@ def describe(experience: Experience) -> dict[str, float]:
         "padding/patches": float(1.0 - (experience.prompts.images.image >= 0).mean()),
         "padding/response": float(1.0 - responses.mask.mean()),
     }
-    for name, values in experience.components.items():
-        out[f"reward/{name}"] = _mean(values, valid & ~np.isnan(values))
-    return out
+    for kind, table in (("reward", experience.components), ("episode", experience.facts)):
+        for name, values in table.items():
+            out[f"{kind}/{name}"] = _mean(values, valid & ~np.isnan(values))
+    return out | experience.stats
 
 
 def _without_spread(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import run_on
 from jax.sharding import Mesh, PartitionSpec
 
 from mmrl.kernels import flash
@@ -69,14 +70,6 @@ def test_causal_equals_plain(shape):
     ours = _value_and_gradient(lambda **a: flash_causal(**a, **masks, interpret=True), arrays, real)
     theirs = _value_and_gradient(lambda **a: _plain(**a, **masks), arrays, real)
     _assert_same(ours, theirs)
-
-
-def _run(command, variables):
-    """Run a child process; its output is the message if it fails."""
-    child = subprocess.run(
-        command, env=os.environ | variables, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert child.returncode == 0, child.stdout[-4000:] + child.stderr[-4000:]
 
 
 def test_causal_over_several_blocks(monkeypatch):
@@ -145,11 +138,7 @@ def test_images_are_finite_in_empty_slots():
 @pytest.mark.slow
 def test_on_four_devices():
     """The count of devices is fixed once jax has run, so a child runs the test below."""
-    if jax.device_count() >= 4:
-        pytest.skip("the devices are here")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "within_shard_map"]
-    _run(command, {"XLA_FLAGS": flags})
+    run_on(4, __file__, "-k", "within_shard_map")
 
 
 def test_within_shard_map_equals_whole():
@@ -229,4 +218,8 @@ assert images < 300, images  # of 2300
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiles_for_tpu(topology):
     """Values and gradients at the sizes of a 7B model, heads over four chips; no array of scores."""
-    _run([sys.executable, "-c", _COMPILE, topology], environment())
+    child = subprocess.run(
+        [sys.executable, "-c", _COMPILE, topology],
+        env=os.environ | environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stdout[-4000:] + child.stderr[-4000:]

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from mmrl.plan.aot import environment
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -16,15 +18,6 @@ pytestmark = [
 ]
 
 GIB = 2**30
-TPU = {  # compile for a TPU where there is none, quietly, beside other processes that do so
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-}
-
 COMPILE = """
 import json, re, sys
 from functools import partial
@@ -96,7 +89,7 @@ def compiled():
     def run(statistic, chunk):
         child = subprocess.run(
             [sys.executable, "-c", COMPILE, statistic, str(chunk)],
-            env={**os.environ, **TPU},
+            env=os.environ | environment(),
             capture_output=True,
             text=True,
             timeout=300,

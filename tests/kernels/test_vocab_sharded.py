@@ -1,15 +1,13 @@
 """Vocabulary statistics with tokens and vocabulary cut over a mesh, against the plain formulas."""
 
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import run_on
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -37,17 +35,7 @@ def mesh_of():
 @pytest.mark.slow
 def test_on_eight_devices():
     """The count of devices is fixed once jax has run, so a child runs the tests below."""
-    if jax.device_count() >= DEVICES:
-        pytest.skip("the devices are here")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert child.returncode == 0, child.stdout[-4000:] + child.stderr[-2000:]
+    run_on(DEVICES, __file__)
 
 
 def draw(bans, dtype=jnp.float32):

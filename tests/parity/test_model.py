@@ -18,7 +18,7 @@ from mmrl.models import checkpoint
 from mmrl.models import qwen2_5_vl as model
 from mmrl.models.prompts import collate, encode
 from mmrl.models.qwen2_5_vl_config import describe
-from mmrl.rollout.engine import generate
+from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
 
 FIXTURES = Path(os.environ.get("MMRL_FIXTURES_DIR", Path(__file__).parent.parent / "data" / "fixtures"))
@@ -132,7 +132,6 @@ def test_greedy_tokens(policies, prompts, directory, name):
         group=1,
         sampling=Sampling(max_tokens=count, temperature=0),
         bias=jnp.zeros(policy.config.vocabulary),
-        stop_ids=(),
     )
     np.testing.assert_array_equal(responses.tokens[:, 0], reference["greedy_ids"])
     _close(responses.logprob[:, 0], reference["greedy_logprobs"])

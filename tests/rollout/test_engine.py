@@ -9,6 +9,7 @@ from tiny import make_prompts
 from mmrl.kernels.vocab import token_statistics
 from mmrl.models import qwen2_5_vl as model
 from mmrl.rollout import engine
+from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
 from mmrl.types import StopReason
 
@@ -29,17 +30,9 @@ def bias(policy):
 
 
 def _generate(policy, prompts, bias, keys=KEYS, group=4, stop_ids=(), **options):
-    sampling = Sampling(**{"max_tokens": LENGTH, **options})
-    return engine.generate(
-        policy.params,
-        policy.config,
-        prompts,
-        keys,
-        group=group,
-        sampling=sampling,
-        bias=bias,
-        stop_ids=stop_ids,
-    )
+    sampling = Sampling(**{"max_tokens": LENGTH, "stop_ids": stop_ids, **options})
+    made = generate(policy.params, policy.config, prompts, keys, group=group, sampling=sampling, bias=bias)
+    return jax.tree.map(jnp.asarray, made)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +78,12 @@ def test_company_and_group_size_change_nothing(policy, prompts, bias, responses)
 
 
 def test_keys_and_repetition(policy, prompts, bias, responses):
-    compiled = engine.decode._cache_size(), engine.prefill._cache_size()
+    compiled = engine.decode._cache_size(), engine.admit._cache_size()
     again = _generate(policy, prompts, bias)
     np.testing.assert_array_equal(again.tokens, responses.tokens)
     other = _generate(policy, prompts, bias, keys=jax.random.split(jax.random.key(8), 3))
     assert (other.tokens != responses.tokens).any(axis=-1).all()
-    assert (engine.decode._cache_size(), engine.prefill._cache_size()) == compiled
+    assert (engine.decode._cache_size(), engine.admit._cache_size()) == compiled
 
 
 def test_stop_ids_end_a_response(policy, prompts, bias, responses):
@@ -110,11 +103,11 @@ def test_stop_ids_end_a_response(policy, prompts, bias, responses):
     np.testing.assert_array_equal(stopped.stop, reason)
 
 
-def test_decoding_ends_with_the_last_response(policy, prompts, bias):
-    """Every id stops: one step is taken of a budget that would take hours."""
-    every = tuple(range(policy.config.vocabulary))
+def test_decoding_ends_with_the_last_response(policy, prompts):
+    """Every id that may be sampled stops: one step is taken of a budget that would take hours."""
+    bias = engine.vocabulary_bias(policy.config.vocabulary, 8, (0, 1, 3, 4, 6))
     single = jax.tree.map(lambda a: a[:1], prompts)
-    done = _generate(policy, single, bias, keys=KEYS[:1], group=1, stop_ids=every, max_tokens=20_000)
+    done = _generate(policy, single, bias, keys=KEYS[:1], group=1, stop_ids=(2, 5, 7), max_tokens=20_000)
     assert int(done.mask.sum()) == 1
     assert done.stop.tolist() == [[StopReason.EOS]]
 

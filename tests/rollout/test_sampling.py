@@ -7,21 +7,27 @@ import pytest
 from scipy.stats import chisquare
 
 from mmrl.kernels.vocab import BANNED
-from mmrl.rollout.sampling import Sampling, sample, truncate
+from mmrl.rollout.sampling import Sampling, options_of, sample, truncate
 
 PROBABILITY = np.array([0.3, 0.25, 0.2, 0.1, 0.08, 0.05, 0.02, 0.0])
 LOGITS = jnp.where(PROBABILITY > 0, jnp.log(jnp.maximum(PROBABILITY, 1e-9)), BANNED) + 3.0
 DRAWS = 20_000
 
 
+def _options(sampling, rows=1):
+    return jax.tree.map(jnp.asarray, options_of([sampling] * rows, 0))
+
+
 def _draw(sampling):
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    return sample(keys, jnp.broadcast_to(LOGITS, (DRAWS, LOGITS.size)), sampling)
+    logits = jnp.broadcast_to(LOGITS, (DRAWS, LOGITS.size))
+    tokens, logprob, entropy = sample(keys, logits, _options(sampling, DRAWS), entropy=True)
+    return tokens, logprob, entropy
 
 
 def _kept(**options):
     shuffled = jnp.array([5, 2, 7, 0, 3, 1, 6, 4])  # rank must not depend on the id
-    kept = truncate(LOGITS[shuffled][None], Sampling(1, **options))[0] > BANNED / 2
+    kept = truncate(LOGITS[shuffled][None], _options(Sampling(1, **options)))[0] > BANNED / 2
     return sorted(int(i) for i in shuffled[kept])
 
 
@@ -61,11 +67,12 @@ def test_support(options, support):
     ],
 )
 def test_distribution_and_logprobs(options):
-    tokens, logprob = _draw(Sampling(1, **options))
+    tokens, logprob, entropy = _draw(Sampling(1, **options))
     tempered = PROBABILITY ** (1 / options.get("temperature", 1.0))
     tempered /= tempered.sum()
     support = np.asarray(
-        truncate(LOGITS[None] / options.get("temperature", 1.0), Sampling(1, **options))[0] > BANNED / 2
+        truncate(LOGITS[None] / options.get("temperature", 1.0), _options(Sampling(1, **options)))[0]
+        > BANNED / 2
     )
     expected = np.where(support, tempered, 0)
     expected /= expected.sum()
@@ -73,10 +80,12 @@ def test_distribution_and_logprobs(options):
     assert counts[expected == 0].sum() == 0
     assert chisquare(counts[expected > 0], DRAWS * expected[expected > 0]).pvalue > 1e-3
     np.testing.assert_allclose(logprob, np.log(expected[np.asarray(tokens)]), atol=1e-5)
+    inside = expected[expected > 0]
+    np.testing.assert_allclose(entropy, -(inside * np.log(inside)).sum(), atol=1e-5)
 
 
 def test_temperature_zero_takes_the_likeliest():
-    tokens, logprob = _draw(Sampling(1, temperature=0))
+    tokens, logprob, _ = _draw(Sampling(1, temperature=0))
     assert set(tokens.tolist()) == {0}
     np.testing.assert_allclose(logprob, np.log(0.3), atol=1e-5)
 
@@ -84,15 +93,35 @@ def test_temperature_zero_takes_the_likeliest():
 def test_a_row_depends_on_its_key_alone():
     keys = jax.random.split(jax.random.key(1), 6)
     logits = jax.random.normal(jax.random.key(2), (6, 50))
-    tokens, _ = sample(keys, logits, Sampling(1))
+    tokens, *_ = sample(keys, logits, _options(Sampling(1), 6))
     order = jnp.array([4, 0, 2])
-    again, _ = sample(keys[order], logits[order], Sampling(1))
+    again, *_ = sample(keys[order], logits[order], _options(Sampling(1), 3))
     np.testing.assert_array_equal(again, tokens[order])
+
+
+def test_each_row_has_options_of_its_own():
+    """Rows with different options give what each of them gives among its like."""
+    choices = [Sampling(1), Sampling(1, temperature=0), Sampling(1, 0.5, top_k=2), Sampling(1, top_p=0.6)]
+    keys = jax.random.split(jax.random.key(3), 40)
+    logits = jax.random.normal(jax.random.key(4), (40, 30)) * 2
+    rows = [choices[row % 4] for row in range(40)]
+    tokens, logprob, _ = sample(keys, logits, jax.tree.map(jnp.asarray, options_of(rows, 0)))
+    for number, choice in enumerate(choices):
+        alone, its, _ = sample(keys, logits, _options(choice, 40))
+        mine = np.arange(40) % 4 == number
+        np.testing.assert_array_equal(tokens[mine], alone[mine])
+        np.testing.assert_allclose(logprob[mine], its[mine], atol=1e-6)
+
+
+def test_stop_ids_beyond_the_room():
+    with pytest.raises(ValueError, match="3 stop ids; there is room for 2"):
+        options_of([Sampling(1, stop_ids=(1, 2, 3))], 2)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("stop_strings", ("",)),
         ("max_tokens", 0),
         ("temperature", -0.1),
         ("temperature", float("nan")),

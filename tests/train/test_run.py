@@ -62,12 +62,10 @@ def test_nothing_compiles_after_two_steps(smoke_run):
 
 
 def test_phases_account_for_the_step(smoke_run):
-    rows = read_metrics(smoke_run)[1:]
-    for row in rows:
+    for row in read_metrics(smoke_run)[1:]:
         parts = sum(value for name, value in row.items() if name.startswith("time/") and name != "time/step")
         np.testing.assert_allclose(parts, row["time/step"], atol=1e-5)
-    # Generous, for machines that are busy with something else: a phase that is forgotten is most of a step.
-    assert np.median([row["time/other"] / row["time/step"] for row in rows]) < 0.3
+        assert row["time/other"] < 0.05 * row["time/step"] + 0.1
 
 
 def test_updates_move_the_policy(smoke_run):

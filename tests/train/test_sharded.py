@@ -1,14 +1,12 @@
 """The programs of a run do the same on a mesh of eight devices, however it is cut, as on one device."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import run_on
 from tiny import make_prompts, make_responses
 
 from mmrl.algorithms.recipes import RECIPES
@@ -17,6 +15,7 @@ from mmrl.mesh import AXES, make_mesh, put, shardings
 from mmrl.models.params import initialise
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout import engine
+from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
 from mmrl.train import programs
 from mmrl.train.optimizer import initial_state, make_optimizer
@@ -40,21 +39,10 @@ OPTIMIZER = Optimizer(learning_rate=0.1, eps=1.0, max_gradient_norm=1e9)
 def test_on_eight_devices():
     """The count of devices is fixed once jax has run, so a child runs the tests below.
 
-    All algorithms on one mesh, and on the others the one that asks for most, because each program compiles
-    for some twenty seconds. With the flag below in XLA_FLAGS, pytest on this file runs all of them.
+    Updates on one mesh only, the one that cuts everything, because each compiles for some twenty seconds.
+    With XLA_FLAGS=--xla_force_host_platform_device_count=8, pytest on this file runs all of them.
     """
-    if jax.device_count() >= DEVICES:
-        pytest.skip("the devices are here")
-    chosen = "papo_exact or rollout or 1x2x2x2"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen, __file__],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert child.returncode == 0, child.stdout[-4000:] + child.stderr[-2000:]
+    run_on(DEVICES, __file__, "-k", "rollout or 1x2x2x2")
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +116,14 @@ def updated(algorithm, policy, params, batch, targets):
 
 def sampled(policy, params, batch):
     weights = jax.jit(engine.decoding_weights, static_argnums=1)(params, policy.model)
-    return engine.generate(
+    return generate(
         weights,
         policy.model,
         batch.prompts,
         batch.corruption_keys,
         group=GROUP,
-        sampling=Sampling(max_tokens=6, temperature=1.0, top_p=0.9),
+        sampling=Sampling(max_tokens=6, temperature=1.0, top_p=0.9, stop_ids=(5,)),
         bias=policy.bias,
-        stop_ids=(5,),
     )
 
 

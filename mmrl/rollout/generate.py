@@ -1,0 +1,143 @@
+"""A batch of prompts in, groups of responses out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt32
+
+from mmrl.models.qwen2_5_vl_config import Config
+from mmrl.rollout.episodes import single_turn
+from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.scheduler import Group, Stats, roll_out
+from mmrl.rollout.shape import Shape
+from mmrl.rollout.trajectory import Trajectory
+from mmrl.types import Images, Observed, Params, Prompts, Responses
+
+
+def generate(
+    params: Params,
+    config: Config,
+    prompts: Prompts,
+    keys: Key[Array, "b"],
+    *,
+    group: int,
+    sampling: Sampling,
+    bias: Float[Array, "v"],
+    text: Callable[[Sequence[int]], str] = str,
+    lanes: int = 0,
+    columns: int = 0,
+    chunk: int = 16,
+    stats: Stats | None = None,
+) -> Responses:
+    """Sample ``group`` responses to each prompt; arrays of the host.
+
+    The tokens depend on the prompt, its key and the sampling alone: not on what else is in the batch, nor on
+    ``lanes``, ``columns`` and ``chunk``.
+
+    Args:
+      params: weights of the policy, as `mmrl.rollout.engine.decoding_weights` lays them out.
+      config: its sizes.
+      prompts: the batch; fixed shapes compile once.
+      keys: one random key for each prompt.
+      group: responses a prompt.
+      sampling: temperature, truncation, what stops a response.
+      bias: added to the logits: 0, or `BANNED` for ids that must never be sampled.
+      text: of token ids, where stop strings are looked for.
+      lanes: prompts decoded at once; 0: all.
+      columns: responses of a prompt decoded at once; 0: the group.
+      chunk: steps between two looks of the host.
+      stats: added to.
+    """
+    prompts = jax.tree.map(np.asarray, prompts)
+    count, width = prompts.tokens.shape
+    shape = Shape(
+        lanes=min(lanes or count, count),
+        columns=min(columns or group, group),
+        prompt=width,
+        max_tokens=sampling.max_tokens,
+        chunk=min(chunk, sampling.max_tokens),
+    )
+    groups = (
+        Group(row_of(prompts, b), data, [single_turn(sampling) for _ in range(group)])
+        for b, data in enumerate(member_keys(keys, group))
+    )
+
+    def none(_: Any) -> Prompts:
+        raise ValueError("an episode of one turn asks for no other prompt")
+
+    done = roll_out(params, config, bias, groups, shape, text=text, collate=none, stats=stats or Stats())
+    return gather(done, count, group, sampling.max_tokens)
+
+
+def row_of(prompts: Prompts, b: int) -> Prompts:
+    """The batch of the one prompt ``b``."""
+    return jax.tree.map(lambda leaf: leaf[b : b + 1], prompts)
+
+
+def member_keys(keys: Key[Array, "b"], group: int) -> UInt32[np.ndarray, "b g k"]:
+    """Data of the random key of each response: that of its prompt and its number, nothing else."""
+    return np.asarray(_member_keys(keys, group))
+
+
+@partial(jax.jit, static_argnames="group")
+def _member_keys(keys: Key[Array, "b"], group: int) -> UInt32[Array, "b g k"]:
+    made = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jax.numpy.arange(group)))(keys)
+    return jax.random.key_data(made)
+
+
+def gather(
+    trajectories: Iterable[Trajectory],
+    prompts: int,
+    group: int,
+    length: int,
+    observation_patches: int = 0,
+    patch_width: int = 0,
+) -> Responses:
+    """Trajectories as a batch, padded to ``length`` tokens; arrays of the host.
+
+    With ``observation_patches``, the slots of the images that a response may read, there is room for what was
+    read (`mmrl.types.Observed`), used or not.
+    """
+    grid = (prompts, group)
+
+    def blank(*width: int, dtype: Any = np.int32, fill: int = 0) -> Any:
+        return np.full((*grid, *width), fill, dtype)
+
+    out = Responses(
+        tokens=blank(length),
+        mask=blank(length, dtype=bool),
+        logprob=blank(length, dtype=np.float32),
+        stop=blank(),
+        valid=blank(dtype=bool, fill=1),
+    )
+    observed = Observed(
+        real=blank(length, dtype=bool),
+        position=blank(length, 3),
+        image_token=blank(length, fill=-1),
+        images=Images(
+            patches=blank(observation_patches, patch_width, dtype=np.uint8),
+            position=blank(observation_patches, 2),
+            image=blank(observation_patches, fill=-1),
+        ),
+    )
+    for one in trajectories:
+        seat, count = (one.group, one.member), len(one.tokens)
+        out.tokens[seat][:count] = one.tokens
+        out.mask[seat][:count] = one.written
+        out.logprob[seat][:count] = one.logprob
+        out.stop[seat] = one.stop
+        if not observation_patches:
+            continue
+        observed.real[seat][:count] = True
+        observed.position[seat][:count] = np.arange(count)[:, None] if one.position is None else one.position
+        if one.image_token is not None:
+            slots = len(one.patches)
+            observed.image_token[seat][:count] = one.image_token
+            observed.images.patches[seat][:slots] = one.patches
+            observed.images.position[seat][:slots] = one.patch_position
+            observed.images.image[seat][:slots] = one.patch_image
+    return replace(out, observed=observed) if observation_patches else out
