@@ -146,7 +146,9 @@ def _hidden(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
             return pixels
         pixels = pixels.copy()
         pixels[::2, ::2] = pixels[::2, ::2] - left
-    raise ValueError("zoom world: the textures show at half size with this version of Pillow; install another")
+    raise ValueError(
+        "zoom world: the textures show at half size with this version of Pillow; install another"
+    )
 
 
 def world() -> World:
