@@ -1,0 +1,139 @@
+"""Whole steps of mmrl's training loop: GRPO without reference, float32, no recomputation, AdamW.
+
+It is the loop of ``mmrl train`` on data from disk, with the verifier of the format in its processes, and its
+times are those it writes. So reading, preprocessing, grading and metrics are in it.
+"""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.peers.measure import Clock, arguments, emit, limit_threads
+
+
+def main() -> None:
+    """Print the seconds of each step and of its parts, and what is computed in one."""
+    parser = arguments(__doc__)
+    parser.add_argument("--prompts-per-step", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--micro-prompts", type=int, default=1, help="whose gradient is taken at once")
+    parser.add_argument("--text", action="store_true", help="prompts without a picture")
+    options = parser.parse_args()
+    limit_threads(options.threads)
+    from mmrl.train.metrics import read_metrics
+
+    counts, spent = watch(), processor_seconds()
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder)
+        others = run(options, workdir)
+        rows = read_metrics(workdir)
+    steps = []
+    per_step = {name: round(total / len(rows)) for name, total in counts.items()}
+    # Not the first step, which compiles, nor the last, which writes a checkpoint.
+    for row, cpu in list(zip(rows, spent, strict=True))[1:-1]:
+        parts = {name.removeprefix("time/"): value for name, value in row.items() if name.startswith("time/")}
+        wall = parts.pop("step")
+        compiles = row["compiles"]
+        steps.append({"wall": wall, "cpu": cpu, "others": others, **parts, **per_step, "compiles": compiles})
+    responses = options.prompts_per_step * options.group
+    emit(("jax", "jaxlib", "flax", "optax"), steps=steps, tokens=responses * options.new)
+
+
+def run(options: Any, workdir: Path) -> float | None:
+    """Two steps more than are timed; returns the processors that others kept busy meanwhile."""
+    from mmrl.models.qwen2_5_vl_config import read_config
+    from mmrl.train.assemble import open_model, open_source
+    from mmrl.train.loop import train
+
+    sizes = read_config(options.model)
+    data = options.prompts / ("text.jsonl" if options.text else "images.jsonl")
+    config = configured(options, data, sizes)
+    model = open_model(config, options.model)
+    # A response ends when its tokens are spent: no token has this id.
+    model = dataclasses.replace(model, processor=dataclasses.replace(model.processor, stop=(-1,)))
+    source = open_source(config, str(data), workdir, model, key="data.train")
+    clock = Clock()
+    train(config, model, source, None, workdir)
+    return clock.read()["others"]
+
+
+def configured(options: Any, data: Path, sizes: Any) -> Any:
+    """The config of a run. All prompts have one length, which is the one bucket."""
+    from experiments.peers.measure import prompt_rows
+    from mmrl.config import resolve, template
+    from mmrl.models.processor import load_processor
+    from mmrl.models.prompts import encode, messages
+
+    processor = load_processor(options.model)
+    row = prompt_rows(options.prompts, with_images=not options.text)[0]
+    encoded = encode(processor, messages(row["problem"]), row["images"])
+    config = template("grpo")
+    config.algorithm.reference_kl = 0.0
+    config.model.update({"path": str(options.model), "unroll": max(sizes.layers, sizes.vision_layers)})
+    config.data.train = str(data)
+    config.data.prompt_buckets = (len(encoded.tokens),)
+    config.data.patch_buckets = (max(len(encoded.patches), processor.slots),)
+    config.rollout.update(
+        {"prompts": options.prompts_per_step, "group": options.group, "max_tokens": options.new}
+    )
+    config.reward.weights = {"format": 1.0}
+    config.optimizer.learning_rate = 1e-6
+    config.train.update(
+        {
+            "steps": options.runs + 2,
+            "update_prompts": options.prompts_per_step,
+            "micro_prompts": options.micro_prompts,
+            "checkpoint_every": options.runs + 2,
+        }
+    )
+    return resolve(config)
+
+
+def watch() -> dict[str, int]:
+    """Counts, kept up to date from outside, of preprocessed pictures and of patches in the vision tower."""
+    import jax
+
+    from mmrl.models import prompts, qwen2_5_vl
+
+    counts = {"images_preprocessed": 0, "vision_patches": 0}
+    patchify, encode_images = prompts.patchify, qwen2_5_vl.encode_images
+
+    def counted_patchify(*args: Any, **kwargs: Any) -> Any:
+        counts["images_preprocessed"] += 1
+        return patchify(*args, **kwargs)
+
+    def counted_vision(params: Any, config: Any, images: Any) -> Any:
+        rows = images.image.size
+
+        def count() -> None:
+            counts["vision_patches"] += rows
+
+        jax.debug.callback(count)  # each time that the program comes by, and not once when it is traced
+        return encode_images(params, config, images)
+
+    prompts.patchify, qwen2_5_vl.encode_images = counted_patchify, counted_vision
+    return counts
+
+
+def processor_seconds() -> list[float]:
+    """Processor seconds of each step, added when its metrics are written."""
+    from mmrl.train.metrics import Metrics
+
+    spent: list[float] = []
+    last = [time.process_time()]
+    write = Metrics.write
+
+    def timed_write(self: Any, *args: Any) -> None:
+        write(self, *args)
+        now = time.process_time()
+        spent.append(now - last[0])
+        last[0] = now
+
+    Metrics.write = timed_write  # type: ignore[method-assign]
+    return spent
+
+
+if __name__ == "__main__":
+    main()
