@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.peers.measure import MARK, median
 from experiments.peers.models import SIZES, write_model, write_prompts
 
@@ -32,6 +34,7 @@ _COUNTS = ("images_preprocessed", "vision_patches")
 def main() -> None:
     """Compare, print the table, and write the JSON if it is asked for."""
     options = arguments()
+    jax.config.update("jax_platforms", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         model, prompts = Path(folder) / options.size, Path(folder) / "prompts"
         write_model(model, options.size)

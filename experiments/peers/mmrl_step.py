@@ -131,7 +131,7 @@ def processor_seconds() -> list[float]:
         spent.append(now - last[0])
         last[0] = now
 
-    Metrics.write = timed_write  # type: ignore[method-assign]
+    Metrics.write = timed_write  # type: ignore[method-assign, assignment]
     return spent
 
 

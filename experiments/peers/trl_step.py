@@ -27,7 +27,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     model, processor = load(options.model)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in prompt_rows(options.prompts, with_images=not options.text):
         prompt = conversation(row)
         if options.text:

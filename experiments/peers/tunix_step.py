@@ -34,7 +34,7 @@ def main() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     template = json.loads((options.model / "chat_template.json").read_text())["chat_template"]
     rows = prompt_rows(options.prompts, with_images=False)
-    texts = [
+    texts: list[Any] = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": row["problem"]}],
             chat_template=template,
