@@ -14,7 +14,7 @@ from mmrl.models.positions import patch_grid, positions, window_blocks
 from mmrl.models.qwen2_5_vl import Prefix
 from mmrl.models.qwen2_5_vl_config import Config, describe
 from mmrl.plan.workload import Workload, program
-from mmrl.rollout.engine import Lanes
+from mmrl.rollout.engine import Lanes, decoding_weights
 from mmrl.rollout.sampling import options_of
 from mmrl.train import programs
 from mmrl.train.assemble import sampling_of
@@ -86,18 +86,19 @@ def _update(work: Workload, stand_ins: tuple, key: Key[Array, ""]) -> tuple:
 
 def weights(sizes: Config, like: Params, key: Key[Array, ""]) -> Params:
     """Random weights made where they belong: normal but for norms (one) and biases (zero)."""
-    described = jax.tree.leaves(describe(sizes), is_leaf=lambda node: isinstance(node, Param))
-    leaves, tree = jax.tree.flatten(like)
+    described, tree = jax.tree.flatten(describe(sizes), is_leaf=lambda node: isinstance(node, Param))
+    dtype = like["final_norm"].dtype
 
     def draw(key: Array) -> Params:
         made = []
-        for number, (param, leaf) in enumerate(zip(described, leaves, strict=True)):
+        for number, param in enumerate(described):
             if param.init in ("zeros", "ones"):
-                made.append(jnp.full(leaf.shape, float(param.init == "ones"), leaf.dtype))
+                made.append(jnp.full(param.shape, float(param.init == "ones"), dtype))
             else:
                 one = jax.random.fold_in(key, number)
-                made.append(jax.random.normal(one, leaf.shape, leaf.dtype) * leaf.dtype.type(_SCALE))
-        return jax.tree.unflatten(tree, made)
+                made.append(jax.random.normal(one, param.shape, dtype) * dtype.type(_SCALE))
+        params = jax.tree.unflatten(tree, made)
+        return decoding_weights(params, sizes) if isinstance(like["layers"], tuple) else params
 
     return jax.jit(draw, out_shardings=_shardings(like))(key)
 

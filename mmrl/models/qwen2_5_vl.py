@@ -35,10 +35,13 @@ class Prefix:
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the responses, an array for each layer; slots at or beyond ``length`` are free."""
+    """Keys and values of the responses, an array for each layer; slots at or beyond ``length`` are free.
 
-    key: tuple[Float[Array, "b g t h k"], ...]
-    value: tuple[Float[Array, "b g t h k"], ...]
+    Heads stand before slots, as the products of decoding want them: any other order is copied in each step.
+    """
+
+    key: tuple[Float[Array, "b g h t k"], ...]
+    value: tuple[Float[Array, "b g h t k"], ...]
     length: Int[Array, "b g"]
 
 
@@ -53,11 +56,11 @@ class Prompt:
 
 def empty_cache(config: Config, prompts: int, group: int, slots: int, dtype: DTypeLike) -> Cache:
     """A cache of ``slots`` tokens for each of ``prompts`` x ``group`` responses, with nothing in it."""
-    shape = (prompts, group, slots, config.kv_heads, config.head_dim)
+    shape = (prompts, group, config.kv_heads, slots, config.head_dim)
 
     def empty() -> tuple[Array, ...]:
         made = (jnp.zeros(shape, dtype) for _ in range(config.layers))
-        return tuple(constrain(layer, "batch", None, None, "heads", None) for layer in made)
+        return tuple(constrain(layer, "batch", None, "heads", None, None) for layer in made)
 
     return Cache(
         key=empty(),
@@ -215,7 +218,8 @@ def extend(
             else:
                 slot, readable = slots
                 key, value = _write(stored[0], slot, key), _write(stored[1], slot, value)
-                outputs.append(two_source_attention(query, key, value, readable, *of_prefix))
+                read = (jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3))
+                outputs.append(two_source_attention(query, *read, readable, *of_prefix))
             flat = [part.reshape(b, -1, *part.shape[3:]) for part in outputs]
             y = flat[0] if prompt is None else jnp.concatenate(flat, axis=1)
             y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
@@ -227,6 +231,8 @@ def extend(
 
     tokens, keys, values = _through_layers(config, layer, params["layers"], tokens, prefix, cache)
     hidden = rms_norm(tokens, params["final_norm"], config.norm_eps)
+    if cache is None:
+        keys, values = (tuple(jnp.swapaxes(part, 2, 3) for part in parts) for parts in (keys, values))
     extended = Cache(keys, values, start + mask.sum(axis=-1))
     return hidden[:, length:].reshape(x.shape), extended, None if prompt is None else hidden[:, :length]
 
@@ -234,21 +240,26 @@ def extend(
 def _through_layers(
     config: Config,
     layer: Callable[[Array, tuple], tuple[Array, tuple[Array, Array]]],
-    layers: Params,
+    layers: Params | tuple[Params, ...],
     x: Float[Array, "b n d"],
     prefix: Prefix | None,
     cache: Cache | None,
 ) -> tuple[Float[Array, "b n d"], tuple[Array, ...], tuple[Array, ...]]:
-    """Run ``layer`` with the weights of each layer in turn; also the keys and values that each has made."""
+    """Run ``layer`` with the weights of each layer in turn; also the keys and values that each has made.
+
+    ``layers`` is one stack of them all, as for training, or each layer's own, as for sampling.
+    """
     none = (None, None)
-    if prefix is None and cache is None:
+    if prefix is None and cache is None and not isinstance(layers, tuple):
         step = _rematerialise(config, lambda x, weights: layer(x, (weights, none, None)))
         x, (keys, values) = jax.lax.scan(step, x, layers, unroll=config.unroll)
         return x, tuple(keys[i] for i in range(config.layers)), tuple(values[i] for i in range(config.layers))
     # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
     made: list[tuple[Array, Array]] = []
     for i in range(config.layers):
-        weights = jax.tree.map(lambda stack, i=i: stack[i], layers)
+        weights = (
+            layers[i] if isinstance(layers, tuple) else jax.tree.map(lambda stack, i=i: stack[i], layers)
+        )
         shared = none if prefix is None else (prefix.key[i], prefix.value[i])
         stored = None if cache is None else (cache.key[i], cache.value[i])
         x, own = layer(x, (weights, shared, stored))
@@ -262,7 +273,7 @@ def _slots(
 ) -> tuple[Int[Array, "b g s"], Bool[Array, "b g s t"]]:
     """Where new tokens go in the cache (past its end if they are not real), and which slots each may read."""
     slot = start[..., None] + jnp.arange(mask.shape[-1])
-    size = cache.key[0].shape[2]
+    size = cache.key[0].shape[3]
     return jnp.where(mask, slot, size), slot[..., None] >= jnp.arange(size)
 
 
@@ -312,11 +323,11 @@ def _project(config: Config, x: Array, weights: dict, angle: Array) -> tuple[Arr
 
 
 def _write(
-    stored: Float[Array, "b g t h k"], slot: Int[Array, "b g s"], new: Float[Array, "b g s h k"]
-) -> Float[Array, "b g t h k"]:
+    stored: Float[Array, "b g h t k"], slot: Int[Array, "b g s"], new: Float[Array, "b g s h k"]
+) -> Float[Array, "b g h t k"]:
     """Put new keys (or values) into their slots; slots past the end are dropped."""
     b, g, _ = slot.shape
-    at = (jnp.arange(b)[:, None, None], jnp.arange(g)[:, None], slot)
+    at = (jnp.arange(b)[:, None, None], jnp.arange(g)[:, None], slice(None), slot)
     return stored.at[at].set(new, mode="drop")
 
 
@@ -332,7 +343,9 @@ def prefill(params: Params, config: Config, prompts: Prompts) -> tuple[Prefix, F
         hidden, cache, _ = extend(
             params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None]
         )
-        key, value = (tuple(part[:, 0] for part in parts) for parts in (cache.key, cache.value))
+        key, value = (
+            tuple(jnp.swapaxes(part[:, 0], 1, 2) for part in parts) for parts in (cache.key, cache.value)
+        )
         prefix = Prefix(key, value, prompts.mask)
         return prefix, last(hidden[:, 0], prompts.mask)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.config import Config, algorithm
@@ -94,7 +94,15 @@ def weights(sizes: qwen2_5_vl_config.Config, mesh: Mesh, *, decoding: bool = Fal
     description = qwen2_5_vl_config.describe(sizes)
     rules = DECODING if decoding else WEIGHTS
     like = abstract(description, sizes.dtype if decoding else jnp.float32)
-    return stand_ins(like, shardings(description, mesh, rules))
+    made = stand_ins(like, shardings(description, mesh, rules))
+    if not decoding:
+        return made
+
+    def layer(stack: Any) -> Any:
+        spec = PartitionSpec(*stack.sharding.spec[1:])
+        return jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=NamedSharding(mesh, spec))
+
+    return {**made, "layers": (jax.tree.map(layer, made["layers"]),) * sizes.layers}
 
 
 def _array(
@@ -173,7 +181,7 @@ def _decode(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
     )
 
     def stand_in(leaf: Any) -> Any:
-        heads = {4: ("batch", None, "heads", None), 5: ("batch", None, None, "heads", None)}
+        heads = {4: ("batch", None, "heads", None), 5: ("batch", None, "heads", None, None)}
         return _array(work.mesh, leaf.shape, leaf.dtype, *heads.get(leaf.ndim, ()))
 
     state = jax.tree.map(stand_in, lanes)

@@ -69,9 +69,15 @@ class Drawn:
 
 @partial(jax.jit, static_argnames="config")
 def decoding_weights(params: Params, config: Config) -> Params:
-    """The weights in the type of the matrix products, laid out for decoding: cut over ``tensor`` alone."""
+    """The weights as sampling reads them.
+
+    In the type of the matrix products, cut over ``tensor`` alone, and ``layers`` a tuple: slices of a stack
+    would be copied in every step.
+    """
     cast = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
-    return constrain_weights(cast, describe(config), DECODING)
+    placed = constrain_weights(cast, describe(config), DECODING)
+    layers = tuple(jax.tree.map(lambda stack, i=i: stack[i], placed["layers"]) for i in range(config.layers))
+    return {**placed, "layers": layers}
 
 
 prefill = jax.jit(model.prefill, static_argnames="config")
@@ -345,9 +351,9 @@ def grow(state: Lanes, slots: int) -> Lanes:
 
 
 @partial(jax.jit, static_argnames="slots")
-def _pad(layer: Float[Array, "l w t h k"], slots: int) -> Float[Array, "l w slots h k"]:
-    padded = jnp.pad(layer, ((0, 0), (0, 0), (0, slots - layer.shape[2]), (0, 0), (0, 0)))
-    return constrain(padded, "batch", None, None, "heads", None)
+def _pad(layer: Float[Array, "l w h t k"], slots: int) -> Float[Array, "l w h slots k"]:
+    padded = jnp.pad(layer, ((0, 0), (0, 0), (0, 0), (0, slots - layer.shape[3]), (0, 0)))
+    return constrain(padded, "batch", None, "heads", None, None)
 
 
 def vocabulary_bias(vocabulary: int, tokenizer_size: int, banned_ids: tuple[int, ...]) -> Float[Array, "v"]:

@@ -104,13 +104,40 @@ def sample(
         lambda: jnp.where(restricts[:, None], truncate(tempered, options), tempered),
         lambda: tempered,
     )
-    log_p = jax.nn.log_softmax(kept, axis=-1)
-    # The largest of logits plus Gumbel noise is a draw; without the noise it is the most likely token.
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    tokens = jnp.argmax(log_p + jnp.where(greedy[:, None], 0.0, noise), axis=-1)
-    logprob = jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
-    spread = -jnp.where(kept > BANNED / 2, jnp.exp(log_p) * log_p, 0.0).sum(axis=-1) if entropy else None
-    return tokens.astype(jnp.int32), logprob, spread
+    top = kept.max(axis=-1, keepdims=True)
+    weight = jnp.exp(kept - top)
+    drawn = _draw(keys, weight)
+    tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+    log_total = jnp.log(weight.sum(axis=-1))
+    logprob = (jnp.take_along_axis(kept, tokens[:, None], axis=-1) - top)[:, 0] - log_total
+    if not entropy:
+        return tokens, logprob, None
+    total = jnp.exp(log_total)
+    return tokens, logprob, log_total - jnp.where(weight > 0, weight * (kept - top), 0.0).sum(axis=-1) / total
+
+
+_BLOCK = 128  # weights that are summed before one is looked for among the sums
+
+
+def _draw(keys: Key[Array, "t"], weight: Float[Array, "t v"]) -> Int[Array, "t"]:
+    """An index of each row, as likely as its weight is large: where a uniform share of their sum lies.
+
+    First among the sums of blocks, then within a block: one random number a row, and one pass over them.
+    """
+    rows, vocabulary = weight.shape
+    blocks = jnp.pad(weight, ((0, 0), (0, -vocabulary % _BLOCK))).reshape(rows, -1, _BLOCK)
+    ends = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
+    share = jax.vmap(jax.random.uniform)(keys) * ends[:, -1]
+    block = _first_above(ends, share)
+    before = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * _BLOCK + _first_above(jnp.cumsum(inside, axis=-1), share - before)
+
+
+def _first_above(ends: Float[Array, "t n"], share: Float[Array, "t"]) -> Int[Array, "t"]:
+    """The first of the ascending ``ends`` above the share; the first of the highest if rounding leaves none."""
+    highest = jnp.argmax(ends, axis=-1)
+    return jnp.minimum((ends <= share[:, None]).sum(axis=-1), highest)
 
 
 def truncate(logits: Float[Array, "t v"], options: Options) -> Float[Array, "t v"]:
