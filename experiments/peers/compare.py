@@ -83,7 +83,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.size, options.new, options.runs, options.rounds = "tiny", 4, 1, 1
+        options.size, options.new, options.runs, options.rounds = "tiny", 16, 1, 1
         options.batch, options.prompts_per_step, options.group = 2, 2, 4
     if options.prompts_per_step is None:
         options.prompts_per_step = {"tiny": 4, "mid": 2}[options.size]
