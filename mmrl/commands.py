@@ -34,7 +34,7 @@ def sft(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if not config.cold_start.steps:
         raise ValueError("config.cold_start.steps=0: this experiment has no supervised stage")
     open_workdir(config, workdir)
-    stages.write_shapes_world(config, workdir)
+    stages.write_built_in_world(config, workdir)
     model = stages.cold_start(config, open_model(config, located(config.model.path, workdir)), workdir)
     print(f"model     {model.directory}")
 

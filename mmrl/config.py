@@ -156,7 +156,7 @@ class ColdStart:
     """The supervised stage before reinforcement learning; 0 steps switch it off."""
 
     steps: int = 0
-    data: str = ""  # rows with a ``solution``
+    data: str = ""  # rows with a ``solution``, or with ``turns``
     batch: int = 64
     micro_batch: int = 64
     max_tokens: int = 1024
@@ -170,14 +170,18 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class World:
-    """The built-in shapes world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
+    """A built-in world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
 
+    name: str = "shapes"  # or "zoom"
     train: int = 0
     heldout: int = 0
     cold_start: int = 0
     prior: float = 0.3  # how strongly the question alone suggests its answer in the training data
     kinds: tuple[str, ...] = ("count", "compare", "locate", "read", "missing")  # of questions
     levels: tuple[int, ...] = (1, 2, 3)  # of difficulty
+    # Prior, kinds and levels are of the shapes world, and this is of the zoom world: the share of the cold
+    # start that demonstrates zooming.
+    zooming: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -303,6 +307,7 @@ def _check(config: Config) -> None:
     _choice("model.remat", config.model.remat, ("none", "dots", "full"))
     _choice("data.overlong", config.data.overlong, ("drop", "resize", "error"))
     _choice("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine"))
+    _choice("world.name", config.world.name, ("shapes", "zoom"))
     if config.rollout.group < 2:
         raise ValueError(
             f"config.rollout.group={config.rollout.group}: a group of one has no advantage; use 2 or more"

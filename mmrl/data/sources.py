@@ -1,9 +1,9 @@
 """Rows of parquet and JSONL files in the public schema, by random access.
 
 A row has ``problem`` (text with one "<image>" for each image) and ``answer``; it may have ``images`` (a list
-of {bytes, path}, of encoded bytes or of paths; or one such image), ``verifier``, ``solution`` and ``facts``
-(a JSON object). Other columns are ignored. This is the layout of Geometry3K and ViRL39K as EasyR1, PAPO and
-VPPO read them.
+of {bytes, path}, of encoded bytes or of paths; or one such image), ``verifier``, ``solution``, ``turns`` (a
+list of text) and ``facts`` (a JSON object). Other columns are ignored. This is the layout of Geometry3K and
+ViRL39K as EasyR1, PAPO and VPPO read them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from mmrl.sample import Sample
 
 REQUIRED = ("problem", "answer")
-OPTIONAL = ("images", "verifier", "solution", "facts")
+OPTIONAL = ("images", "verifier", "solution", "turns", "facts")
 SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 IN_MEMORY = 1 << 30  # bytes of parquet columns that are kept in memory; more is spilled to a temporary file
 SPILL_ROWS = 64  # rows of a batch in the spilled file
@@ -205,6 +205,9 @@ def _sample(raw: Mapping[str, Any], source: Source, name: str) -> Sample:
     for key in ("problem", "answer", "verifier", "solution"):
         if not isinstance(value.get(key), str | None):
             raise ValueError(f"{name}: {key} is a {type(value[key]).__name__}, not text")
+    turns = value.get("turns") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+        raise ValueError(f"{name}: turns is not a list of text")
     facts = value.get("facts") or {}
     try:
         facts = json.loads(facts) if isinstance(facts, str) else facts
@@ -220,6 +223,7 @@ def _sample(raw: Mapping[str, Any], source: Source, name: str) -> Sample:
         images=_images(value.get("images"), source.root, name),
         **({"verifier": verifier} if verifier else {}),
         solution=value.get("solution"),
+        turns=tuple(turns),
         facts=facts,
         source=source.name,
     )

@@ -135,7 +135,7 @@ def _draw(keys: Key[Array, "t"], weight: Float[Array, "t v"]) -> Int[Array, "t"]
 
 
 def _first_above(ends: Float[Array, "t n"], share: Float[Array, "t"]) -> Int[Array, "t"]:
-    """The first of the ascending ``ends`` above the share; the first of the highest if rounding leaves none."""
+    """The first of the ascending ``ends`` above the share; if rounding leaves none, the last that grew."""
     highest = jnp.argmax(ends, axis=-1)
     return jnp.minimum((ends <= share[:, None]).sum(axis=-1), highest)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmrl.config import Config, algorithm
 from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
+from mmrl.data.zoom_world import write_zoom_model, write_zoom_world
 from mmrl.train.assemble import (
     Model,
     check_corruption,
@@ -58,7 +59,7 @@ def prepare(config: Config, workdir: Path):
     Returns:
       The model, the training source and the held-out source (or None).
     """
-    write_shapes_world(config, workdir)
+    write_built_in_world(config, workdir)
     model = open_model(config, located(config.model.path, workdir))
     for warning in uneven(config, model.config, model.mesh):
         say(warning)
@@ -69,23 +70,20 @@ def prepare(config: Config, workdir: Path):
     return model, source, heldout
 
 
-def write_shapes_world(config: Config, workdir: Path) -> None:
-    """The shapes world's data and untrained model under ``{workdir}/world``, unless they are there."""
+def write_built_in_world(config: Config, workdir: Path) -> None:
+    """Data and untrained model of ``config.world`` under ``{workdir}/world``, unless they are there."""
     world = config.world
     directory = workdir / "world"
     if not world.train or (directory / "model" / "config.json").is_file():
         return
-    say(f"writing the shapes world to {directory}")
-    write_world(
-        directory,
-        config.seed,
-        cold_start=world.cold_start,
-        train=world.train,
-        heldout=world.heldout,
-        prior=world.prior,
-        kinds=world.kinds,
-        levels=world.levels,
-    )
+    say(f"writing the {world.name} world to {directory}")
+    sizes = {"cold_start": world.cold_start, "train": world.train, "heldout": world.heldout}
+    if world.name == "zoom":
+        write_zoom_world(directory, config.seed, **sizes, zooming=world.zooming)
+        write_zoom_model(directory / "model", config.seed)
+        return
+    chosen = {"prior": world.prior, "kinds": world.kinds, "levels": world.levels}
+    write_world(directory, config.seed, **sizes, **chosen)
     write_model(directory / "model", config.seed)
 
 

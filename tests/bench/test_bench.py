@@ -21,7 +21,6 @@ from mmrl.models.qwen2_5_vl_config import read_config
 from mmrl.plan import flops
 from mmrl.plan.workload import PROGRAMS, program, workload
 from mmrl.train.metrics import CompileCounter
-from mmrl.types import StopReason
 
 P, N, G, R, LANES, UPDATE = 24, 32, 2, 5, 2, 2
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
@@ -73,8 +72,8 @@ def measured(work, ready, given):
 
 
 def kept(given: tuple) -> tuple:
-    """The same with a first argument of its own, whose memory the update may take."""
-    return (jax.tree.map(np.asarray, given[0]), *given[1:])
+    """The same in memory of its own, which a program may take."""
+    return jax.tree.map(lambda leaf: leaf.copy(), given)
 
 
 def stand_in(leaf) -> jax.ShapeDtypeStruct:
@@ -132,11 +131,10 @@ def cut(shape: tuple[int, ...], p: int, n: int) -> tuple[int, ...]:
 
 
 def test_decoding_goes_on_to_the_last_token(ready, given):
-    made = ready["decode"].call(*given["decode"])
-    assert made.mask.shape == (LANES, G, R)
-    assert made.mask.all()
-    assert (made.stop == StopReason.LENGTH).all()
-    assert (made.tokens > 0).all()  # 0 would have ended a response
+    state, made = ready["decode"].call(*kept(given["decode"]))
+    assert made.tokens.shape == (LANES, G, R)
+    assert (made.drawn == R).all()
+    assert state.running.all()  # so that the next call can go on from there
     assert len(np.unique(made.tokens)) > 2
     assert jnp.isfinite(made.logprob).all()
 
@@ -163,7 +161,7 @@ def test_what_an_update_gives_is_what_the_next_is_given():
         seen.append((int(state), other))
         return state + 1, "metrics"
 
-    assert len(timed(call, (np.array(0), "batch"), 2, carried=True)) == 2
+    assert len(timed(call, (np.array(0), "batch"), 2, carried=0)) == 2
     assert seen == [(0, "batch"), (1, "batch"), (2, "batch")]
 
 
