@@ -337,6 +337,7 @@ def _check(config: Config) -> None:
         ("rollout.chunk", config.rollout.chunk),
         ("episode.turns", config.episode.turns),
         ("episode.observation_tokens", config.episode.observation_tokens),
+        ("episode.observation_patches", config.episode.observation_patches),
         ("train.steps", config.train.steps),
     ):
         if size < 1:

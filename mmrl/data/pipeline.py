@@ -7,8 +7,8 @@ ahead of need by threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import grain
@@ -18,8 +18,12 @@ from jaxtyping import Bool, Int32
 from mmrl.data.sources import Source
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, OverBudget, bucket, collate, encode, messages
+from mmrl.rollout.episodes import Episode
+from mmrl.rollout.generate import gather
+from mmrl.rollout.replay import at_once, replay
+from mmrl.rollout.trajectory import Trajectory, Written, assemble
 from mmrl.sample import Sample
-from mmrl.types import Prompts
+from mmrl.types import Prompts, Responses, StopReason
 
 OVERLONG = ("drop", "error", "resize")
 
@@ -59,12 +63,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class SolutionBatch:
-    """Prompts with one response each to imitate: the solution's tokens and the end of the turn."""
+    """Prompts with one response each to imitate, as if it had been sampled (numpy arrays)."""
 
     samples: list[Sample]
     prompts: Prompts
-    tokens: Int32[np.ndarray, "b 1 r"]
-    mask: Bool[np.ndarray, "b 1 r"]
+    responses: Responses  # groups of one
+    facts: list[Mapping[str, float]]  # of each row's episode; none for a solution
     dropped: int
 
 
@@ -125,24 +129,34 @@ def solutions(
     processor: Processor,
     form: PromptFormat,
     *,
+    episode: Callable[[Sample], Episode],
     response_buckets: Sequence[int],
+    observation_patches: int = 0,
     seed: int,
     batch_size: int,
     workers: int = 4,
 ) -> Batches[SolutionBatch]:
-    """Batches for the supervised stage, like `prompts`. A solution over the largest bucket drops its row.
+    """Batches for the supervised stage, like `prompts`. A response over the largest bucket drops its row.
 
-    Raises ValueError, when a batch is drawn, for a row without a solution or as `prompts` does.
+    A row with ``turns`` is replayed, tools included (`mmrl.rollout.replay`); others give their ``solution``.
+
+    Args:
+      source, processor, form, seed, batch_size, workers: as for `prompts`.
+      episode: in which a row's turns are played.
+      response_buckets: tokens of a response, what it reads included.
+      observation_patches: slots of all images that a response may read; 0 if episodes read nothing.
+
+    Raises ValueError, when a batch is drawn, for a row that gives nothing to imitate, whose turns are not
+    those of an ``episode``, or as `prompts` does.
     """
 
-    def work(index: int) -> tuple[Sample, tuple[Encoded, np.ndarray] | None]:
+    def work(index: int) -> tuple[Sample, tuple[Encoded, Trajectory] | None]:
         sample = source[index]
-        response = solution_tokens(sample, processor)
-        if len(response) > max(response_buckets):
+        try:
+            response = _demonstration(sample, processor, episode, max(response_buckets))
+        except OverBudget:
             if form.overlong == "error":
-                raise OverBudget(
-                    f"{sample.id}: the solution has {len(response)} tokens, over {response_buckets}"
-                )
+                raise
             return sample, None
         encoded = _encoded(sample, processor, form)
         return sample, None if encoded is None else (encoded, response)
@@ -150,13 +164,13 @@ def solutions(
     def take(rows: grain.DatasetIterator) -> SolutionBatch:
         kept, dropped = _draw(rows, batch_size, source)
         encoded, responses = zip(*(pair for _, pair in kept), strict=True)
-        length = bucket(max(map(len, responses)), response_buckets)
-        tokens = np.full((batch_size, 1, length), processor.pad, np.int32)
-        mask = np.zeros((batch_size, 1, length), bool)
-        for k, response in enumerate(responses):
-            tokens[k, 0, : len(response)], mask[k, 0, : len(response)] = response, True
+        length = bucket(max(len(one.tokens) for one in responses), response_buckets)
         batch = _collated(encoded, processor, form)
-        return SolutionBatch([sample for sample, _ in kept], batch, tokens, mask, dropped)
+        placed = (replace(one, group=k) for k, one in enumerate(responses))
+        width = batch.images.patches.shape[-1]
+        gathered = gather(placed, batch_size, 1, length, observation_patches, width)
+        samples, facts = [sample for sample, _ in kept], [one.facts for one in responses]
+        return SolutionBatch(samples, batch, gathered, facts, dropped)
 
     return Batches(_rows(source, work, seed, True, workers, batch_size), take)
 
@@ -197,6 +211,14 @@ def evaluation(
         raise _all_dropped(source)
 
 
+def check_demonstration(sample: Sample, processor: Processor) -> None:
+    """Raises ValueError naming the row if it has nothing to imitate, or what holds vision tokens."""
+    for turn in sample.turns:
+        _ids(turn, "a turn", sample, processor)
+    if not sample.turns:
+        solution_tokens(sample, processor)
+
+
 def solution_tokens(sample: Sample, processor: Processor) -> Int32[np.ndarray, "r"]:
     """The solution's token ids and the id that ends the turn.
 
@@ -204,12 +226,33 @@ def solution_tokens(sample: Sample, processor: Processor) -> Int32[np.ndarray, "
     """
     if sample.solution is None:
         raise ValueError(
-            f"{sample.id}: no solution to imitate. The supervised stage needs the column 'solution'."
+            f"{sample.id}: no solution to imitate. The supervised stage needs the column 'solution' or"
+            " 'turns'."
         )
-    ids = processor.tokenizer(sample.solution, add_special_tokens=False)["input_ids"]
+    return np.array([*_ids(sample.solution, "the solution", sample, processor), processor.eos], np.int32)
+
+
+def _ids(text: str, what: str, sample: Sample, processor: Processor) -> list[int]:
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     if set(ids) & set(processor.placeholders):
-        raise ValueError(f"{sample.id}: the solution holds vision tokens, which no response may contain")
-    return np.array([*ids, processor.eos], np.int32)
+        raise ValueError(f"{sample.id}: {what} holds vision tokens, which no response may contain")
+    return ids
+
+
+def _demonstration(
+    sample: Sample, processor: Processor, episode: Callable[[Sample], Episode], longest: int
+) -> Trajectory:
+    """What to imitate of a row. Raises `OverBudget` if that has over ``longest`` tokens."""
+    if sample.turns:
+        ((_, response),) = replay(episode(sample), sample.turns, processor, at_once, sample.id)
+    else:
+        written = Written(solution_tokens(sample, processor).tolist())
+        text = sample.solution or ""
+        response = assemble([written], group=0, member=0, stop=StopReason.EOS, text=text, facts={})
+    if len(response.tokens) > longest:
+        what = "its episode" if sample.turns else "the solution"
+        raise OverBudget(f"{sample.id}: {what} has {len(response.tokens)} tokens, over {longest}")
+    return response
 
 
 def _encoded(sample: Sample, processor: Processor, form: PromptFormat) -> Encoded | None:

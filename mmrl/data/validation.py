@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmrl.data.pipeline import PromptFormat, solution_tokens
+from mmrl.data.pipeline import PromptFormat, check_demonstration
 from mmrl.data.sources import Source
 from mmrl.models.images import image_size
 from mmrl.models.processor import Processor
@@ -32,8 +32,8 @@ def inspect(
 ) -> Report:
     """Check the first ``rows`` rows (None: all): columns, placeholders, image headers, length of the prompt.
 
-    ``with_solutions`` also asks for a solution in each. Pixels are not decoded, so damage behind a header
-    shows only when the row is drawn.
+    ``with_solutions`` also asks for a solution or turns in each. Pixels are not decoded and turns not played,
+    so damage behind a header shows only when the row is drawn.
     """
     count = len(source) if rows is None else min(rows, len(source))
     problems, over = [], 0
@@ -44,7 +44,7 @@ def inspect(
             conversation = messages(sample.problem, form.system, form.suffix)
             tokens, slots = measure(processor, conversation, sizes, sample.id)
             if with_solutions:
-                solution_tokens(sample, processor)
+                check_demonstration(sample, processor)
         except ValueError as error:
             problems.append(str(error))
             continue

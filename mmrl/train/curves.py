@@ -21,6 +21,14 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
         ),
     ),
     (
+        "tools (in a response)",
+        (
+            ("heldout/tool_calls", "calls, held out"),
+            ("episode/tool_calls", "calls, training batch"),
+            ("heldout/tool_errors", "errors, held out"),
+        ),
+    ),
+    (
         "token perception (nats)",
         (("perception/mean", "mean"), ("perception/p50", "median"), ("perception/p90", "90th percentile")),
     ),

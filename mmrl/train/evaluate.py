@@ -32,12 +32,12 @@ def evaluate(
     tools: WorkerPool | None,
     config: Config,
 ) -> tuple[dict[str, float], list[Experience]]:
-    """Mean of every reward component over ``evaluation.samples`` responses to each held-out prompt.
+    """Mean of reward components and episodes' facts over ``evaluation.samples`` responses a held-out prompt.
 
     The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
 
     Returns:
-      ``{"accuracy": ..., <component>: ..., "length": ..., "truncated": ..., "dropped": ...}``, and
+      ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "dropped": ...}``, and
       what was sampled. Responses whose grading failed are left out; "dropped" counts prompts over budget.
     """
     if config.evaluation.limit:
@@ -84,11 +84,14 @@ def _summary(experiences: Sequence[Experience]) -> dict[str, float]:
         values = np.concatenate(parts)
         return float(values[valid & ~np.isnan(values)].mean())
 
-    names = sorted({name for experience in experiences for name in experience.components})
-    out = {
-        name: mean([e.components.get(name, np.full(e.rewards.shape, np.nan)) for e in experiences])
-        for name in names
-    }
+    tables = [{**e.facts, **e.components} for e in experiences]
+    out = {}
+    for name in sorted({name for table in tables for name in table}):
+        parts = [
+            table.get(name, np.full(e.rewards.shape, np.nan))
+            for table, e in zip(tables, experiences, strict=True)
+        ]
+        out[name] = mean(parts)
     out["reward"] = mean([e.rewards for e in experiences])
     out["length"] = mean([np.asarray(e.responses.mask).sum(axis=-1).astype(float) for e in experiences])
     out["truncated"] = mean(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Key
 
 from mmrl.config import Config
 from mmrl.data.pipeline import Batch as PromptBatch
+from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
 from mmrl.rewards.pool import RewardPool
 from mmrl.rewards.verifier import score
@@ -63,6 +64,35 @@ def tool_pool(config: Config) -> AbstractContextManager[WorkerPool | None]:
     return WorkerPool(config.episode.workers, TABLE, config.episode.deadline_seconds)
 
 
+def episodes_of(config: Config, processor: Processor, sampling: Sampling) -> Callable[[Sample], Episode]:
+    """How an episode of a sample is made, as ``config.episode`` has it; ``sampling`` is that of a turn."""
+    limits = config.episode
+    sampling = replace(sampling, stop_ids=processor.stop)
+
+    def episode(sample: Sample) -> Episode:
+        if not limits.tools:
+            return single_turn(sampling)
+        return with_tools(
+            processor,
+            sample.images,
+            sampling,
+            tools=limits.tools,
+            turns=limits.turns,
+            most_images=limits.images,
+            observation_tokens=limits.observation_tokens,
+            observation_patches=limits.observation_patches,
+            name=sample.id,
+        )
+
+    return episode
+
+
+def observed_slots(config: Config) -> int:
+    """Patch slots of all images that one response may read; 0 where it reads nothing."""
+    limits = config.episode
+    return max(limits.images, 1) * limits.observation_patches if limits.tools else 0
+
+
 def play(
     params: Params,
     policy: Policy,
@@ -85,7 +115,7 @@ def play(
     count = len(samples)
     rollout, limits = config.rollout, config.episode
     processor = model.processor
-    sampling = replace(sampling, stop_ids=processor.stop)
+    episode = episodes_of(config, processor, sampling)
     shape = Shape(
         lanes=min(rollout.lanes or count, count),
         columns=min(rollout.columns or group, group),
@@ -95,22 +125,6 @@ def play(
         observation_patches=limits.observation_patches if limits.tools else 0,
         chunk=min(rollout.chunk, sampling.max_tokens),
     )
-
-    def episode(sample: Sample) -> Episode:
-        if not limits.tools:
-            return single_turn(sampling)
-        return with_tools(
-            processor,
-            sample.images,
-            sampling,
-            tools=limits.tools,
-            turns=limits.turns,
-            most_images=limits.images,
-            observation_tokens=limits.observation_tokens,
-            observation_patches=limits.observation_patches,
-            name=sample.id,
-        )
-
     groups = (
         Group(row_of(prompts, b), data, [episode(samples[b]) for _ in range(group)])
         for b, data in enumerate(member_keys(keys, group))
@@ -168,10 +182,8 @@ def sample_and_grade(
             sample = replace(sample, verifier=reward.verifier or sample.verifier, facts=facts)
             handles[one.group, one.member] = pool.submit(sample, one.text)
             ended[one.group, one.member] = one
-        room = config.episode.images * config.episode.observation_patches if config.episode.tools else 0
-        responses = gather(
-            ended.values(), *shape, sampling.max_tokens, room, batch.prompts.images.patches.shape[-1]
-        )
+        width = batch.prompts.images.patches.shape[-1]
+        responses = gather(ended.values(), *shape, sampling.max_tokens, observed_slots(config), width)
     with phases("reward"):
         seats = sorted(ended)
         graded = [handles[seat].result() for seat in seats]

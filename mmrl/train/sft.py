@@ -1,8 +1,8 @@
-"""The supervised stage: imitate solutions, with the model, data path and optimizer of the RL stage."""
+"""The supervised stage: imitate demonstrations, with the model, data path and optimizer of the RL stage."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,15 +12,16 @@ from mmrl.data import pipeline
 from mmrl.data.sources import Source
 from mmrl.mesh import put
 from mmrl.models import checkpoint as hf
+from mmrl.rollout.sampling import Sampling
 from mmrl.train import checkpoint, programs
 from mmrl.train.assemble import Model, prompt_format
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
 from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.types import Responses
+from mmrl.train.rollouts import episodes_of, observed_slots
 
 
 def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) -> None:
-    """Train on ``solution`` of each row in ``workdir`` and write a Hugging Face directory ``out``.
+    """Train on ``turns`` or ``solution`` of each row, in ``workdir``; write a Hugging Face directory ``out``.
 
     Goes on from the newest checkpoint; when ``out`` exists the stage is done.
     """
@@ -33,7 +34,9 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
         source,
         model.processor,
         prompt_format(config),
+        episode=episodes_of(config, model.processor, Sampling(max_tokens=stage.max_tokens)),
         response_buckets=(stage.max_tokens,),
+        observation_patches=observed_slots(config),
         seed=config.seed,
         batch_size=stage.batch,
         workers=config.data.workers,
@@ -58,11 +61,12 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
                 state, made = programs.imitate(
                     state,
                     policy,
-                    *put((batch.prompts, as_responses(batch.tokens, batch.mask)), model.mesh),
+                    *put((batch.prompts, batch.responses), model.mesh),
                     optimizer=optimizer,
                     micro_batches=stage.batch // stage.micro_batch,
                 )
                 values = {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
+            values |= _means(batch.facts)
             last = step == stage.steps
             if step % stage.checkpoint_every == 0 and not last:
                 with phases("checkpoint"):
@@ -74,17 +78,10 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
     hf.save(state.params, model.description, out, base=model.directory)
 
 
-def as_responses(tokens: np.ndarray, mask: np.ndarray) -> Responses:
-    """Given tokens in the form of sampled ones, group of one."""
-    shape = tokens.shape
-    on_host: dict[str, Any] = {
-        "tokens": tokens,
-        "mask": mask,
-        "logprob": np.zeros(shape, np.float32),
-        "stop": np.ones(shape[:2], np.int32),
-        "valid": np.ones(shape[:2], bool),
-    }
-    return Responses(**on_host)
+def _means(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each fact averaged over the demonstrations that have it."""
+    names = sorted({name for row in facts for name in row})
+    return {f"episode/{name}": float(np.mean([row[name] for row in facts if name in row])) for name in names}
 
 
 def _optimizer(stage: ColdStart, base: Optimizer) -> Optimizer:

@@ -28,6 +28,10 @@ _TABLE = (
     ("perception_errors", "heldout/perception_error"),
     ("reasoning_errors", "heldout/reasoning_error"),
 )
+_TOOL_TABLE = (
+    ("tool_calls", "heldout/tool_calls"),  # in a response
+    ("tool_errors", "heldout/tool_errors"),
+)
 
 
 def run(config: Config, workdir: Path) -> dict[str, float | None]:
@@ -99,13 +103,17 @@ def cold_start(config: Config, model: Model, workdir: Path) -> Model:
 
 
 def summarise(workdir: Path, seconds: float) -> dict[str, float | None]:
-    """First and last held-out figures of a run; None for what its verifier does not report."""
+    """First and last held-out figures of a run; None for what its verifier does not report.
+
+    Figures of tools are left out where there are none.
+    """
     rows = read_metrics(workdir)
     summary: dict[str, float | None] = {}
-    for name, key in _TABLE:
+    for name, key in (*_TABLE, *_TOOL_TABLE):
         values = [row[key] for row in rows if key in row]
-        summary[f"{name}_before"] = values[0] if values else None
-        summary[f"{name}_after"] = values[-1] if values else None
+        if values or (name, key) in _TABLE:
+            summary[f"{name}_before"] = values[0] if values else None
+            summary[f"{name}_after"] = values[-1] if values else None
     return {**summary, "seconds": round(seconds, 1)}
 
 
@@ -118,8 +126,8 @@ def _seconds_before(workdir: Path) -> float:
 def _tell(config: Config, workdir: Path, summary: dict[str, float | None]) -> None:
     name = config.algorithm["name"]
     lines = ["", f"{'held out':<20}{'before RL':>12}{f'after {name}':>16}"]
-    for label, _ in _TABLE:
-        before, after = summary[f"{label}_before"], summary[f"{label}_after"]
+    for label, _ in (*_TABLE, *_TOOL_TABLE):
+        before, after = summary.get(f"{label}_before"), summary.get(f"{label}_after")
         if before is not None and after is not None:
             lines.append(f"{label.replace('_', ' '):<20}{before:>11.1%} {after:>15.1%}")
     lines += [

@@ -19,10 +19,11 @@ import mmrl
 from mmrl.config import resolve
 from mmrl.data import pipeline
 from mmrl.experiment import load
+from mmrl.rollout.sampling import Sampling
 from mmrl.train import programs
 from mmrl.train.assemble import open_model, open_source, prompt_format
 from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.train.sft import as_responses
+from mmrl.train.rollouts import episodes_of
 from pathlib import Path
 
 config = resolve(load(sys.argv[1] + ":smoke"))
@@ -30,16 +31,22 @@ workdir = Path(sys.argv[2])
 model = open_model(config, workdir / "world" / "model")
 source = open_source(config, config.cold_start.data, workdir, model, key="data", with_solutions=True)
 batch = next(pipeline.solutions(
-    source, model.processor, prompt_format(config), response_buckets=(12,), seed=0, batch_size=8, workers=1
+    source,
+    model.processor,
+    prompt_format(config),
+    episode=episodes_of(config, model.processor, Sampling(max_tokens=12)),
+    response_buckets=(12,),
+    seed=0,
+    batch_size=8,
+    workers=1,
 ))
 params = model.load()
 optimizer = make_optimizer(config.optimizer, params, 1)
-responses = as_responses(batch.tokens, batch.mask)
 norms = set()
 for _ in range(60):
     state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
     _, made = programs.imitate(
-        state, model.policy(1.0), batch.prompts, responses, optimizer=optimizer, micro_batches=1
+        state, model.policy(1.0), batch.prompts, batch.responses, optimizer=optimizer, micro_batches=1
     )
     norms.add(float(made["gradient_norm"]))
 print(len(norms))
