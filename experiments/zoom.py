@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.evaluation.update({"prompts": 32, "samples": 4})
     config = form(config, arg)
-    # A call has 6 tokens, what it shows 15, an error up to 30, an answer 4: room for one call, right or wrong.
+    # A call has 6 tokens, what it shows 15, an error up to 30, an answer 4: room for one call.
     config.episode.update({"tools": ("zoom",), "turns": 2, "images": 1})
     config.episode.update({"observation_tokens": 32, "observation_patches": 16})
     config.rollout.max_tokens = config.cold_start.max_tokens = 44

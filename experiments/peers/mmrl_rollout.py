@@ -47,7 +47,8 @@ def sampler(weights, config, processor, batch: int):
     """
     import jax
 
-    from mmrl.rollout.engine import decoding_weights, generate, vocabulary_bias
+    from mmrl.rollout.engine import decoding_weights, vocabulary_bias
+    from mmrl.rollout.generate import generate
     from mmrl.rollout.sampling import Sampling
 
     acting = decoding_weights(weights, config)
@@ -55,17 +56,8 @@ def sampler(weights, config, processor, batch: int):
     keys = jax.random.split(jax.random.key(0), 1)
 
     def sample(prompts, tokens: int):
-        responses = generate(
-            acting,
-            config,
-            jax.device_put(prompts),
-            keys,
-            group=batch,
-            sampling=Sampling(max_tokens=tokens),
-            bias=bias,
-            stop_ids=(-1,),  # no token has this id
-        )
-        return jax.device_get(responses)
+        sampling = Sampling(max_tokens=tokens)  # without stop ids: each has all its tokens
+        return generate(acting, config, prompts, keys, group=batch, sampling=sampling, bias=bias)
 
     return sample
 
