@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = template("grpo")
     config.model.update({"path": "{workdir}/world/model", "unroll": 4})
-    config.world.update({"name": "zoom", "train": 1024, "heldout": 128, "cold_start": 4096, "zooming": 0.25})
+    config.world.update({"name": "zoom", "train": 1024, "heldout": 128, "cold_start": 3072, "zooming": 0.25})
     config.data.update(
         {
             "train": "{workdir}/world/train.parquet",
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.cold_start.update(
         {
-            "steps": 200,
+            "steps": 100,
             "data": "{workdir}/world/cold_start.parquet",
             "batch": 32,
             "micro_batch": 32,
@@ -46,5 +46,5 @@ def get_config(arg: str = "") -> ConfigDict:
     # A call has 6 tokens, what it shows 15, an error up to 30, an answer 4: room for one call.
     config.episode.update({"tools": ("zoom",), "turns": 2, "images": 1})
     config.episode.update({"observation_tokens": 32, "observation_patches": 16})
-    config.rollout.max_tokens = config.cold_start.max_tokens = 44
+    config.rollout.max_tokens, config.cold_start.max_tokens = 44, 26
     return config

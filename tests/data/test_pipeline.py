@@ -8,14 +8,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.data.pipeline import PromptFormat, evaluation, prompts, solution_tokens, solutions
+from mmrl.data.pipeline import (
+    PromptFormat,
+    check_demonstration,
+    evaluation,
+    prompts,
+    solution_tokens,
+    solutions,
+)
 from mmrl.data.sources import read
 from mmrl.data.validation import inspect, validate
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import encode, messages
+from mmrl.rollout.episodes import single_turn, with_tools
+from mmrl.rollout.replay import at_once, replay
+from mmrl.rollout.sampling import Sampling
+from mmrl.types import StopReason
 
 FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))
 LONG = "<image>" + "word and more words " * 60
+ZOOM = ["<zoom>0 0 50 100</zoom>", "It is 7."]
+
+
+def one_turn(sample):
+    return single_turn(Sampling(max_tokens=64))
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +179,17 @@ def test_evaluation_smaller_than_a_batch(make, processor):
 def test_solutions(make, processor):
     texts = ["two", "a longer answer of several words", "word " * 80]
     source = make(["A", "<image>B", "C"], solution=texts)
-    batches = solutions(source, processor, FORM, response_buckets=(32, 64), seed=0, batch_size=2)
+    batches = solutions(
+        source, processor, FORM, episode=one_turn, response_buckets=(32, 64), seed=0, batch_size=2
+    )
     batch = next(batches)
-    assert batch.tokens.shape == batch.mask.shape == (2, 1, 32)
+    responses = batch.responses
+    assert responses.tokens.shape == responses.mask.shape == (2, 1, 32)
+    assert responses.observed is None
+    assert responses.valid.all()
+    assert (responses.stop == StopReason.EOS).all()
     for k, sample in enumerate(batch.samples):
-        ids = batch.tokens[k, 0][batch.mask[k, 0]]
+        ids = responses.tokens[k, 0][responses.mask[k, 0]]
         assert ids[-1] == processor.eos
         assert processor.tokenizer.decode(ids[:-1]) == sample.solution
         assert sample.solution in texts[:2]
@@ -175,7 +197,75 @@ def test_solutions(make, processor):
     state = batches.get_state()
     want = next(batches)
     batches.set_state(state)
-    np.testing.assert_array_equal(next(batches).tokens, want.tokens)
+    np.testing.assert_array_equal(next(batches).responses.tokens, want.responses.tokens)
+
+
+def zooming(source, processor, form=FORM, **options):
+    """Batches of one row, in which an image may be looked at."""
+
+    def episode(sample):
+        sampling = Sampling(max_tokens=64)
+        return with_tools(processor, sample.images, sampling, observation_tokens=64, observation_patches=64)
+
+    settings = {"response_buckets": (96,), "observation_patches": 64, "seed": 0, "batch_size": 1, **options}
+    return solutions(source, processor, form, episode=episode, **settings)
+
+
+def test_turns_go_before_the_solution(make, processor):
+    source = make(["<image>A", "<image>B"], solution=["two", "two"], turns=[ZOOM, []])
+    batches = zooming(source, processor, batch_size=2)
+    batch = next(batches)
+    responses, order = batch.responses, [sample.answer for sample in batch.samples]
+    played, plain = order.index("0"), order.index("1")
+    episode = with_tools(processor, source[0].images, Sampling(max_tokens=64))
+    ((_, want),) = replay(episode, ZOOM, processor, at_once)
+    count, slots = len(want.tokens), len(want.patches)
+    seen = responses.observed
+    np.testing.assert_array_equal(responses.tokens[played, 0, :count], want.tokens)
+    np.testing.assert_array_equal(responses.mask[played, 0, :count], want.written)
+    np.testing.assert_array_equal(seen.position[played, 0, :count], want.position)
+    np.testing.assert_array_equal(seen.image_token[played, 0, :count], want.image_token)
+    np.testing.assert_array_equal(seen.images.patches[played, 0, :slots], want.patches)
+    np.testing.assert_array_equal(seen.images.image[played, 0, :slots], want.patch_image)
+    assert (seen.real.sum(axis=-1)[played, 0], slots > 0) == (count, True)
+    ids = responses.tokens[plain, 0][responses.mask[plain, 0]]
+    np.testing.assert_array_equal(ids, solution_tokens(source[1], processor))
+    np.testing.assert_array_equal(seen.real[plain], responses.mask[plain])
+    assert (seen.images.image[plain] == -1).all()
+    assert batch.facts[played]["images"] == 1.0
+    assert batch.facts[plain] == {}
+
+
+def test_turns_that_are_no_episode(make, processor):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:0: the episode ends after 1 of the script's 2 turns"):
+        next(
+            solutions(
+                make(["<image>A"], turns=[ZOOM]),
+                processor,
+                FORM,
+                episode=one_turn,
+                response_buckets=(96,),
+                seed=0,
+                batch_size=1,
+            )
+        )
+    with pytest.raises(ValueError, match=r"rows\.jsonl:0: the episode goes on after the 1 turns"):
+        next(zooming(make(["<image>A"], turns=[ZOOM[:1]]), processor))
+
+
+@pytest.mark.parametrize(("turn", "most"), [("word " * 80, 200), ("word " * 30, 40)])
+def test_overlong_turns_drop_their_row(make, processor, turn, most):
+    """A turn longer than a turn may be, or turns whose episode is longer than the bucket."""
+    source = make(["<image>A", "<image>B"], turns=[[ZOOM[0], turn], ["Yes."]])
+    batches = zooming(source, processor, response_buckets=(most,))
+    drawn = [next(batches) for _ in range(4)]
+    assert {batch.samples[0].answer for batch in drawn} == {"1"}
+    assert sum(batch.dropped for batch in drawn) > 0
+    strict = PromptFormat((64,), (64,), overlong="error")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:0"):
+        next(
+            zooming(make(["<image>A"], turns=[[ZOOM[0], turn]]), processor, strict, response_buckets=(most,))
+        )
 
 
 def test_solution_is_needed(make, processor):
@@ -184,6 +274,10 @@ def test_solution_is_needed(make, processor):
         solution_tokens(source[0], processor)
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: the solution holds vision tokens"):
         solution_tokens(source[1], processor)
+    source = make(["A", "B"], turns=[["one", "two"], ["one", "<|image_pad|>"]])
+    check_demonstration(source[0], processor)
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: a turn holds vision tokens"):
+        check_demonstration(source[1], processor)
 
 
 def test_broken_row_is_named(make, processor, tmp_path):

@@ -186,6 +186,8 @@ def test_named_column_must_be_there(tmp_path):
         ({"problem": "p", "answer": "a", "facts": "{"}, "facts is not JSON"),
         ({"problem": "p", "answer": "a", "facts": "[1]"}, "facts is a list"),
         ({"problem": "p", "answer": "a", "verifier": 3}, "verifier is a int"),
+        ({"problem": "p", "answer": "a", "turns": "one"}, "turns is not a list of text"),
+        ({"problem": "p", "answer": "a", "turns": ["one", None]}, "turns is not a list of text"),
         ({"problem": "p", "answer": "a", "images": [None]}, "image 0: neither bytes nor a path"),
         ({"problem": "p", "answer": "a", "images": [{"x": 1}]}, "image 0: neither bytes nor a path"),
     ],
@@ -195,6 +197,14 @@ def test_broken_rows_are_named(tmp_path, row, message):
     assert source[0].problem == "p"
     with pytest.raises(ValueError, match=rf"a\.jsonl:1.*{message}"):
         source[1]
+
+
+@pytest.mark.parametrize("write", [_jsonl, _parquet])
+def test_turns(tmp_path, write):
+    rows = [{"problem": "p", "answer": "a", "turns": turns} for turns in (["one", "two"], [], None)]
+    path = tmp_path / ("a.jsonl" if write is _jsonl else "a.parquet")
+    source = read(write(path, rows))
+    assert [source[k].turns for k in range(3)] == [("one", "two"), (), ()]
 
 
 def test_index_out_of_range(tmp_path):
