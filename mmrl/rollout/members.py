@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Array, Int, UInt32
 
 from mmrl.models.prompts import Encoded
 from mmrl.rollout.episodes import Call, Episode, Request, Turn
@@ -18,9 +18,10 @@ from mmrl.rollout.trajectory import Piece, Trajectory, Written, assemble
 from mmrl.types import Prompts, StopReason
 
 _CONTEXTS = 2**30  # of random keys: beyond the index of any token
+_BROKEN = 3  # marks that a character cut in two can become, at either end of a text
 
 
-@dataclass
+@dataclass(eq=False)
 class Context:
     """A prompt, and the members that wait to continue it."""
 
@@ -28,7 +29,7 @@ class Context:
     waiting: deque["Member"] = field(default_factory=deque)
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """One episode of a group; ``count`` and ``position`` are those of its running context."""
 
@@ -102,7 +103,7 @@ class Member:
 
 
 @jax.jit
-def _another_key(data: jax.Array, number: int) -> jax.Array:
+def _another_key(data: UInt32[Array, "k"], number: Int[Array, ""]) -> UInt32[Array, "k"]:
     key = jax.random.fold_in(jax.random.wrap_key_data(data), _CONTEXTS + number)
     return jax.random.key_data(key)
 
@@ -125,7 +126,8 @@ def ended(member: Member, facts: dict[str, float]) -> Trajectory:
 def cut_at_stop_string(member: Member, new: int, text: Callable[[Sequence[int]], str]) -> int | None:
     """Take back what follows the token, of the ``new`` ones, that completes a stop string.
 
-    Looked for in the text of the new tokens and of as many before them as a stop string can have.
+    Looked for in the text of the new tokens and of so many before them as a stop string can begin in: some
+    have no text, and some are parts of a character.
 
     Returns:
       How many tokens were taken back, or None if no stop string was completed.
@@ -134,8 +136,11 @@ def cut_at_stop_string(member: Member, new: int, text: Callable[[Sequence[int]],
     strings = member.sampling.stop_strings
     if not strings or not new:
         return None
-    back = max(len(string.encode()) for string in strings)
-    start = max(0, len(member.tokens) - new - back)
+    back = max(len(string) for string in strings) + 2 * _BROKEN
+    before = len(member.tokens) - new
+    start = max(0, before - back)
+    while start and len(text(member.tokens[start:before])) < back:
+        start = max(0, start - back)
     tail = member.tokens[start:]
     if not any(string in text(tail) for string in strings):
         return None

@@ -61,7 +61,7 @@ class Stats:
         }
 
 
-@dataclass
+@dataclass(eq=False)
 class _Lane:
     columns: list[Member | None]
     context: Context | None = None
@@ -238,8 +238,9 @@ def _seat(run: _Run, lane: _Lane) -> list[Member]:
 def _spread(run: _Run, free: list[_Lane]) -> list[Member]:
     """Let free lanes help with prompts whose members still wait."""
     source, target, begins = [], [], []
+    have = [lane for lane in run.lanes if lane not in free]  # what they hold is on the device
     for lane in free:
-        crowded = [one for one in run.lanes if one.context and one.context.waiting]
+        crowded = [one for one in have if one.context and one.context.waiting]
         if not crowded:
             break
         helped = max(crowded, key=lambda one: len(one.context.waiting) if one.context else 0)
@@ -266,6 +267,7 @@ def _read(run: _Run) -> None:
             return
         batch = list(one_a_lane.values())
         arguments = observations(run.shape, batch, 3 * run.config.patch_size**2)
+        _make_room(run, max(one.count + len(one.observation.tokens) for one in batch if one.observation))
         run.lap("host")
         prompts, *rest = arguments
         run.state = engine.append(run.params, run.config, run.state, _put(run, prompts), *rest)
@@ -281,14 +283,18 @@ def _decode(run: _Run) -> engine.Drawn | None:
     writing = [member for member in run.members() if member.writing]
     if not writing:
         return None
-    needed = min(max(member.count for member in writing) + run.shape.chunk, run.shape.max_tokens)
-    if needed > run.slots:
-        run.slots = next(slots for slots in run.shape.slots if slots >= needed)
-        run.state = engine.grow(run.state, run.slots)
+    _make_room(run, min(max(member.count for member in writing) + run.shape.chunk, run.shape.max_tokens))
     run.state, drawn = engine.decode(
         run.params, run.config, run.state, run.bias, steps=run.shape.chunk, entropy=run.entropy
     )
     return drawn
+
+
+def _make_room(run: _Run, tokens: int) -> None:
+    """Let responses have so many tokens; what is written past the end of a cache would be lost."""
+    if tokens > run.slots:
+        run.slots = next(slots for slots in run.shape.slots if slots >= tokens)
+        run.state = engine.grow(run.state, run.slots)
 
 
 def _collect(run: _Run, drawn: engine.Drawn) -> None:
