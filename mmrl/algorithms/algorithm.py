@@ -85,11 +85,12 @@ def prepare(
     """Turns rewards and scores of the whole global batch into what the update needs. Can be jitted.
 
     Rows that are not valid are left out of every statistic and have no part in the loss; what their rewards
-    and scores hold, NaN included, does not matter. ``scores`` has "logprob" (old policy) and what
-    ``algorithm.needs`` names. ``step`` counts the updates made; ``total_steps`` those of the run.
+    and scores hold, NaN included, does not matter. ``scores`` has what ``algorithm.needs`` names, and
+    "logprob" of the old policy, unless the update is the first since sampling: then the two policies are one.
+    ``step`` counts the updates made; ``total_steps`` those of the run.
     Raises ValueError if a score is missing.
     """
-    missing = ({"logprob"} | algorithm.needs) - set(scores)
+    missing = algorithm.needs - set(scores)
     if missing:
         raise ValueError(f"prepare: scores lack {sorted(missing)}, which the algorithm needs")
     mask = mask & valid[..., None]
@@ -140,14 +141,15 @@ def loss(
     """The loss of a batch, or of a slice of it along b, and its metrics.
 
     A plain sum over tokens: values, gradients and metrics of the slices of a batch add up to the batch's.
-    ``live`` has "logprob" and what ``algorithm.live`` names, of the current policy. Positions outside the
-    mask may hold anything. Metrics: ``policy_loss``; the mean of each penalty by its name (before its
-    coefficient); ``approx_kl`` (old policy, k1 of the sampled tokens); means per token of what the objective
-    reports, such as ``ratio``, ``clip_high``, ``clip_low``, ``clip_dual``.
+    ``live`` has "logprob" and what ``algorithm.live`` names, of the current policy, which stands for the old
+    one where the scores of ``targets`` lack its "logprob". Positions outside the mask may hold anything.
+    Metrics: ``policy_loss``; the mean of each penalty by its name (before its coefficient); ``approx_kl``
+    (old policy, k1 of the sampled tokens); means per token of what the objective reports, such as ``ratio``,
+    ``clip_high``, ``clip_low``, ``clip_dual``.
     """
     mask = targets.mask
     live = {name: jnp.where(mask, value, 0.0) for name, value in live.items()}
-    old = targets.scores["logprob"]
+    old = targets.scores.get("logprob", jax.lax.stop_gradient(live["logprob"]))
     token_loss, reported = algorithm.objective.token_loss(live["logprob"], old, targets.advantage, mask)
     policy_loss = _weighted_sum(targets.coefficient, token_loss)
     total, metrics = policy_loss, {"policy_loss": policy_loss}

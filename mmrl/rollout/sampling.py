@@ -106,8 +106,12 @@ def sample(
     )
     top = kept.max(axis=-1, keepdims=True)
     weight = jnp.exp(kept - top)
-    drawn = _draw(keys, weight)
-    tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+    drawn = _draw(keys, weight).astype(jnp.int32)
+    tokens = jax.lax.cond(
+        greedy.any(),
+        lambda: jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn),
+        lambda: drawn,
+    )
     log_total = jnp.log(weight.sum(axis=-1))
     logprob = (jnp.take_along_axis(kept, tokens[:, None], axis=-1) - top)[:, 0] - log_total
     if not entropy:
@@ -136,8 +140,8 @@ def _draw(keys: Key[Array, "t"], weight: Float[Array, "t v"]) -> Int[Array, "t"]
 
 def _first_above(ends: Float[Array, "t n"], share: Float[Array, "t"]) -> Int[Array, "t"]:
     """The first of the ascending ``ends`` above the share; if rounding leaves none, the last that grew."""
-    highest = jnp.argmax(ends, axis=-1)
-    return jnp.minimum((ends <= share[:, None]).sum(axis=-1), highest)
+    last = (ends < ends[:, -1:]).sum(axis=-1)
+    return jnp.minimum((ends <= share[:, None]).sum(axis=-1), last)
 
 
 def truncate(logits: Float[Array, "t v"], options: Options) -> Float[Array, "t v"]:

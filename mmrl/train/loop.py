@@ -161,15 +161,17 @@ def _step(
             corruption_keys=prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts),
         )
         scores = _score(stage, state.params, batch)
-        values |= _score_metrics(scores, experience)
     totals: dict[str, float] = {}
     size = config.train.update_prompts
     for start in range(0, config.rollout.prompts, size):
         rows = slice(start, start + size)
-        state, made = _update(stage, state, step, _rows((batch, scores), rows), experience, rows, phases)
+        inputs = _rows((batch, scores), rows)
+        state, made, scored = _update(stage, state, step, inputs, experience, rows, phases)
+        scores |= scored
         for name, value in made.items():
             totals[name] = totals.get(name, 0.0) + value * size / config.rollout.prompts
-    values |= totals
+    with phases("score"):
+        values |= totals | _score_metrics(scores, experience)
     sampled = float(experience.responses.mask.sum())
     values["rollout/tokens_per_second"] = sampled / max(phases.seconds["rollout"], 1e-9)
     return state, values
@@ -202,16 +204,22 @@ def _worth_training(chosen: Algorithm, experience: Experience) -> np.ndarray:
 
 
 def _score(stage: Stage, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """Statistics of the policy before the update, and of the reference policy where it is asked for."""
-    needs = stage.algorithm.needs
+    """Statistics of the policy before the update, and of the reference policy where they are asked for.
+
+    If all that is wanted of the policy is its logprob, and there is one update on the batch, that update
+    finds it on its way.
+    """
+    needs, train = stage.algorithm.needs, stage.config.train
     run = partial(
         programs.score,
         policy=stage.policy,
         batch=batch,
         corruption=stage.corruption,
-        micro_batches=stage.config.rollout.prompts // stage.config.train.micro_prompts,
+        micro_batches=stage.config.rollout.prompts // train.micro_prompts,
     )
-    scores = run(params, wanted=needs - {"reference"})
+    scores = {}
+    if needs - {"reference"} or train.update_prompts < stage.config.rollout.prompts:
+        scores = run(params, wanted=needs - {"reference"})
     if stage.reference is not None:
         scores["reference"] = run(stage.reference, wanted=frozenset())["logprob"]
     return scores
@@ -225,8 +233,11 @@ def _update(
     experience: Experience,
     rows: slice,
     phases: Phases,
-) -> tuple[TrainState, dict[str, float]]:
-    """One optimizer step on the groups ``rows``; its statistics are taken over all of them together."""
+) -> tuple[TrainState, dict[str, float], dict[str, jax.Array]]:
+    """One optimizer step on the groups ``rows``; its statistics are taken over all of them together.
+
+    Also gives what it has found out of the policy before the step, unless that was known.
+    """
     batch, scores = inputs
     train = stage.config.train
     with phases("prepare"):
@@ -251,11 +262,12 @@ def _update(
             optimizer=stage.optimizer,
             micro_batches=train.update_prompts // train.micro_prompts,
         )
+        scored = {"logprob": made.pop("logprob")} if "logprob" in made else {}
         values = {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
     if values["loss/skipped"]:
         ids = ", ".join(sample.id for sample in experience.samples[rows])
         say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
-    return state, values
+    return state, values, scored
 
 
 def _score_metrics(scores: dict[str, jax.Array], experience: Experience) -> dict[str, float]:

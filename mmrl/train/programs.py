@@ -225,36 +225,50 @@ def update(
     algorithm: Algorithm,
     optimizer: optax.GradientTransformation,
     micro_batches: int,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimizer step on one batch; a non-finite one leaves the state as it was and is counted."""
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step on one batch; a non-finite one leaves the state as it was and is counted.
 
-    def loss(params: Params, micro: tuple[Batch, Targets]) -> tuple[Array, dict[str, Array]]:
+    Returns:
+      The new state, and metrics; where ``targets`` hold no logprob of the policy, as the batch is new to it,
+      also "logprob", that of each token ``b g r`` before the step.
+    """
+
+    def loss(params: Params, micro: tuple[Batch, Targets]) -> tuple[Array, tuple[dict, dict]]:
         inputs, goals = micro
         live = token_scores(params, policy, inputs, corruption, algorithm.live, algorithm.corrupted_gradient)
-        return algorithms.loss(algorithm, goals, live)
+        value, metrics = algorithms.loss(algorithm, goals, live)
+        unscored = "logprob" not in goals.scores
+        return value, (metrics, {"logprob": live["logprob"]} if unscored else {})
 
-    gradient, metrics = accumulate(loss, state.params, split((batch, targets), micro_batches))
-    return apply(state, gradient, metrics, optimizer, describe(policy.model))
+    gradient, metrics, tokens = accumulate(loss, state.params, split((batch, targets), micro_batches))
+    state, metrics = apply(state, gradient, metrics, optimizer, describe(policy.model))
+    return state, {**metrics, **join(tokens)}
 
 
 def accumulate(
-    loss: Callable[[Params, Any], tuple[Array, dict[str, Array]]], params: Params, micro: Any
-) -> tuple[Params, dict[str, Array]]:
-    """Sum of the gradients and metrics of ``loss`` over the leading axis of ``micro``; metrics get "loss"."""
+    loss: Callable[[Params, Any], tuple[Array, tuple[dict, dict]]], params: Params, micro: Any
+) -> tuple[Params, dict[str, Array], dict[str, Array]]:
+    """Sum of the gradients and metrics of ``loss`` over the leading axis of ``micro``; metrics get "loss".
 
-    def one(params: Params, piece: Any) -> tuple[Params, dict[str, Array]]:
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece)
-        return gradient, {**metrics, "loss": value}
+    Beside its metrics, ``loss`` gives values of tokens, which are kept apart along that axis.
+    """
+
+    def one(params: Params, piece: Any) -> tuple[tuple[Params, dict[str, Array]], dict[str, Array]]:
+        (value, (metrics, tokens)), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece)
+        return (gradient, {**metrics, "loss": value}), tokens
 
     first = jax.tree.map(lambda x: x[0], micro)
     if jax.tree.leaves(micro)[0].shape[0] == 1:
-        return one(params, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, first))
+        total, tokens = one(params, first)
+        return *total, jax.tree.map(lambda x: x[None], tokens)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, first)[0])
 
-    def add(total: Any, piece: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(params, piece)), None
+    def add(total: Any, piece: Any) -> tuple[Any, dict[str, Array]]:
+        more, tokens = one(params, piece)
+        return jax.tree.map(jnp.add, total, more), tokens
 
-    return jax.lax.scan(add, zeros, micro)[0]
+    total, tokens = jax.lax.scan(add, zeros, micro)
+    return *total, tokens
 
 
 def apply(
@@ -294,11 +308,11 @@ def imitate(
     """One supervised step: maximise the logprob of the responses, averaged over all tokens of the batch."""
     total = jnp.maximum(responses.mask.sum(), 1)
 
-    def loss(params: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, dict[str, Array]]:
+    def loss(params: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, tuple[dict, dict]]:
         prompts, responses = micro
         hidden = model.predict(params, policy.model, prompts, responses)
         out = vocabulary_statistics(params, policy, responses.tokens, hidden)
-        return -jnp.where(responses.mask, out["logprob"], 0.0).sum() / total, {}
+        return -jnp.where(responses.mask, out["logprob"], 0.0).sum() / total, ({}, {})
 
-    gradient, metrics = accumulate(loss, state.params, split((prompts, responses), micro_batches))
+    gradient, metrics, _ = accumulate(loss, state.params, split((prompts, responses), micro_batches))
     return apply(state, gradient, metrics, optimizer, describe(policy.model))
