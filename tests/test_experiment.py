@@ -9,10 +9,11 @@ from mmrl.config import algorithm, resolve
 from mmrl.experiment import load
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+(VPPO,) = (path for path in EXPERIMENTS if path.stem == "vppo_qwen2_5_vl_7b")
 
 
 def overridden(*overrides: str):
-    return resolve(load(str(EXPERIMENTS[-1]), overrides))
+    return resolve(load(str(VPPO), overrides))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -66,6 +67,8 @@ def test_overrides_take_the_type_of_their_key():
         ("--config.train.micro_prompts=0", "does not divide"),
         ("--config.model.dtype=float16", "should be one of 'float32', 'bfloat16'"),
         ("--config.data.overlong=cut", "should be one of 'drop', 'resize', 'error'"),
+        ("--config.world.name=cubes", "should be one of 'shapes', 'zoom'"),
+        ("--config.episode.observation_patches=0", "should be 1 or more"),
         ("--config.corruption.probability=2.0", "is not in"),
         ("--config.data.patch_buckets=()", "should be positive whole numbers"),
     ],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ def open_image(image: bytes | str | os.PathLike | Image.Image, name: str) -> Ima
     try:
         return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
     except Exception as error:  # Pillow's decoders raise what they like at damaged files
+        # Pillow's own words for this hold an address in memory, and a policy may read them.
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"{name}: cannot read the image ({what}): {error}. Repair or remove the row."
+            f"{name}: cannot read the image ({what}): {reason}. Repair or remove the row."
         ) from error
 
 

@@ -1,17 +1,18 @@
 """Scripted episodes are the trajectories of a policy that had sampled the script."""
 
-from concurrent.futures import Future
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import encode, messages
-from mmrl.rollout.episodes import Call, second_look, single_turn, with_tools
-from mmrl.rollout.replay import replay
+from mmrl.rollout.episodes import second_look, single_turn, with_tools
+from mmrl.rollout.replay import at_once, replay
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.tools import TABLE, TOOLS, Answer
+from mmrl.rollout.tools import TABLE, TOOLS
 from mmrl.types import StopReason
 from mmrl.workers.pool import WorkerPool
 
@@ -30,17 +31,10 @@ def processor():
     return load_processor(FIXTURES / "qwen2_5_vl")
 
 
-def here(call: Call) -> Future[Answer]:
-    """Runs a tool in this process."""
-    answer: Future[Answer] = Future()
-    answer.set_result(Answer(TOOLS[call.tool](**call.arguments)))
-    return answer
-
-
 def test_a_replay_is_the_whole_conversation(processor):
     """Prompt and trajectory together are what encoding the conversation with all images gives."""
     episode = with_tools(processor, [PICTURE], SAMPLING)
-    ((own, t),) = replay(episode, SCRIPT, processor, here)
+    ((own, t),) = replay(episode, SCRIPT, processor, at_once)
     assert own is None
     asked = messages("<image>What?")
     prompt = encode(processor, asked, [PICTURE])
@@ -67,7 +61,7 @@ def test_a_replay_is_the_whole_conversation(processor):
 
 def test_what_was_written(processor):
     """The turns, token by token; the end of a turn only where no stop string is one."""
-    ((_, t),) = replay(with_tools(processor, [PICTURE], SAMPLING), SCRIPT, processor, here)
+    ((_, t),) = replay(with_tools(processor, [PICTURE], SAMPLING), SCRIPT, processor, at_once)
     ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in SCRIPT]
     np.testing.assert_array_equal(t.tokens[t.written], [*ids[0], *ids[1], *ids[2], processor.eos])
     assert (t.image_token[t.written] == -1).all()
@@ -76,16 +70,22 @@ def test_what_was_written(processor):
 
 
 def test_tools_of_a_pool(processor):
-    with WorkerPool(1, TABLE) as pool:
-        ((_, far),) = replay(
-            with_tools(processor, [PICTURE], SAMPLING),
-            SCRIPT,
-            processor,
-            lambda call: pool.submit(call.tool, call.arguments),
-        )
-    ((_, near),) = replay(with_tools(processor, [PICTURE], SAMPLING), SCRIPT, processor, here)
-    for name, value in vars(near).items():
-        np.testing.assert_array_equal(value, getattr(far, name))
+    """They answer as those of this thread do, also where they fail."""
+    script = ["<zoom>0 0 1 100</zoom>", *SCRIPT]
+    wide = io.BytesIO()
+    Image.new("RGB", (400, 40)).save(wide, "PNG")
+    for picture in (PICTURE, wide.getvalue(), b"no picture"):
+        with WorkerPool(1, TABLE) as pool:
+            ((_, far),) = replay(
+                with_tools(processor, [picture], SAMPLING),
+                script,
+                processor,
+                lambda call, pool=pool: pool.submit(call.tool, call.arguments),
+            )
+        ((_, near),) = replay(with_tools(processor, [picture], SAMPLING), script, processor, at_once)
+        for name, value in vars(near).items():
+            np.testing.assert_array_equal(value, getattr(far, name))
+        assert near.facts["tool_errors"] == (3.0 if picture == b"no picture" else 0.0)
 
 
 def test_contexts_stand_apart(processor):
@@ -114,7 +114,7 @@ def test_contexts_stand_apart(processor):
 )
 def test_scripts_that_no_policy_plays(processor, script, reason):
     with pytest.raises(ValueError, match=reason):
-        replay(with_tools(processor, [PICTURE], SAMPLING), script, processor, here, name="row 5")
+        replay(with_tools(processor, [PICTURE], SAMPLING), script, processor, at_once, name="row 5")
 
 
 def test_a_script_that_needs_tools(processor):

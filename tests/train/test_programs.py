@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import make_prompts, make_responses
+from tiny import make_prompts, make_responses, noise_image
 
 from mmrl.algorithms.algorithm import loss as algorithm_loss
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.models.params import Param, initialise
+from mmrl.models.prompts import encode_turn
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.engine import vocabulary_bias
+from mmrl.rollout.generate import gather
+from mmrl.rollout.trajectory import Written, assemble
 from mmrl.train import programs
 from mmrl.train.optimizer import initial_state
 from mmrl.train.programs import Batch, ImageCorruption, Policy
@@ -36,6 +39,28 @@ def small(policy):
     keys = jax.random.split(jax.random.key(3), PROMPTS)
     static = Policy(model=config, temperature=1.0, bias=vocabulary_bias(config.vocabulary, 1822, ()))
     return params, static, Batch(prompts, responses, keys)
+
+
+@pytest.fixture(scope="module")
+def looking(policy, small):
+    """The batch once more, with responses that look at pictures on their way; one of each group does not."""
+    from dataclasses import replace
+
+    params, static, batch = small
+    rng = np.random.default_rng(0)
+    made = []
+    for row in range(PROMPTS):
+        for member in range(GROUP):
+            pieces = [Written(rng.integers(0, 1800, 2).tolist())]
+            if (row + member) % GROUP:
+                pictures = [noise_image(56, 56, seed=10 * row + member)]
+                pieces.append(encode_turn(policy.processor, "<image>", pictures, ended=False))
+                pieces.append(Written(rng.integers(0, 1800, 3).tolist()))
+            made.append(assemble(pieces, group=row, member=member, stop=1, text="", facts={}))
+    length = max(len(one.tokens) for one in made)
+    width = batch.prompts.images.patches.shape[-1]
+    responses = gather(made, PROMPTS, GROUP, length, observation_patches=16, patch_width=width)
+    return params, static, replace(batch, responses=jax.tree.map(jnp.asarray, responses))
 
 
 def prepared(algorithm, small):
@@ -105,6 +130,55 @@ def test_score_does_not_depend_on_micro_batches(small):
     assert perception.min() > -1e-5
     assert perception[2].max() < 1e-5  # the row without an image does not depend on one
     assert perception[[0, 1, 3]].max() > 1e-3
+
+
+def test_score_where_responses_look(looking):
+    """Of a prompt without an image, what was written after the look, and nothing else, owes to a picture."""
+    params, policy, batch = looking
+    wanted = frozenset({"perception", "corrupted"})
+    whole = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
+    cut = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=4)
+    for name, value in whole.items():
+        np.testing.assert_allclose(cut[name], value, atol=2e-5, err_msg=name)
+        assert (np.asarray(value)[~batch.responses.mask] == 0).all()
+    perception, mask = np.asarray(whole["perception"])[2], np.asarray(batch.responses.mask)[2]
+    for member in range(GROUP):
+        values = perception[member][mask[member]]
+        assert np.abs(values[:2]).max() < 1e-5
+        assert len(values) == (5 if (2 + member) % GROUP else 2)
+        assert len(values) == 2 or values[2:].min() > 1e-4
+
+
+@pytest.mark.slow
+def test_micro_batches_change_nothing_where_responses_look(looking):
+    """An update by PAPO, its terms of perception included."""
+    params, policy, batch = looking
+    algorithm = RECIPES["papo_g"]()
+    targets = prepared(algorithm, looking)
+    optimizer = optax.sgd(1e4)  # so that the change is not lost in the rounding of the weights
+    changes, made = [], []
+    for count in (1, 4):
+        state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
+        after, metrics = programs.update(
+            state,
+            policy,
+            batch,
+            targets,
+            CORRUPTION,
+            algorithm=algorithm,
+            optimizer=optimizer,
+            micro_batches=count,
+        )
+        assert int(after.updates) == 1
+        changes.append(jax.tree.map(jnp.subtract, after.params, params))
+        made.append(metrics)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(changes[0]))
+    assert scale > 1
+    assert float(made[0]["perception_kl"]) > 1e-4
+    for a, b in zip(*map(jax.tree.leaves, changes), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+    for key, value in made[0].items():
+        np.testing.assert_allclose(made[1][key], value, atol=1e-5 * max(1.0, abs(float(value))), err_msg=key)
 
 
 def test_split_and_join():

@@ -1,14 +1,39 @@
-"""Dynamic sampling: which groups make up a batch."""
+"""Episodes of a batch of prompts, and dynamic sampling: which groups make up a batch."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrl.config import resolve
+from mmrl.data import pipeline
+from mmrl.data.shapes_model import write_model
+from mmrl.data.zoom_world import BOXES, world, write_zoom_world, zoom_call
+from mmrl.experiment import load
+from mmrl.kernels.vocab import BANNED
+from mmrl.rollout.engine import decoding_weights
+from mmrl.rollout.generate import gather
 from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.scheduler import Stats
 from mmrl.sample import Sample
-from mmrl.train.rollouts import Experience, collect, describe, prompt_keys
+from mmrl.train import programs
+from mmrl.train.assemble import open_model, open_source, prompt_format
+from mmrl.train.rollouts import (
+    Experience,
+    collect,
+    describe,
+    observed_slots,
+    play,
+    prompt_keys,
+    tool_pool,
+)
 from mmrl.types import Images, Prompts, Responses
+
+VISION = {"depth": 1, "fullatt_block_indexes": [0]}
+ZOOM = Path(__file__).parents[2] / "experiments" / "zoom.py"
 
 ROWS = 3
 
@@ -90,12 +115,62 @@ def test_metrics_leave_out_invalid_rows():
 
 
 def test_keys_depend_on_their_address_alone():
-    import jax
-
     data = jax.random.key_data(prompt_keys(0, 1, 2, 4))
     np.testing.assert_array_equal(jax.random.key_data(prompt_keys(0, 1, 2, 2, start=2)), data[2:])
     others = [prompt_keys(1, 1, 2, 4), prompt_keys(0, 2, 2, 4), prompt_keys(0, 1, 3, 4)]
     assert all((jax.random.key_data(other) != data).any(axis=-1).all() for other in others)
+
+
+def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
+    """Real episodes of an untrained policy whose few words are whole calls, so that it zooms by chance."""
+    config = resolve(load(f"{ZOOM}:smoke", ["--config.model.unroll=1"]))
+    calls = [zoom_call(cell) for cell in BOXES]
+    known = world()
+    known = replace(known, texts=(*known.texts, *calls), words=r"<zoom>[^<]*</zoom>|" + known.words)
+    write_model(tmp_path / "model", 0, known, num_hidden_layers=2, vision_config=VISION)
+    write_zoom_world(tmp_path, 0, cold_start=1, train=4, heldout=1)
+    model = open_model(config, tmp_path / "model")
+    source = open_source(config, str(tmp_path / "train.parquet"), tmp_path, model, key="data.train")
+    batch = next(pipeline.prompts(source, model.processor, prompt_format(config), seed=0, batch_size=4))
+    ids = model.processor.tokenizer([*calls, "rows", "<zoom>", "<|im_end|>"])["input_ids"]
+    assert all(len(one) == 1 for one in ids)
+    policy = model.policy(1.0)
+    words = jnp.full_like(policy.bias, BANNED).at[jnp.array(ids)[:, 0]].set(0)
+    policy, params = replace(policy, bias=words), model.load()
+    with tool_pool(config) as tools:
+        played = list(
+            play(
+                decoding_weights(params, model.config),
+                policy,
+                model,
+                batch.samples,
+                batch.prompts,
+                prompt_keys(0, 0, 1, 4),
+                group=4,
+                sampling=Sampling(max_tokens=config.rollout.max_tokens),
+                config=config,
+                stats=Stats(),
+                tools=tools,
+            )
+        )
+    assert sum(one.facts.get("images", 0.0) for one in played) >= 8
+    width = batch.prompts.images.patches.shape[-1]
+    responses = gather(played, 4, 4, config.rollout.max_tokens, observed_slots(config), width)
+    scored = programs.score(
+        params,
+        policy,
+        jax.tree.map(jnp.asarray, programs.Batch(batch.prompts, responses, prompt_keys(0, 1, 1, 4))),
+        programs.ImageCorruption("patch_black", 0.6),
+        wanted=frozenset({"corrupted"}),
+        micro_batches=1,
+    )
+    difference = np.abs(responses.logprob - scored["logprob"])[responses.mask]
+    assert difference.max() < 1e-4
+    assert responses.logprob[responses.mask].std() > 0.1
+    looked = (responses.observed.images.image >= 0).any(axis=-1)
+    after = responses.mask & (np.cumsum(responses.observed.image_token >= 0, axis=-1) > 0)
+    assert (after.any(axis=-1) == looked).all()
+    assert np.abs(scored["corrupted"] - scored["logprob"])[after].max() > 1e-3
 
 
 @pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"temperature": -1.0}, {"max_tokens": 0}, {"min_p": 1.0}])
