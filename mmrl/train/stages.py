@@ -86,8 +86,7 @@ def write_built_in_world(config: Config, workdir: Path) -> None:
         write_zoom_world(directory, config.seed, **sizes, zooming=world.zooming)
         write_zoom_model(directory / "model", config.seed)
         return
-    chosen = {"prior": world.prior, "kinds": world.kinds, "levels": world.levels}
-    write_world(directory, config.seed, **sizes, **chosen)
+    write_world(directory, config.seed, **sizes, prior=world.prior, kinds=world.kinds, levels=world.levels)
     write_model(directory / "model", config.seed)
 
 
