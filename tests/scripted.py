@@ -77,7 +77,7 @@ def make_world(policy: Policy) -> World:
         bias,
         words,
         [collate([one], processor, PROMPT, PATCHES) for one in encoded],
-        [prompt("Sure?"), prompt("Again.", (28, 28))],
+        [encoded[3], prompt("Again.", (28, 28))],
         [turn("1"), turn("No such thing."), turn("", (28, 28)), turn("so", (56, 28))],
     )
 
