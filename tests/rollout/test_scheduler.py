@@ -52,7 +52,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize(
     ("lanes", "columns", "chunk", "smallest"),
     [
-        (3, 1, 3, 50),
+        (3, 1, 3, 256),
         slow(3, 2, 5, 20),
         slow(5, 1, 16, 256),
         slow(2, 3, 40, 50),
@@ -117,6 +117,7 @@ def test_where_turns_end(world, shape):
         texts = [processor.tokenizer.decode(tokens[:n], skip_special_tokens=True) for n in range(31)]
         strings = tuple(texts[n + 3][len(texts[n]) :] for n in (4, 11) if texts[n + 3] > texts[n])
         for chosen in (
+            ((), ()),
             (strings, ()),
             (strings, tokens[6:8]),
             ((), tokens[16:17]),
