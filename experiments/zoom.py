@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reward.weights = ConfigDict({"accuracy": 1.0})
     config.optimizer.update({"learning_rate": 5e-4, "b2": 0.95, "warmup_updates": 5})
     config.train.update(
-        {"steps": 30, "update_prompts": 16, "micro_prompts": 16, "evaluate_every": 10, "checkpoint_every": 10}
+        {"steps": 30, "update_prompts": 16, "micro_prompts": 16, "evaluate_every": 5, "checkpoint_every": 10}
     )
     config.evaluation.update({"prompts": 32, "samples": 4})
     config = form(config, arg)

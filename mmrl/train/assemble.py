@@ -59,12 +59,18 @@ def open_model(config: Config, directory: str | Path) -> Model:
     """Open a Hugging Face directory; the weights are read by `Model.load`.
 
     Raises:
-      ValueError: the directory, a file in it or its family is not what it should be, or ``config.mesh`` does
-        not fit the devices.
+      ValueError: the directory, a file in it or its family is not what it should be, ``config.mesh`` does
+        not fit the devices, or ``config.episode`` not the model's windows.
     """
     if not str(directory):
         raise ValueError("config.model.path is empty: name a Hugging Face directory of the Qwen2.5-VL family")
     processor = load_processor(directory)
+    seen = config.episode.observation_patches
+    if config.episode.tools and seen % processor.slots:
+        raise ValueError(
+            f"config.episode.observation_patches={seen} is not a multiple of {processor.slots}, the slots of a"
+            " window"
+        )
     image = replace(
         processor.image,
         min_pixels=config.data.min_pixels or processor.image.min_pixels,

@@ -134,6 +134,9 @@ def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
     batch = next(pipeline.prompts(source, model.processor, prompt_format(config), seed=0, batch_size=4))
     ids = model.processor.tokenizer([*calls, "rows", "<zoom>", "<|im_end|>"])["input_ids"]
     assert all(len(one) == 1 for one in ids)
+    uneven = replace(config, episode=replace(config.episode, observation_patches=20))
+    with pytest.raises(ValueError, match="observation_patches=20 is not a multiple of 16"):
+        open_model(uneven, tmp_path / "model")
     policy = model.policy(1.0)
     words = jnp.full_like(policy.bias, BANNED).at[jnp.array(ids)[:, 0]].set(0)
     policy, params = replace(policy, bias=words), model.load()
