@@ -68,8 +68,8 @@ def open_model(config: Config, directory: str | Path) -> Model:
     seen = config.episode.observation_patches
     if config.episode.tools and seen % processor.slots:
         raise ValueError(
-            f"config.episode.observation_patches={seen} is not a multiple of {processor.slots}, the slots of a"
-            " window"
+            f"config.episode.observation_patches={seen} is not a multiple of {processor.slots}, the slots of"
+            " a window"
         )
     image = replace(
         processor.image,
