@@ -53,11 +53,11 @@ class Stats:
         prefill, decode = (max(self.seconds.get(name, 0.0), 1e-9) for name in ("prefill", "decode"))
         return {
             "rollout/occupancy": self.sampled_tokens / max(self.slots, 1),
-            "rollout/prefill_tokens_per_second": self.prompt_tokens / prefill,
-            "rollout/decode_tokens_per_second": self.sampled_tokens / decode,
+            "speed/prefill_tokens_per_second": self.prompt_tokens / prefill,
+            "speed/decode_tokens_per_second": self.sampled_tokens / decode,
             "rollout/prefill_padding": 1 - self.prompt_tokens / max(self.prompt_slots, 1),
             "rollout/steps": float(self.steps),
-            **{f"rollout/seconds_{name}": seconds for name, seconds in self.seconds.items()},
+            **{f"speed/rollout_{name}_seconds": seconds for name, seconds in self.seconds.items()},
         }
 
 
@@ -135,7 +135,8 @@ def roll_out(
     Raises ValueError for an episode that asks for what there is no room for.
     """
     mesh = jax.sharding.get_mesh()
-    slots = shape.slots[0]
+    if len(shape.slots) > 1:
+        _compile_sizes(params, config, bias, shape, entropy)
     run = _Run(
         params=params,
         config=config,
@@ -148,16 +149,9 @@ def roll_out(
         entropy=entropy,
         stats=stats,
         mesh=None if mesh.empty else mesh,
-        state=engine.empty_lanes(
-            config,
-            lanes=shape.lanes,
-            columns=shape.columns,
-            prompt=shape.prompt,
-            slots=slots,
-            stop_slots=STOP_SLOTS,
-        ),
+        state=_idle(config, shape),
         lanes=[_Lane([None] * shape.columns) for _ in range(shape.lanes)],
-        slots=slots,
+        slots=shape.slots[0],
         mark=time.perf_counter(),
     )
     while True:
@@ -176,6 +170,30 @@ def roll_out(
         elif not run.reading and not run.done:
             return
         _hear(run)
+
+
+def _idle(config: Config, shape: Shape) -> engine.Lanes:
+    return engine.empty_lanes(
+        config,
+        lanes=shape.lanes,
+        columns=shape.columns,
+        prompt=shape.prompt,
+        slots=shape.slots[0],
+        stop_slots=STOP_SLOTS,
+    )
+
+
+def _compile_sizes(
+    params: Params, config: Config, bias: Float[Array, "v"], shape: Shape, entropy: bool
+) -> None:
+    """Call the decoding of each size of the cache on idle lanes, which takes no step.
+
+    So a response that is longer than all before, late in a run, meets a program that is there.
+    """
+    state = _idle(config, shape)
+    for slots in shape.slots[1:]:
+        state = engine.grow(state, slots)
+        state, _ = engine.decode(params, config, state, bias, steps=shape.chunk, entropy=entropy)
 
 
 def _next_context(run: _Run) -> Context | None:
@@ -271,6 +289,7 @@ def _read(run: _Run) -> None:
         run.lap("host")
         prompts, *rest = arguments
         run.state = engine.append(run.params, run.config, run.state, _put(run, prompts), *rest)
+        jax.block_until_ready(run.state.running)
         run.lap("append")
         for member in batch:
             run.reading.remove(member)

@@ -338,6 +338,7 @@ def _shown(values: dict[str, float]) -> dict[str, float]:
         "heldout": "heldout/accuracy",
         "length": "response/length",
         "tok/s": "rollout/tokens_per_second",
+        "busy": "rollout/occupancy",
         "s": "time/step",
     }
     return {short: values[name] for short, name in names.items() if name in values}

@@ -21,7 +21,7 @@ from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import gather, member_keys, row_of
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.scheduler import Group, Stats, roll_out
-from mmrl.rollout.shape import Shape
+from mmrl.rollout.shape import Shape, cache_bytes
 from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
@@ -93,6 +93,34 @@ def observed_slots(config: Config) -> int:
     return max(limits.images, 1) * limits.observation_patches if limits.tools else 0
 
 
+def lanes_of(config: Config, prompts: int, width: int, group: int, max_tokens: int) -> Shape:
+    """How much is decoded at once of ``prompts`` of ``width`` tokens, by ``config.rollout``."""
+    rollout, limits = config.rollout, config.episode
+    return Shape(
+        lanes=min(rollout.lanes or prompts, prompts),
+        columns=min(rollout.columns or group, group),
+        prompt=width,
+        max_tokens=max_tokens,
+        observation=limits.observation_tokens if limits.tools else 0,
+        observation_patches=limits.observation_patches if limits.tools else 0,
+        chunk=min(rollout.chunk, max_tokens),
+    )
+
+
+def stated(config: Config, model: Model) -> str:
+    """What the keys and values of a rollout take, for people to read before it is computed."""
+    rollout = config.rollout
+    shape = lanes_of(
+        config, rollout.prompts, max(config.data.prompt_buckets), rollout.group, rollout.max_tokens
+    )
+    size = cache_bytes(model.config, shape) / 2**20
+    return (
+        f"rollout: {shape.lanes} lanes of {shape.columns} responses, prompts of up to {shape.prompt} tokens, "
+        f"responses of up to {shape.max_tokens}; keys and values take up to {size:,.1f} MiB over "
+        f"{model.mesh.devices.size} devices"
+    )
+
+
 def play(
     params: Params,
     policy: Policy,
@@ -112,19 +140,9 @@ def play(
     Neither ``config.rollout.lanes``, ``columns`` nor ``chunk`` changes what is sampled.
     """
     prompts = jax.tree.map(np.asarray, prompts)
-    count = len(samples)
-    rollout, limits = config.rollout, config.episode
     processor = model.processor
     episode = episodes_of(config, processor, sampling)
-    shape = Shape(
-        lanes=min(rollout.lanes or count, count),
-        columns=min(rollout.columns or group, group),
-        prompt=prompts.tokens.shape[1],
-        max_tokens=sampling.max_tokens,
-        observation=limits.observation_tokens if limits.tools else 0,
-        observation_patches=limits.observation_patches if limits.tools else 0,
-        chunk=min(rollout.chunk, sampling.max_tokens),
-    )
+    shape = lanes_of(config, len(samples), prompts.tokens.shape[1], group, sampling.max_tokens)
     groups = (
         Group(row_of(prompts, b), data, [episode(samples[b]) for _ in range(group)])
         for b, data in enumerate(member_keys(keys, group))

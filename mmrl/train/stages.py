@@ -20,6 +20,7 @@ from mmrl.train.assemble import (
 from mmrl.train.curves import draw_curves
 from mmrl.train.loop import train
 from mmrl.train.metrics import read_metrics, say
+from mmrl.train.rollouts import stated
 from mmrl.train.sft import sft
 from mmrl.train.workdir import open_workdir
 
@@ -67,6 +68,7 @@ def prepare(config: Config, workdir: Path):
     model = open_model(config, located(config.model.path, workdir))
     for warning in uneven(config, model.config, model.mesh):
         say(warning)
+    say(stated(config, model))
     source = open_source(config, config.data.train, workdir, model, key="data.train")
     heldout = None
     if config.data.heldout:

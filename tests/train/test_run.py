@@ -20,7 +20,7 @@ from mmrl.train.stages import run
 
 STEPS = 4
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
-TIMES = ("time/", "rollout/tokens_per_second", "compiles")
+TIMES = ("time/", "speed/", "rollout/tokens_per_second", "compiles")
 
 
 def params_of(workdir, step=None):
