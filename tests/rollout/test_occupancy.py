@@ -1,0 +1,125 @@
+"""How much of decoding is spent on tokens, for responses of very different lengths: counts, without a model.
+
+The scheduler is the real one; its programs only count. `docs/rollout.md` has the counts, and is compared.
+"""
+
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrl.rollout import engine, scheduler
+from mmrl.rollout.episodes import single_turn
+from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.scheduler import Group, Stats, roll_out
+from mmrl.rollout.shape import Shape
+from mmrl.types import Images, Prompts
+
+PAGE = Path(__file__).parents[2] / "docs" / "rollout.md"
+PROMPTS, GROUP, MOST = 128, 8, 2048
+LENGTHS = np.random.default_rng(0).lognormal(np.log(300), 0.9, (PROMPTS, GROUP)).clip(1, MOST).astype(int)
+ROW = Prompts(  # of one token
+    tokens=np.zeros((1, 1), np.int32),
+    mask=np.ones((1, 1), bool),
+    position=np.zeros((1, 1, 3), np.int32),
+    next_position=np.zeros(1, np.int32),
+    image_token=np.full((1, 1), -1),
+    images=Images(np.zeros((1, 4, 3), np.uint8), np.zeros((1, 4, 2), np.int32), np.full((1, 4), -1)),
+)
+
+
+def counting(monkeypatch):
+    """Programs that write nothing: a column's count goes up to its limit."""
+
+    def empty_lanes(config, *, lanes, columns, **_):
+        names = [field.name for field in fields(engine.Lanes)]
+        count = np.zeros((lanes, columns), int)
+        held = {"count": count, "limit": count, "running": count > 0, "prompt_hidden": count}
+        return engine.Lanes(**dict.fromkeys(names) | held)
+
+    def direct(state, columns):
+        return replace(
+            state,
+            count=np.where(columns.begins, 0, state.count),
+            limit=np.where(columns.begins, columns.limit, state.limit),
+            running=(state.running | columns.begins) & ~columns.halts,
+        )
+
+    def decode(params, config, state, bias, *, steps, entropy):
+        left = np.where(state.running, state.limit - state.count, 0)
+        drawn, running = np.minimum(left, steps), left > steps
+        zeros = np.zeros((*left.shape, steps))
+        state = replace(state, count=state.count + drawn, running=running)
+        return state, engine.Drawn(zeros.astype(int), zeros, None, drawn, running, drawn.max())
+
+    programs = {"empty_lanes": empty_lanes, "direct": direct, "decode": decode}
+    for name in ("admit", "share", "grow"):
+        programs[name] = lambda *arguments: next(one for one in arguments if isinstance(one, engine.Lanes))
+    monkeypatch.setattr(scheduler, "engine", SimpleNamespace(**programs))
+
+
+def counted(config, lengths, lanes, columns, chunk=16):
+    """What a rollout of responses of these lengths did."""
+    keys = np.zeros((lengths.shape[1], 2), np.uint32)
+    groups = (Group(ROW, keys, [single_turn(Sampling(int(n))) for n in row]) for row in lengths)
+    shape, stats = Shape(lanes, columns, 1, MOST, chunk=chunk), Stats()
+    done = list(
+        roll_out({}, config, jnp.zeros(1), groups, shape, text=str, collate=lambda _: ROW, stats=stats)
+    )
+    assert sorted((one.group, one.member, len(one.tokens)) for one in done) == [
+        (b, g, n) for b, row in enumerate(lengths) for g, n in enumerate(row)
+    ]
+    assert stats.sampled_tokens == lengths.sum()
+    return stats
+
+
+def in_batches(config, lengths, prompts):
+    """Batches of whole groups, each decoded until its longest response has ended."""
+    parts = [counted(config, part, prompts, GROUP) for part in np.split(lengths, len(lengths) // prompts)]
+    return Stats(
+        steps=sum(part.steps for part in parts),
+        slots=sum(part.slots for part in parts),
+        sampled_tokens=sum(part.sampled_tokens for part in parts),
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(policy):
+    """Of the table: 64 columns in all, and 32."""
+    with pytest.MonkeyPatch.context() as patch:
+        counting(patch)
+        made = {"batches of 8 prompts": in_batches(policy.config, LENGTHS, 8)}
+        for lanes, columns in ((8, 8), (16, 4), (32, 2), (64, 1), (16, 2)):
+            made[f"{lanes} lanes of {columns}"] = counted(policy.config, LENGTHS, lanes, columns)
+    return made
+
+
+@pytest.mark.slow
+def test_long_responses_keep_few_waiting(rows):
+    assert LENGTHS.max() > 4 * LENGTHS.mean()
+    work = {name: one.slots / one.sampled_tokens for name, one in rows.items()}
+    assert work["batches of 8 prompts"] > 4
+    assert max(work["64 lanes of 1"], work["16 lanes of 2"]) <= 1.3
+
+
+@pytest.mark.slow
+def test_the_manual_has_these_counts(rows):
+    found = dict(re.findall(r"^\| ([\w ]+?) \| ([\d,]+ \| [\d.]+ %) \|", PAGE.read_text(), re.MULTILINE))
+    made = {
+        name: f"{one.steps:,} | {100 * one.sampled_tokens / one.slots:.1f} %" for name, one in rows.items()
+    }
+    assert found == made
+
+
+@pytest.mark.parametrize(("lanes", "chunk"), [(1, 3), (3, 16), (7, 50), (90, 16)])
+def test_a_lane_of_one_column_works_while_anyone_waits(policy, monkeypatch, lanes, chunk):
+    """It is idle for less than a chunk after each response, until nobody waits any more."""
+    counting(monkeypatch)
+    lengths = LENGTHS[:10] // 4 + 1
+    stats = counted(policy.config, lengths, lanes, 1, chunk)
+    waste = lengths.size * (chunk - 1) + (lanes - 1) * (lengths.max() + chunk)
+    assert stats.slots <= lengths.sum() + waste
