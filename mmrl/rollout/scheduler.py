@@ -25,6 +25,8 @@ from mmrl.rollout.shape import Shape
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Params, Prompts, StopReason
 
+_PATIENCE = 4  # chunks for which observations wait for others to be read with them
+
 
 @dataclass(frozen=True)
 class Group:
@@ -92,6 +94,7 @@ class _Run:
     calling: list[Member] = field(default_factory=list)  # wait for a tool
     halted: list[tuple[int, int]] = field(default_factory=list)  # columns to be stopped on the device
     done: list[Trajectory] = field(default_factory=list)
+    patience: int = _PATIENCE
     pulled: int = 0
     mark: float = 0.0
 
@@ -268,21 +271,20 @@ def _spread(run: _Run, free: list[_Lane]) -> list[Member]:
         begins += _seat(run, lane)
     if source:
         fill = run.shape.lanes - len(source)
-        run.state = engine.share(
-            run.state,
-            np.array(source + [0] * fill, np.int32),
-            np.array(target + [run.shape.lanes] * fill, np.int32),
-        )
+        pairs = np.array([source + [0] * fill, target + [run.shape.lanes] * fill], np.int32)
+        run.state = engine.share(run.state, pairs[0], pairs[1])
     return begins
 
 
 def _read(run: _Run) -> None:
-    """Have observations read, once enough wait that their pass is worth it, or nothing else can be done."""
+    """Have observations read, once enough wait, or long enough, or nothing else can be done."""
     busy = any(member.writing for member in run.members())
     while run.reading:
         one_a_lane = {member.seat[0]: member for member in reversed(run.reading) if member.seat}
-        if busy and 4 * len(one_a_lane) < run.shape.lanes:
+        if busy and 4 * len(one_a_lane) < run.shape.lanes and run.patience:
+            run.patience -= 1
             return
+        run.patience = _PATIENCE
         batch = list(one_a_lane.values())
         arguments = observations(run.shape, batch, 3 * run.config.patch_size**2)
         _make_room(run, max(one.count + len(one.observation.tokens) for one in batch if one.observation))

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrl.models.prompts import encode_turn
 from mmrl.rollout import engine, scheduler
-from mmrl.rollout.episodes import single_turn
+from mmrl.rollout.episodes import Request, single_turn
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.scheduler import Group, Stats, roll_out
 from mmrl.rollout.shape import Shape
@@ -56,7 +57,15 @@ def counting(monkeypatch):
         state = replace(state, count=state.count + drawn, running=running)
         return state, engine.Drawn(zeros.astype(int), zeros, None, drawn, running, drawn.max())
 
-    programs = {"empty_lanes": empty_lanes, "direct": direct, "decode": decode}
+    def append(params, config, state, prompts, column, length, limit, options):
+        count, most, running = state.count.copy(), state.limit.copy(), state.running.copy()
+        for lane in np.flatnonzero(prompts.mask.any(axis=1)):
+            seat = lane, column[lane]
+            count[seat] = length[lane] + prompts.mask[lane].sum()
+            most[seat], running[seat] = limit[lane], True
+        return replace(state, count=count, limit=most, running=running)
+
+    programs = {"empty_lanes": empty_lanes, "direct": direct, "decode": decode, "append": append}
     for name in ("admit", "share", "grow"):
         programs[name] = lambda *arguments: next(one for one in arguments if isinstance(one, engine.Lanes))
     monkeypatch.setattr(scheduler, "engine", SimpleNamespace(**programs))
@@ -123,3 +132,22 @@ def test_a_lane_of_one_column_works_while_anyone_waits(policy, monkeypatch, lane
     stats = counted(policy.config, lengths, lanes, 1, chunk)
     waste = lengths.size * (chunk - 1) + (lanes - 1) * (lengths.max() + chunk)
     assert stats.slots <= lengths.sum() + waste
+
+
+def test_an_observation_does_not_wait_for_the_longest(policy, monkeypatch):
+    """Though too few wait for a pass of their own to be worth it."""
+    counting(monkeypatch)
+    observation = encode_turn(policy.processor, "Go on.", ended=True)
+
+    def reader():
+        yield Request(Sampling(10))
+        yield Request(Sampling(10), observation=observation)
+        return {}
+
+    episodes = [[single_turn(Sampling(1500))], [single_turn(Sampling(1500))], [reader()], [reader()]]
+    groups = [Group(ROW, np.zeros((1, 2), np.uint32), one) for one in episodes]
+    shape = Shape(16, 1, 1, MOST, observation=len(observation.tokens))
+    played = roll_out(
+        {}, policy.config, jnp.zeros(1), groups, shape, text=str, collate=lambda _: ROW, stats=Stats()
+    )
+    assert [one.group for one in played] == [2, 3, 0, 1]
