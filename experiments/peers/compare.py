@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 PEERS = {"generate": "transformers_generate", "step": "trl_step", "text_step": "tunix_step"}
 BUSY = 0.25  # processors in the hands of others, from where wall time says little
 _PARTS = ("data", "rollout", "processor", "reward", "score", "prepare", "update", "other")
+_ROLLOUT = ("prefill", "decode", "host")
 _COUNTS = ("images_preprocessed", "vision_patches")
 
 
@@ -168,6 +170,13 @@ def generate_rows(results: dict[str, list], options: argparse.Namespace) -> list
         f"floor of mmrl's step {floor['milliseconds']:.2f} ms: {floor['bytes'] / 1e6:.1f} MB at "
         f"{floor['bytes_per_second'] / 1e9:.1f} GB/s, {floor['flops'] / 1e9:.3f} GFLOP at "
         f"{floor['flops_per_second'] / 1e9:.0f} GFLOP/s; reached {floor['milliseconds'] / step:.0%}"
+    )
+    parts = {name: statistics.median(one["parts"][name] for one in results["mmrl"]) for name in _ROLLOUT}
+    chunks = results["mmrl"][0]["chunks"]
+    shown = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items())
+    lines.append(
+        f"mmrl's rollout, wall ms: {shown}; {chunks:.0f} chunks, the host's part of a chunk "
+        f"{parts['host'] / (parts['host'] + parts['decode']):.1%}"
     )
     return lines
 

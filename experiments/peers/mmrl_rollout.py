@@ -16,6 +16,7 @@ def main() -> None:
     from mmrl.models.processor import load_processor
     from mmrl.models.prompts import collate, encode, messages
     from mmrl.models.qwen2_5_vl_config import describe, read_config
+    from mmrl.rollout.scheduler import Stats
 
     config = read_config(options.model)
     weights = checkpoint.load(options.model, describe(config))
@@ -31,8 +32,13 @@ def main() -> None:
     generate = sampler(weights, config, processor, options.batch)
     total = timed(lambda: generate(prompts(), options.new), options.runs)
     first = timed(lambda: generate(prompts(), 1), options.runs)
+    stats = Stats()
+    for _ in range(options.runs):
+        generate(prompts(), options.new, stats)
     emit(
         ("jax", "jaxlib", "numpy"),
+        parts={name: seconds / options.runs for name, seconds in stats.seconds.items()},
+        chunks=stats.chunks / options.runs,
         modes={"mmrl": {"total": total, "first": first}},
         prompt_tokens=length,
         floor=floor(config, options.batch, length, options.new),
@@ -55,9 +61,9 @@ def sampler(weights, config, processor, batch: int):
     bias = vocabulary_bias(config.vocabulary, len(processor.tokenizer), processor.placeholders)
     keys = jax.random.split(jax.random.key(0), 1)
 
-    def sample(prompts, tokens: int):
+    def sample(prompts, tokens: int, stats=None):
         sampling = Sampling(max_tokens=tokens)  # without stop ids: each has all its tokens
-        return generate(acting, config, prompts, keys, group=batch, sampling=sampling, bias=bias)
+        return generate(acting, config, prompts, keys, group=batch, sampling=sampling, bias=bias, stats=stats)
 
     return sample
 

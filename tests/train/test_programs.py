@@ -100,22 +100,63 @@ def test_micro_batches_change_nothing(name, small):
         live = programs.token_scores(
             params, policy, inputs, CORRUPTION, algorithm.live, algorithm.corrupted_gradient
         )
-        return algorithm_loss(algorithm, goals, live)
+        value, metrics = algorithm_loss(algorithm, goals, live)
+        return value, (metrics, {})
 
     def total(count):
         return jax.jit(partial(programs.accumulate, loss))(params, programs.split((batch, targets), count))
 
-    whole, metrics = total(1)
+    whole, metrics, _ = total(1)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
     assert scale > 1e-4
     for count in (2, 4):
-        gradient, again = total(count)
+        gradient, again, _ = total(count)
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(gradient), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * scale)
         for key, value in metrics.items():
             np.testing.assert_allclose(
                 again[key], value, atol=1e-5 * max(1.0, abs(float(value))), err_msg=key
             )
+
+
+def test_an_update_finds_the_logprob_it_is_not_given(small):
+    """The first update on a batch: scored before, or scored on its way, it is the same."""
+    params, policy, batch = small
+    algorithm, optimizer = RECIPES["grpo"](reference_kl=0.0), optax.sgd(1e4)
+    scored = programs.score(params, policy, batch, CORRUPTION, wanted=frozenset(), micro_batches=1)
+    rewards = jnp.arange(PROMPTS * GROUP, dtype=jnp.float32).reshape(PROMPTS, GROUP) % 2
+    changes, made = [], []
+    for scores in (scored, {}):
+        targets = programs.prepare(
+            algorithm,
+            rewards,
+            rewards,
+            batch.responses.valid,
+            batch.responses.mask,
+            scores,
+            jnp.int32(0),
+            10,
+        )
+        after, metrics = programs.update(
+            initial_state(jax.tree.map(jnp.copy, params), optimizer),
+            policy,
+            batch,
+            targets,
+            CORRUPTION,
+            algorithm=algorithm,
+            optimizer=optimizer,
+            micro_batches=2,
+        )
+        changes.append(jax.tree.map(jnp.subtract, after.params, params))
+        made.append(metrics)
+    np.testing.assert_allclose(made[1].pop("logprob"), scored["logprob"], atol=2e-5)
+    assert "logprob" not in made[0]
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(changes[0]))
+    assert scale > 1
+    for a, b in zip(*map(jax.tree.leaves, changes), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+    for key, value in made[0].items():
+        np.testing.assert_allclose(made[1][key], value, atol=1e-5, err_msg=key)
 
 
 def test_score_does_not_depend_on_micro_batches(small):
