@@ -51,7 +51,8 @@ class Data:
     image_root: str = ""  # relative image paths start here; "" means the data file's folder
     system: str = ""  # system message; "" leaves the chat template's own
     suffix: str = ""  # appended to every problem: the format prompt
-    # Prompts are padded to the smallest that fits, in tokens and in window slots of image patches.
+    # Prompts are padded to the smallest that fits, in tokens and in window slots of image patches. With 0
+    # among the latter, batches without an image leave the vision tower out.
     prompt_buckets: tuple[int, ...] = (64, 256, 1024, 2048, 4096)
     patch_buckets: tuple[int, ...] = (64, 256, 1024, 2560, 5184, 10368)
     min_pixels: int = 0  # of an image after resizing; 0 leaves preprocessor_config.json's value
@@ -329,9 +330,10 @@ def _check(config: Config) -> None:
         raise ValueError("config.reward.weights is empty: every reward would be 0")
     if not 0 <= config.corruption.probability <= 1:
         raise ValueError(f"config.corruption.probability={config.corruption.probability} is not in [0, 1]")
-    for name, buckets in (("prompt", config.data.prompt_buckets), ("patch", config.data.patch_buckets)):
-        if not buckets or any(type(size) is not int or size < 1 for size in buckets):
-            raise ValueError(f"config.data.{name}_buckets={buckets} should be positive whole numbers")
+    for name, least in (("prompt", 1), ("patch", 0)):
+        buckets = getattr(config.data, f"{name}_buckets")
+        if not buckets or any(type(size) is not int or size < least for size in buckets):
+            raise ValueError(f"config.data.{name}_buckets={buckets} should be whole numbers from {least}")
     for path, size in (
         ("rollout.max_batches", config.rollout.max_batches),
         ("rollout.chunk", config.rollout.chunk),

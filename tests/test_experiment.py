@@ -70,7 +70,8 @@ def test_overrides_take_the_type_of_their_key():
         ("--config.world.name=cubes", "should be one of 'shapes', 'zoom'"),
         ("--config.episode.observation_patches=0", "should be 1 or more"),
         ("--config.corruption.probability=2.0", "is not in"),
-        ("--config.data.patch_buckets=()", "should be positive whole numbers"),
+        ("--config.data.patch_buckets=()", "should be whole numbers from 0"),
+        ("--config.data.prompt_buckets=(0,)", "should be whole numbers from 1"),
     ],
 )
 def test_mistakes_are_named(override, message):

@@ -74,7 +74,7 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
     config.model.update({"path": str(options.model), "unroll": max(sizes.layers, sizes.vision_layers)})
     config.data.train = str(data)
     config.data.prompt_buckets = (len(encoded.tokens),)
-    config.data.patch_buckets = (max(len(encoded.patches), processor.slots),)
+    config.data.patch_buckets = (len(encoded.patches),)
     config.rollout.update(
         {"prompts": options.prompts_per_step, "group": options.group, "max_tokens": options.new}
     )
