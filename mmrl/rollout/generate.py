@@ -100,7 +100,7 @@ def gather(
     """Trajectories as a batch, padded to ``length`` tokens; arrays of the host.
 
     With ``observation_patches``, the slots of the images that a response may read, there is room for what was
-    read (`mmrl.types.Observed`), used or not.
+    read (`mmrl.types.Observed`), used or not. Raises ValueError if there is none, but a response has read.
     """
     grid = (prompts, group)
 
@@ -131,6 +131,8 @@ def gather(
         out.logprob[seat][:count] = one.logprob
         out.stop[seat] = one.stop
         if not observation_patches:
+            if one.position is not None:
+                raise ValueError("a response has read something: give gather its observation_patches")
             continue
         observed.real[seat][:count] = True
         observed.position[seat][:count] = np.arange(count)[:, None] if one.position is None else one.position

@@ -202,6 +202,8 @@ def test_what_was_sampled_is_what_is_scored(world):
     )
     patches = prompts.images.patches.shape[-1]
     responses = jax.tree.map(jnp.asarray, gather(trajectories, 2, 4, 96, 2 * OBSERVATION_PATCHES, patches))
+    with pytest.raises(ValueError, match="has read something"):
+        gather(trajectories, 2, 4, 96)
     policy = world.policy
 
     @jax.jit
