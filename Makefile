@@ -7,7 +7,7 @@ WORKDIR ?= runs/quickstart
 TEST_EXTRAS ?= test
 ARGS ?=
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test exhaustive lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ quickstart: $(VENV)/installed
 
 test: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+exhaustive: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 -m exhaustive $(ARGS)
 
 lint: $(TEST_VENV)/linters
 	$(TEST_VENV)/bin/ruff check .

@@ -67,8 +67,9 @@ def with_tools(
 ) -> Episode:
     """A response of several turns: one that holds a call is followed by what the tool answered.
 
-    A call that fails is answered by an error, in words. The episode ends with a turn that holds no call or
-    ran out of tokens, and with the last of its ``turns``, whose call is left without an answer.
+    A call that fails is answered by an error, in words, and so is one whose answer the response has no room
+    for. The episode ends with a turn that holds no call or ran out of tokens, and with the last of its
+    ``turns``, whose call is left without an answer.
 
     Args:
       processor: encodes the observations.
@@ -93,7 +94,9 @@ def with_tools(
         if found is None or facts["turns"] >= turns:
             return facts
         answer = yield from _answer(found, images if facts["images"] < most_images else None)
-        budget = {"token_budget": observation_tokens, "patch_budget": observation_patches}
+        room = turn.left - 1  # so that a token can follow
+        tokens = room if observation_tokens is None else min(room, observation_tokens)
+        budget = {"token_budget": tokens, "patch_budget": observation_patches}
         observation, failed = _observation(
             processor, answer, {**budget, "name": name, "ended": turn.tokens[-1] == processor.eos}
         )

@@ -11,6 +11,7 @@ from mmrl.models import qwen2_5_vl as model
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.scheduler import Stats
 from mmrl.types import StopReason
 
 ROWS = [("Add 17 and 25.", []), ("What is this?", [(100, 75)]), ("Which?", [(61, 90), (90, 33)])]
@@ -104,11 +105,14 @@ def test_stop_ids_end_a_response(policy, prompts, bias, responses):
 
 
 def test_decoding_ends_with_the_last_response(policy, prompts):
-    """Every id that may be sampled stops: one step is taken of a budget that would take hours."""
+    """Every id that may be sampled stops: one step is taken of all that the budget allows."""
     bias = engine.vocabulary_bias(policy.config.vocabulary, 8, (0, 1, 3, 4, 6))
     single = jax.tree.map(lambda a: a[:1], prompts)
-    done = _generate(policy, single, bias, keys=KEYS[:1], group=1, stop_ids=(2, 5, 7), max_tokens=20_000)
-    assert int(done.mask.sum()) == 1
+    stats = Stats()
+    sampling = Sampling(max_tokens=200, stop_ids=(2, 5, 7))
+    arguments = (policy.params, policy.config, single, KEYS[:1])
+    done = generate(*arguments, group=1, sampling=sampling, bias=bias, chunk=200, stats=stats)
+    assert int(done.mask.sum()) == stats.steps == 1
     assert done.stop.tolist() == [[StopReason.EOS]]
 
 

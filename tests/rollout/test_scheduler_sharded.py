@@ -15,12 +15,12 @@ from mmrl.rollout import engine
 DEVICES = 8
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_on_eight_devices():
     run_on(DEVICES, __file__, "-k", "mesh")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_mesh_changes_nothing(policy):
     """Lanes that are admitted one by one, copied, and read in; contexts of their own."""
     if jax.device_count() < DEVICES:
