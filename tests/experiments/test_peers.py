@@ -39,7 +39,7 @@ def test_generate_and_a_missing_peer(tmp_path):
     assert "no peer: transformers_generate" in table
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_step_computes_each_image_once_a_program(tmp_path):
     report, table = compared("step", tmp_path, str(tmp_path / "no-python"))
     (ours,) = report["results"]["mmrl"]
