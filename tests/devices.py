@@ -13,8 +13,9 @@ def run_on(devices: int, file: str, *words: str) -> None:
     if jax.device_count() >= devices:
         pytest.skip("the devices are here")
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", ""]  # of any marker
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", file, *words],
+        [sys.executable, "-m", "pytest", *options, file, *words],
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
