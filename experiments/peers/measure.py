@@ -28,6 +28,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def step_arguments(description: str) -> argparse.ArgumentParser:
+    """Those, and what a whole step takes."""
+    parser = arguments(description)
+    parser.add_argument("--prompts-per-step", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8)
+    return parser
+
+
 def require(*packages: str) -> None:
     """End with one line if a package is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]

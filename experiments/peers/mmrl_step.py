@@ -10,14 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.peers.measure import Clock, arguments, emit, limit_threads
+from experiments.peers.measure import Clock, emit, limit_threads, step_arguments
 
 
 def main() -> None:
     """Print the seconds of each step and of its parts, and what is computed in one."""
-    parser = arguments(__doc__)
-    parser.add_argument("--prompts-per-step", type=int, default=4)
-    parser.add_argument("--group", type=int, default=8)
+    parser = step_arguments(__doc__)
     parser.add_argument("--micro-prompts", type=int, default=1, help="whose gradient is taken at once")
     parser.add_argument("--text", action="store_true", help="prompts without a picture")
     options = parser.parse_args()

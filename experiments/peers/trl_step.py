@@ -6,14 +6,12 @@ import tempfile
 import time
 from typing import Any
 
-from experiments.peers.measure import Clock, arguments, emit, limit_threads, prompt_rows, require
+from experiments.peers.measure import Clock, emit, limit_threads, prompt_rows, require, step_arguments
 
 
 def main() -> None:
     """Print the seconds of each step and of its parts, and what is computed in one."""
-    parser = arguments(__doc__)
-    parser.add_argument("--prompts-per-step", type=int, default=4)
-    parser.add_argument("--group", type=int, default=8)
+    parser = step_arguments(__doc__)
     parser.add_argument("--micro-rows", type=int, default=8, help="responses whose gradient is taken at once")
     parser.add_argument("--text", action="store_true", help="prompts without a picture")
     options = parser.parse_args()

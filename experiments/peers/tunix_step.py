@@ -8,14 +8,12 @@ import json
 import time
 from typing import Any
 
-from experiments.peers.measure import Clock, arguments, emit, limit_threads, prompt_rows, require
+from experiments.peers.measure import Clock, emit, limit_threads, prompt_rows, require, step_arguments
 
 
 def main() -> None:
     """Print the seconds of each step and of its parts."""
-    parser = arguments(__doc__)
-    parser.add_argument("--prompts-per-step", type=int, default=4)
-    parser.add_argument("--group", type=int, default=8)
+    parser = step_arguments(__doc__)
     parser.add_argument("--micro-prompts", type=int, default=1, help="whose gradient is taken at once")
     options = parser.parse_args()
     require("tunix", "jax", "flax", "optax", "grain", "transformers")

@@ -1,6 +1,6 @@
 """A batch of prompts in, groups of responses out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from mmrl.models.qwen2_5_vl_config import Config
-from mmrl.rollout.episodes import single_turn
+from mmrl.rollout.episodes import Episode, single_turn
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.scheduler import Group, Stats, roll_out
-from mmrl.rollout.shape import Shape
+from mmrl.rollout.shape import shape_for
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Images, Observed, Params, Prompts, Responses
 
@@ -54,23 +54,30 @@ def generate(
     """
     prompts = jax.tree.map(np.asarray, prompts)
     count, width = prompts.tokens.shape
-    shape = Shape(
-        lanes=min(lanes or count, count),
-        columns=min(columns or group, group),
+    shape = shape_for(
+        count,
+        group,
         prompt=width,
         max_tokens=sampling.max_tokens,
-        chunk=min(chunk, sampling.max_tokens),
+        lanes=lanes,
+        columns=columns,
+        chunk=chunk,
     )
-    groups = (
-        Group(row_of(prompts, b), data, [single_turn(sampling) for _ in range(group)])
-        for b, data in enumerate(member_keys(keys, group))
-    )
+    groups = groups_of(prompts, keys, group, lambda _: single_turn(sampling))
 
     def none(_: Any) -> Prompts:
         raise ValueError("an episode of one turn asks for no other prompt")
 
     done = roll_out(params, config, bias, groups, shape, text=text, collate=none, stats=stats or Stats())
     return gather(done, count, group, sampling.max_tokens)
+
+
+def groups_of(
+    prompts: Prompts, keys: Key[Array, "b"], group: int, episode: Callable[[int], Episode]
+) -> Iterator[Group]:
+    """Each prompt with ``group`` episodes, ``episode(b)`` for prompt ``b``; made as they are asked for."""
+    for b, data in enumerate(member_keys(keys, group)):
+        yield Group(row_of(prompts, b), data, [episode(b) for _ in range(group)])
 
 
 def row_of(prompts: Prompts, b: int) -> Prompts:

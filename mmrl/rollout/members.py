@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -60,9 +60,10 @@ class Member:
         self.prompt_next = int(np.asarray(prompt.next_position)[0])
 
     def limit(self, most: int) -> int:
-        """``count`` at which the coming turn ends."""
+        """``count`` at which the coming turn ends; an observation that waits is read before."""
         assert self.sampling is not None
-        return min(most, self.count + self.sampling.max_tokens)
+        read = 0 if self.observation is None else len(self.observation.tokens)
+        return min(most, self.count + read + self.sampling.max_tokens)
 
     def write(self, tokens: Any, logprobs: Any, entropies: Any) -> None:
         """Take what was sampled."""
@@ -120,7 +121,7 @@ def ended(member: Member, facts: dict[str, float]) -> Trajectory:
     """The trajectory of an episode that is over."""
     if member.main is None:
         return member.trajectory(facts)
-    return Trajectory(**{**vars(member.main), "facts": facts})
+    return replace(member.main, facts=facts)
 
 
 def cut_at_stop_string(member: Member, new: int, text: Callable[[Sequence[int]], str]) -> int | None:

@@ -87,7 +87,7 @@ def observations(
         patch_position[lane, :slots_used] = seen.patch_position
         patch_image[lane, :slots_used] = seen.patch_image
         kept[lane] = member.count - 1
-        limit[lane] = min(shape.max_tokens, member.count + count + member.sampling.max_tokens)
+        limit[lane] = member.limit(shape.max_tokens)
         samplings[lane] = member.sampling
     images = Images(patches=patches, position=patch_position, image=patch_image)
     prompts = Prompts(tokens, mask, position, following, image_token, images)

@@ -48,7 +48,7 @@ class Stats:
     steps: int = 0  # of decoding
     slots: int = 0  # columns times steps: tokens that decoding could have sampled
     chunks: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # prefill, decode, append, tools, host
+    seconds: dict[str, float] = field(default_factory=dict)  # prefill, decode, append, tools, host, consumer
 
     def metrics(self) -> dict[str, float]:
         """By the names they are logged under."""

@@ -35,6 +35,30 @@ class Shape:
         return max(1, self.lanes // 8), self.lanes
 
 
+def shape_for(
+    prompts: int,
+    group: int,
+    *,
+    prompt: int,
+    max_tokens: int,
+    lanes: int,
+    columns: int,
+    chunk: int,
+    observation: int = 0,
+    observation_patches: int = 0,
+) -> Shape:
+    """The shape for so many prompts and responses to each: never larger; 0 lanes or columns take all."""
+    return Shape(
+        lanes=min(lanes or prompts, prompts),
+        columns=min(columns or group, group),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        observation=observation,
+        observation_patches=observation_patches,
+        chunk=min(chunk, max_tokens),
+    )
+
+
 def cache_bytes(config: Config, shape: Shape) -> int:
     """Bytes of the keys and values of a rollout at its largest, over all devices."""
     token = 2 * config.layers * config.kv_heads * config.head_dim * np.dtype(config.dtype).itemsize

@@ -18,10 +18,10 @@ from mmrl.models.prompts import collate
 from mmrl.rewards.pool import RewardPool
 from mmrl.rewards.verifier import score
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
-from mmrl.rollout.generate import gather, member_keys, row_of
+from mmrl.rollout.generate import gather, groups_of
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Group, Stats, roll_out
-from mmrl.rollout.shape import Shape, cache_bytes
+from mmrl.rollout.scheduler import Stats, roll_out
+from mmrl.rollout.shape import Shape, cache_bytes, shape_for
 from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
@@ -96,14 +96,16 @@ def observed_slots(config: Config) -> int:
 def lanes_of(config: Config, prompts: int, width: int, group: int, max_tokens: int) -> Shape:
     """How much is decoded at once of ``prompts`` of ``width`` tokens, by ``config.rollout``."""
     rollout, limits = config.rollout, config.episode
-    return Shape(
-        lanes=min(rollout.lanes or prompts, prompts),
-        columns=min(rollout.columns or group, group),
+    return shape_for(
+        prompts,
+        group,
         prompt=width,
         max_tokens=max_tokens,
+        lanes=rollout.lanes,
+        columns=rollout.columns,
+        chunk=rollout.chunk,
         observation=limits.observation_tokens if limits.tools else 0,
         observation_patches=limits.observation_patches if limits.tools else 0,
-        chunk=min(rollout.chunk, max_tokens),
     )
 
 
@@ -143,15 +145,11 @@ def play(
     processor = model.processor
     episode = episodes_of(config, processor, sampling)
     shape = lanes_of(config, len(samples), prompts.tokens.shape[1], group, sampling.max_tokens)
-    groups = (
-        Group(row_of(prompts, b), data, [episode(samples[b]) for _ in range(group)])
-        for b, data in enumerate(member_keys(keys, group))
-    )
     return roll_out(
         params,
         policy.model,
         policy.bias,
-        groups,
+        groups_of(prompts, keys, group, lambda b: episode(samples[b])),
         shape,
         text=partial(processor.tokenizer.decode, skip_special_tokens=True),
         collate=lambda encoded: collate([encoded], processor, shape.prompt, prompts.images.image.shape[1]),

@@ -124,10 +124,35 @@ def test_micro_batches_change_nothing(name, small):
             )
 
 
+def change(small, algorithm, targets, count):
+    """What an update in ``count`` micro-batches does to the weights, and its metrics."""
+    params, policy, batch = small
+    optimizer = optax.sgd(1e4)  # so that the change is not lost in the rounding of the weights
+    after, metrics = programs.update(
+        initial_state(jax.tree.map(jnp.copy, params), optimizer),
+        policy,
+        batch,
+        targets,
+        CORRUPTION,
+        algorithm=algorithm,
+        optimizer=optimizer,
+        micro_batches=count,
+    )
+    assert int(after.updates) == 1
+    return jax.tree.map(jnp.subtract, after.params, params), metrics
+
+
+def assert_same_change(ours, theirs):
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
+    assert scale > 1
+    for a, b in zip(jax.tree.leaves(theirs), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+
+
 def test_an_update_finds_the_logprob_it_is_not_given(small):
     """The first update on a batch: scored before, or scored on its way, it is the same."""
     params, policy, batch = small
-    algorithm, optimizer = RECIPES["grpo"](reference_kl=0.0), optax.sgd(1e4)
+    algorithm = RECIPES["grpo"](reference_kl=0.0)
     scored = programs.score(params, policy, batch, CORRUPTION, wanted=frozenset(), micro_batches=1)
     rewards = jnp.arange(PROMPTS * GROUP, dtype=jnp.float32).reshape(PROMPTS, GROUP) % 2
     changes, made = [], []
@@ -142,24 +167,12 @@ def test_an_update_finds_the_logprob_it_is_not_given(small):
             jnp.int32(0),
             10,
         )
-        after, metrics = programs.update(
-            initial_state(jax.tree.map(jnp.copy, params), optimizer),
-            policy,
-            batch,
-            targets,
-            CORRUPTION,
-            algorithm=algorithm,
-            optimizer=optimizer,
-            micro_batches=2,
-        )
-        changes.append(jax.tree.map(jnp.subtract, after.params, params))
+        moved, metrics = change(small, algorithm, targets, 2)
+        changes.append(moved)
         made.append(metrics)
     np.testing.assert_allclose(made[1].pop("logprob"), scored["logprob"], atol=2e-5)
     assert "logprob" not in made[0]
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(changes[0]))
-    assert scale > 1
-    for a, b in zip(*map(jax.tree.leaves, changes), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+    assert_same_change(changes[1], changes[0])
     for key, value in made[0].items():
         np.testing.assert_allclose(made[1][key], value, atol=1e-5, err_msg=key)
 
@@ -198,33 +211,13 @@ def test_score_where_responses_look(looking):
 @pytest.mark.slow
 def test_micro_batches_change_nothing_where_responses_look(looking):
     """An update by PAPO, its terms of perception included."""
-    params, policy, batch = looking
     algorithm = RECIPES["papo_g"]()
     targets = prepared(algorithm, looking)
-    optimizer = optax.sgd(1e4)  # so that the change is not lost in the rounding of the weights
-    changes, made = [], []
-    for count in (1, 4):
-        state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
-        after, metrics = programs.update(
-            state,
-            policy,
-            batch,
-            targets,
-            CORRUPTION,
-            algorithm=algorithm,
-            optimizer=optimizer,
-            micro_batches=count,
-        )
-        assert int(after.updates) == 1
-        changes.append(jax.tree.map(jnp.subtract, after.params, params))
-        made.append(metrics)
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(changes[0]))
-    assert scale > 1
-    assert float(made[0]["perception_kl"]) > 1e-4
-    for a, b in zip(*map(jax.tree.leaves, changes), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
-    for key, value in made[0].items():
-        np.testing.assert_allclose(made[1][key], value, atol=1e-5 * max(1.0, abs(float(value))), err_msg=key)
+    (whole, metrics), (cut, again) = (change(looking, algorithm, targets, count) for count in (1, 4))
+    assert float(metrics["perception_kl"]) > 1e-4
+    assert_same_change(cut, whole)
+    for key, value in metrics.items():
+        np.testing.assert_allclose(again[key], value, atol=1e-5 * max(1.0, abs(float(value))), err_msg=key)
 
 
 def test_split_and_join():
