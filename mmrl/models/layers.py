@@ -1,5 +1,7 @@
 """Layers shared by the vision tower and the language model: norms, rotary embeddings, gated MLP."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -63,3 +65,14 @@ def grid_angles(
     frequency = theta ** -(jnp.arange(quarter, dtype=jnp.float32) / quarter)
     angle = position[..., :, None].astype(jnp.float32) * frequency
     return angle.reshape(*position.shape[:-1], 2 * quarter)
+
+
+def rematerialise(policy: str, function: Callable) -> Callable:
+    """Have ``function`` recompute in the backward pass what ``policy`` says: "none", "dots" or "full"."""
+    if policy == "none":
+        return function
+    kept = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }[policy]
+    return jax.checkpoint(function, policy=kept, prevent_cse=False)
