@@ -1,0 +1,99 @@
+"""What is kept of a batch whose loss or gradient was not finite, and when a run gives up."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrl.train.rollouts import Experience
+
+KEPT = 8  # folders, the newest; a run that gives up after fewer skipped updates in a row has all of those
+TEXT_LIMIT = 20_000  # characters of one text; a response's tokens are kept whole, in ``arrays.npz``
+
+
+def save_incident(
+    workdir: Path, step: int, experience: Experience, metrics: Mapping[str, float], process: int = 0
+) -> Path:
+    """Keep the batch of ``step`` in ``{workdir}/incidents/step_000012``; other processes than the first in
+    ``{workdir}/incidents/process_1`` and so on, each its own rows.
+
+    - ``rows.jsonl``: a row a prompt: id, problem, answer, fingerprints of its images, its responses' texts.
+    - ``arrays.npz``: ``prompt.*`` [b p], ``response.*`` [b g r] and [b g], ``reward`` and ``component.*`` and
+      ``fact.*`` [b g]. Images are not copied: the ids and fingerprints lead to them.
+    - ``metrics.json``: what is known of the step; NaN and Infinity stand there as Python's ``json`` has them.
+
+    The folder appears whole or not at all, in the place of an earlier one of the same step. Only the newest
+    ``KEPT`` of a process stay. Gives the folder. Raises ValueError if it cannot be written.
+    """
+    incidents = workdir / "incidents" / (f"process_{process}" if process else "")
+    folder = incidents / f"step_{step:06d}"
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
+        part.mkdir(parents=True)
+        with (part / "rows.jsonl").open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in _rows(experience))
+        np.savez_compressed(part / "arrays.npz", **_arrays(experience))
+        values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        (part / "metrics.json").write_text(json.dumps(values, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        others = (path for path in incidents.glob("step_*") if path != folder)
+        for old in sorted(others, key=lambda path: path.stat().st_mtime)[: 1 - KEPT]:
+            shutil.rmtree(old)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise ValueError(f"step {step}: its batch cannot be kept in {folder}: {error}") from error
+    return folder
+
+
+def count_skipped(in_a_row: int, skipped: bool, most: int, folder: Path) -> int:
+    """Updates skipped in a row, now that one more was tried; ``folder`` has the last batch that was.
+
+    Raises ValueError when they are ``most``: a policy that gives no finite loss does not mend by itself.
+    """
+    in_a_row = in_a_row + 1 if skipped else 0
+    if in_a_row >= most:
+        raise ValueError(
+            f"{in_a_row} updates in a row had a loss or gradient that is not finite; their batches are in "
+            f"{folder.parent}. Lower optimizer.learning_rate, or go on from an earlier checkpoint"
+        )
+    return in_a_row
+
+
+def _rows(experience: Experience) -> Iterator[dict[str, Any]]:
+    for sample, texts in zip(experience.samples, experience.texts, strict=True):
+        yield {
+            "id": sample.id,
+            "problem": sample.problem[:TEXT_LIMIT],
+            "answer": sample.answer[:TEXT_LIMIT],
+            "images": [_fingerprint(image) for image in sample.images],
+            "responses": [text[:TEXT_LIMIT] for text in texts],
+        }
+
+
+def _fingerprint(image: bytes | str) -> str:
+    return image if isinstance(image, str) else f"sha256:{hashlib.sha256(image).hexdigest()}"
+
+
+def _arrays(experience: Experience) -> dict[str, Any]:
+    prompts, responses = experience.prompts, experience.responses
+    arrays = {
+        "prompt.tokens": prompts.tokens,
+        "prompt.mask": prompts.mask,
+        "response.tokens": responses.tokens,
+        "response.mask": responses.mask,
+        "response.logprob": responses.logprob,
+        "response.stop": responses.stop,
+        "response.valid": responses.valid,
+        "reward": experience.rewards,
+        **{f"component.{name}": values for name, values in experience.components.items()},
+        **{f"fact.{name}": values for name, values in experience.facts.items()},
+    }
+    if responses.observed is not None:
+        arrays["response.real"] = responses.observed.real
+    return {name: np.asarray(values) for name, values in arrays.items()}
