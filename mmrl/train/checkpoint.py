@@ -1,5 +1,7 @@
 """Checkpoints of a stage: Orbax, asynchronous and atomic; weights are an item of their own."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,32 +17,40 @@ from mmrl.types import Params
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds beside the weights: enough to go on as if nothing had happened."""
+    """What a checkpoint holds: enough to go on as if nothing had happened."""
 
     step: int
     state: TrainState
-    data: dict[str, Any]  # the data iterator's position
+    facts: dict[str, Any]  # what `save` was given
 
 
-def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
+def open_manager(directory: Path, keep: int, keep_best: int = 0, best: str = "") -> ocp.CheckpointManager:
     """The checkpoints under ``directory`` (made if need be); the newest ``keep`` stay."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+    )
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: TrainState, data: dict[str, Any]) -> None:
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    facts: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+) -> None:
     """Save after ``step`` steps; returns when the arrays are copied, the writing goes on behind."""
     manager.save(
         step,
         args=ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"state": state.optimizer, "updates": state.updates}),
-            data=ocp.args.JsonSave(data),
+            run=ocp.args.JsonSave({"facts": json.loads(json.dumps(facts)), "metrics": metrics or {}}),
         ),
     )
 
 
-def restore(manager: ocp.CheckpointManager, like: TrainState) -> Saved | None:
+def restore(manager: ocp.CheckpointManager, like: TrainState, say: Callable[[str], None]) -> Saved | None:
     """The newest checkpoint, or None where there is none; ``like`` gives structure, shapes and shardings."""
     step = manager.latest_step()
     if step is None:
@@ -51,11 +61,11 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Saved | None:
         args=ocp.args.Composite(
             params=ocp.args.StandardRestore(target.params),
             optimizer=ocp.args.StandardRestore({"state": target.optimizer, "updates": target.updates}),
-            data=ocp.args.JsonRestore(),
+            run=ocp.args.JsonRestore(),
         ),
     )
     state = TrainState(items.params, items.optimizer["state"], items.optimizer["updates"])
-    return Saved(step=step, state=state, data=items.data)
+    return Saved(step=step, state=state, facts=items.run["facts"])
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -78,11 +78,11 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
     del params
     batches = _batches(config, model, source)
     manager = checkpoint.open_manager(workdir / "checkpoints", config.train.keep_checkpoints)
-    saved = checkpoint.restore(manager, state)
+    saved = checkpoint.restore(manager, state, say)
     first = 0
     if saved is not None:
         first, state = saved.step, saved.state
-        batches.set_state(saved.data)
+        batches.set_state(saved.facts["data"])
         say(f"resuming after step {first} of {config.train.steps}")
     metrics = Metrics(workdir, first)
     with (
@@ -133,7 +133,7 @@ def _run(
                 values |= _evaluate(stage, state.params, heldout, workdir / "responses_after.jsonl")
         if last or step % config.train.checkpoint_every == 0:
             with phases("checkpoint"):
-                checkpoint.save(manager, step, state, batches.get_state())
+                checkpoint.save(manager, step, state, {"data": batches.get_state()})
         values |= {**phases.metrics(), "compiles": float(compiles.count)}
         metrics.write(step, values)
         progress.show(step, **_shown(values))

@@ -42,11 +42,11 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
         workers=config.data.workers,
     )
     manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
-    saved = checkpoint.restore(manager, state)
+    saved = checkpoint.restore(manager, state, say)
     first = 0
     if saved is not None:
         first, state = saved.step, saved.state
-        batches.set_state(saved.data)
+        batches.set_state(saved.facts["data"])
         say(f"resuming the supervised stage after step {first} of {stage.steps}")
     metrics = Metrics(workdir, first)
     policy = model.policy(stage.temperature)
@@ -70,7 +70,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path) 
             last = step == stage.steps
             if step % stage.checkpoint_every == 0 and not last:
                 with phases("checkpoint"):
-                    checkpoint.save(manager, step, state, batches.get_state())
+                    checkpoint.save(manager, step, state, {"data": batches.get_state()})
             metrics.write(step, {**values, **phases.metrics(), "compiles": float(compiles.count)})
             if last or step % shown_every == 0:
                 progress.show(step, loss=values["loss/loss"])
