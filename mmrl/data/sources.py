@@ -1,4 +1,4 @@
-"""Rows of parquet and JSONL files in the public schema, by random access.
+"""Data sets in the public schema, by random access.
 
 A row has ``problem`` (text with one "<image>" for each image) and ``answer``; it may have ``images`` (a list
 of {bytes, path}, of encoded bytes or of paths; or one such image), ``verifier``, ``solution``, ``turns`` (a
@@ -10,82 +10,110 @@ from __future__ import annotations
 
 import difflib
 import json
-import mmap
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mmrl.data.files import Table, jsonl_table, open_parquet, parquet_table, parse_json
 from mmrl.sample import Sample
 
 REQUIRED = ("problem", "answer")
 OPTIONAL = ("images", "verifier", "solution", "turns", "facts")
 SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-IN_MEMORY = 1 << 30  # bytes of parquet columns that are kept in memory; more is spilled to a temporary file
-SPILL_ROWS = 64  # rows of a batch in the spilled file
+FIRST_ROWS = 100  # of a file whose columns its rows tell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
-    """A data set: ``source[i]`` reads and checks row i, decoding no image."""
+    """A data set, or a view of one: ``source[i]`` reads and checks row i, decoding no image.
+
+    It pickles as its path and the rows chosen: whoever unpickles it opens the files anew.
+    """
 
     name: str
     length: int
-    row: Callable[[int], Mapping[str, Any]]  # the raw row, under the file's own column names
+    table: Table  # raw rows, under the file's own column names
     columns: Mapping[str, str]  # name in the schema -> name in the file, of the columns there are
     root: Path  # relative image paths start here
+    origin: tuple[str, Mapping[str, str], str | None]  # the arguments of `read`
+    chosen: np.ndarray | None = None  # rows of the files that are used, in order; None: all
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
         """Row ``index`` as a `Sample`. Raises ValueError naming the row and what is wrong with it."""
+        name = self.id(index)
+        try:
+            raw = self.table.row(self._row(index))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return _sample(raw, self, name)
+
+    def id(self, index: int) -> str:
+        """The name of row ``index``, "<source>:<row of the files>": in a view as in the whole."""
         if not 0 <= index < self.length:
             raise IndexError(index)
-        raw = self.row(index)
-        return _sample(raw, self, f"{self.name}:{index}")
+        return f"{self.name}:{self._row(index)}"
+
+    def choose(self, rows: Sequence[int] | np.ndarray) -> Source:
+        """A view of some rows of this source, in the order given; ids stay those of the files.
+
+        Raises ValueError for a row that this source does not have.
+        """
+        wanted = np.asarray(rows, np.int64).reshape(-1)
+        outside = wanted[(wanted < 0) | (wanted >= self.length)]
+        if len(outside):
+            raise ValueError(f"{self.name}: no row {outside[0]} among {self.length}")
+        chosen = wanted if self.chosen is None else self.chosen[wanted]
+        return replace(self, length=len(wanted), chosen=chosen)
+
+    def _row(self, index: int) -> int:
+        return int(index if self.chosen is None else self.chosen[index])
+
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        return _reopened, (self.origin, self.table.length, self.name, self.length, self.chosen)
+
+
+def _reopened(
+    origin: tuple[str, Mapping[str, str], str | None],
+    rows: int,
+    name: str,
+    length: int,
+    chosen: np.ndarray | None,
+) -> Source:
+    source = read(*origin)
+    if len(source) != rows:
+        raise ValueError(f"{origin[0]} has {len(source)} rows, but had {rows}: leave data as it is in a run")
+    return replace(source, name=name, length=length, chosen=chosen)
 
 
 def read(
-    path: str | Path, columns: Mapping[str, str] | None = None, image_root: str | Path | None = None
+    spec: str | Path, columns: Mapping[str, str] | None = None, image_root: str | Path | None = None
 ) -> Source:
     """Open a parquet or JSONL file, or a directory of either.
 
     Args: ``columns`` maps names of the schema to the file's names where they differ, e.g.
     ``{"images": "image"}``; ``image_root`` is where relative image paths start (default: the file's folder).
 
-    Parquet columns up to 1 GiB stay in memory. Larger ones are unpacked once to a temporary file that is
-    mapped into memory, because a row of a parquet file costs the decoding of its whole row group.
-
     Raises ValueError naming the file and the mend: missing, empty or unknown kind of file, missing column.
     """
-    path, columns = Path(path), dict(columns or {})
+    path, columns = Path(spec).absolute(), dict(columns or {})
     unknown = set(columns) - {*REQUIRED, *OPTIONAL}
     if unknown:
         raise ValueError(f"columns: {min(unknown)!r} is not in the schema {[*REQUIRED, *OPTIONAL]}")
     files, kind = _files(path)
     wanted = {name: columns.get(name, name) for name in (*REQUIRED, *OPTIONAL)}
-    if kind == "parquet":
-        tables = [_open_parquet(file) for file in files]
-        present = [
-            _present(wanted, columns, t.schema_arrow.names, f) for t, f in zip(tables, files, strict=True)
-        ]
-        length, row = _parquet_rows(tables, present)
-    else:
-        length, row = _jsonl_rows(files)
-        present = [wanted]  # a row may leave optional columns out, so the first does not tell
-        if length:
-            _present({name: wanted[name] for name in REQUIRED}, columns, list(row(0)), files[0])
-    if not length:
+    table, found = (_read_parquet if kind == "parquet" else _read_jsonl)(files, wanted, columns)
+    if not len(table.files) or not table.length:
         raise ValueError(f"{path} has no rows")
-    found = {name: column for part in present for name, column in part.items()}
-    root = Path(image_root) if image_root is not None else (path if path.is_dir() else path.parent)
-    return Source(path.name, length, row, found, root)
+    root = Path(image_root).absolute() if image_root is not None else path if path.is_dir() else path.parent
+    origin = (str(path), columns, None if image_root is None else str(root))
+    return Source(path.name, table.length, table, found, root, origin)
 
 
 def _files(path: Path) -> tuple[list[Path], str]:
@@ -104,6 +132,34 @@ def _files(path: Path) -> tuple[list[Path], str]:
     return files, kind
 
 
+def _read_parquet(
+    files: Sequence[Path], wanted: Mapping[str, str], named: Mapping[str, str]
+) -> tuple[Table, dict[str, str]]:
+    present = [_present(wanted, named, open_parquet(file).schema_arrow.names, file) for file in files]
+    table = parquet_table(files, [list(dict.fromkeys(columns.values())) for columns in present])
+    return table, {name: column for part in present for name, column in part.items()}
+
+
+def _read_jsonl(
+    files: Sequence[Path], wanted: Mapping[str, str], named: Mapping[str, str]
+) -> tuple[Table, dict[str, str]]:
+    """A row may leave columns out or be broken, so the first ones tell together which columns there are."""
+    table = jsonl_table(files)
+    seen: dict[str, None] = {}
+    problems: list[str] = []
+    for index in range(min(table.length, FIRST_ROWS)):
+        try:
+            seen |= dict.fromkeys(table.row(index))
+        except ValueError as error:
+            problems.append(f"row {index}: {error}")
+    if problems and not seen:
+        raise ValueError(f"{files[0]}: {problems[0]}")
+    if table.length:
+        columns = {name: wanted[name] for name in REQUIRED}
+        _present(columns, {k: v for k, v in named.items() if k in REQUIRED}, list(seen), files[0])
+    return table, dict(wanted)
+
+
 def _present(
     wanted: Mapping[str, str], named: Mapping[str, str], there: Sequence[str], file: Path
 ) -> dict[str, str]:
@@ -118,103 +174,21 @@ def _present(
     return {name: column for name, column in wanted.items() if column in there}
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is not a readable parquet file: {error}") from error
-
-
-def _parquet_rows(
-    tables: Sequence[pq.ParquetFile], present: Sequence[Mapping[str, str]]
-) -> tuple[int, Callable[[int], Mapping[str, Any]]]:
-    def batches(rows: int) -> Iterable[pa.RecordBatch]:
-        for table, columns in zip(tables, present, strict=True):
-            yield from table.iter_batches(batch_size=rows, columns=list(dict.fromkeys(columns.values())))
-
-    size = sum(t.metadata.row_group(g).total_byte_size for t in tables for g in range(t.num_row_groups))
-    parts = list(batches(1024)) if size <= IN_MEMORY else _spill(batches(SPILL_ROWS))
-    starts = np.cumsum([0, *(part.num_rows for part in parts)])
-
-    def row(index: int) -> Mapping[str, Any]:
-        part = int(np.searchsorted(starts, index, side="right")) - 1
-        return parts[part].slice(index - int(starts[part]), 1).to_pylist()[0]
-
-    return int(starts[-1]), row
-
-
-def _spill(batches: Iterable[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Write batches to temporary files, one for each schema in turn, and map them back into memory."""
-    parts: list[pa.RecordBatch] = []
-    with tempfile.TemporaryDirectory(prefix="mmrl-") as folder:
-        writer, schema, files = None, None, 0
-        for batch in batches:
-            if writer is None or batch.schema != schema:
-                if writer is not None:
-                    writer.close()
-                schema, files = batch.schema, files + 1
-                writer = pa.ipc.new_file(f"{folder}/{files}.arrow", schema)
-            writer.write_batch(batch)
-        if writer is not None:
-            writer.close()
-        for k in range(1, files + 1):  # the mapping outlives the name of the file
-            reader = pa.ipc.open_file(pa.memory_map(f"{folder}/{k}.arrow"))
-            parts += [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    return parts
-
-
-def _jsonl_rows(files: Sequence[Path]) -> tuple[int, Callable[[int], Mapping[str, Any]]]:
-    maps: list[tuple[Path, mmap.mmap]] = []
-    spans: list[tuple[int, int, int]] = []  # (file, first byte, end) of every line that is not blank
-    for file in files:
-        if file.stat().st_size == 0:
-            continue
-        with file.open("rb") as handle:
-            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        start = 0
-        while start < len(data):
-            newline = data.find(b"\n", start)
-            end = len(data) if newline < 0 else newline
-            if data[start:end].strip():
-                spans.append((len(maps), start, end))
-            start = end + 1
-        maps.append((file, data))
-    table = np.array(spans, np.int64).reshape(-1, 3)
-
-    def row(index: int) -> Mapping[str, Any]:
-        k, start, end = (int(x) for x in table[index])
-        file, data = maps[k]
-        try:
-            value = json.loads(data[start:end])
-        except ValueError as error:
-            raise ValueError(f"{file}, row {index}: not JSON: {error}. One object a line, please.") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{file}, row {index}: a {type(value).__name__}, not a JSON object")
-        return value
-
-    return len(table), row
-
-
 def _sample(raw: Mapping[str, Any], source: Source, name: str) -> Sample:
     value: dict[str, Any] = {key: raw.get(column) for key, column in source.columns.items()}
     for key in REQUIRED:
         if value.get(key) is None:
             raise ValueError(f"{name}: column {source.columns[key]!r} is absent or null")
-    if isinstance(value["answer"], int | float):
-        value["answer"] = str(value["answer"])
+    value["answer"] = _answer(value["answer"], name)
     for key in ("problem", "answer", "verifier", "solution"):
         if not isinstance(value.get(key), str | None):
             raise ValueError(f"{name}: {key} is a {type(value[key]).__name__}, not text")
+        _check_text(value.get(key) or "", key, name)
     turns = value.get("turns") or []
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
         raise ValueError(f"{name}: turns is not a list of text")
-    facts = value.get("facts") or {}
-    try:
-        facts = json.loads(facts) if isinstance(facts, str) else facts
-    except ValueError as error:
-        raise ValueError(f"{name}: facts is not JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"{name}: facts is a {type(facts).__name__}, not an object")
+    for turn in turns:
+        _check_text(turn, "turns", name)
     verifier = value.get("verifier")
     return Sample(
         id=name,
@@ -224,9 +198,45 @@ def _sample(raw: Mapping[str, Any], source: Source, name: str) -> Sample:
         **({"verifier": verifier} if verifier else {}),
         solution=value.get("solution"),
         turns=tuple(turns),
-        facts=facts,
+        facts=_facts(value.get("facts"), name),
         source=source.name,
     )
+
+
+def _answer(value: Any, name: str) -> Any:
+    """A number as text; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: the answer is {value}, not a number to compare with")
+    try:
+        return str(value)
+    except ValueError as error:  # Python writes no whole number of over 4300 digits
+        raise ValueError(f"{name}: the answer is a number too long to write") from error
+
+
+def _facts(value: Any, name: str) -> dict[str, Any]:
+    facts = value or {}
+    try:
+        facts = parse_json(facts) if isinstance(facts, str) else facts
+    except ValueError as error:
+        raise ValueError(f"{name}: facts is not JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{name}: facts is a {type(facts).__name__}, not an object")
+    try:
+        text = json.dumps(facts, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: facts holds what JSON has no word for: {error}") from error
+    _check_text(text, "facts", name)
+    return facts
+
+
+def _check_text(text: str, key: str, name: str) -> None:
+    """Half of a surrogate pair is no text: neither a tokenizer nor a file takes it."""
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: {key} is not valid Unicode at character {error.start}") from error
 
 
 def _images(value: Any, root: Path, name: str) -> tuple[bytes | str, ...]:
@@ -237,6 +247,7 @@ def _images(value: Any, root: Path, name: str) -> tuple[bytes | str, ...]:
         if isinstance(item, dict):
             item = item.get("bytes") or item.get("path")
         if isinstance(item, str) and item:
+            _check_text(item, f"the path of image {k}", name)
             images.append(str(root / item))
         elif isinstance(item, bytes) and item:
             images.append(item)

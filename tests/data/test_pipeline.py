@@ -1,6 +1,5 @@
 """Batches: order, state, dropping, padding; and the look through a data set before a run."""
 
-import io
 import json
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from mmrl.data.pipeline import (
     solutions,
 )
 from mmrl.data.sources import read
-from mmrl.data.validation import inspect, validate
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import encode, messages
 from mmrl.rollout.episodes import single_turn, with_tools
@@ -298,48 +296,3 @@ def test_broken_row_is_named(make, processor, tmp_path):
 def test_impossible_format(change, message):
     with pytest.raises(ValueError, match=message):
         PromptFormat(**({"prompt_buckets": (64,), "patch_buckets": (64,)} | change))
-
-
-def test_validate_good_rows(make, processor):
-    source = make(["A", "<image>B", LONG])
-    report = validate(source, processor, FORM)
-    assert (report.rows, report.problems, report.over_budget) == (3, (), 1)
-    assert validate(source, processor, FORM, rows=2).over_budget == 0
-
-
-def test_validate_names_the_rows(make, processor, tmp_path):
-    source = make(["A", "<image>B", "<image>C", "D <|image_pad|>"])
-    (tmp_path / "1-0.png").unlink()
-    (tmp_path / "2-0.png").write_bytes(b"GIF89a")
-    report = inspect(source, processor, FORM)
-    assert len(report.problems) == 3
-    with pytest.raises(
-        ValueError, match=r"(?s)3 of 4 rows.*jsonl:1, image 0.*jsonl:2, image 0.*jsonl:3: the text"
-    ):
-        validate(source, processor, FORM)
-
-
-def test_validate_counts_placeholders(processor, tmp_path):
-    out = io.BytesIO()
-    Image.new("L", (30, 30)).save(out, "PNG")
-    (tmp_path / "a.png").write_bytes(out.getvalue())
-    row = {"problem": "no placeholder", "answer": "a", "images": ["a.png"]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    source = read(tmp_path / "rows.jsonl")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:0: 1 images but 0 placeholders"):
-        validate(source, processor, FORM)
-    with pytest.raises(ValueError, match="1 images but 0 placeholders"):
-        next(prompts(source, processor, FORM, seed=0, batch_size=1))
-
-
-def test_validate_everything_over_budget(make, processor):
-    with pytest.raises(ValueError, match="all 2 prompts looked at are over budget"):
-        validate(make([LONG, LONG]), processor, FORM)
-
-
-def test_validate_solutions_and_buckets(make, processor):
-    source = make(["A"])
-    with pytest.raises(ValueError, match="no solution to imitate"):
-        validate(source, processor, FORM, with_solutions=True)
-    with pytest.raises(ValueError, match="patch bucket 40 is not a multiple of 16"):
-        validate(source, processor, PromptFormat((64,), (40,)))

@@ -2,6 +2,8 @@
 
 import io
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import mmrl.data.sources as sources
+import mmrl.data.files as files
 from mmrl.data.sources import read
 
 
@@ -60,8 +62,8 @@ def test_large_parquet_is_spilled_and_reads_the_same(tmp_path, monkeypatch):
     _parquet(tmp_path / "a.parquet", rows[:4], row_group_size=2)
     _parquet(tmp_path / "b.parquet", [{k: v for k, v in r.items() if k != "facts"} for r in rows[4:]])
     whole = list(read(tmp_path))
-    monkeypatch.setattr(sources, "IN_MEMORY", 0)
-    monkeypatch.setattr(sources, "SPILL_ROWS", 3)
+    monkeypatch.setattr(files, "IN_MEMORY", 0)
+    monkeypatch.setattr(files, "SPILL_ROWS", 3)
     spilled = read(tmp_path)
     assert list(spilled) == whole
     assert len(spilled) == 7
@@ -123,7 +125,7 @@ def test_only_the_row_asked_for_is_parsed(tmp_path):
     path.write_text('{"problem": "p", "answer": "a"}\n{broken\n{"problem": "q", "answer": "b"}\n')
     source = read(path)
     assert source[2].problem == "q"
-    with pytest.raises(ValueError, match=r"a\.jsonl, row 1: not JSON"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: not JSON"):
         source[1]
 
 
@@ -212,3 +214,85 @@ def test_index_out_of_range(tmp_path):
     for index in (1, -1, np.iinfo(np.int32).max):
         with pytest.raises(IndexError):
             source[index]
+
+
+def _numbered(tmp_path, n=10):
+    return read(_jsonl(tmp_path / "a.jsonl", [{"problem": "p", "answer": str(k)} for k in range(n)]))
+
+
+def test_a_view_keeps_the_ids_of_the_file(tmp_path):
+    source = _numbered(tmp_path)
+    view = source.choose([7, 2, 5])
+    assert [(s.id, s.answer) for s in view] == [("a.jsonl:7", "7"), ("a.jsonl:2", "2"), ("a.jsonl:5", "5")]
+    assert (len(view), len(source), list(view.chosen)) == (3, 10, [7, 2, 5])
+    nested = view.choose(np.array([2, 0]))
+    assert [s.answer for s in nested] == ["5", "7"]
+    assert nested.id(1) == "a.jsonl:7"
+    short = replace(view, length=2)
+    assert [s.answer for s in short] == ["7", "2"]
+    assert [s.answer for s in short.choose([1])] == ["2"]
+    assert list(source.choose([])) == []
+
+
+@pytest.mark.parametrize("rows", [[0, 3], [-1]])
+def test_a_view_has_no_rows_of_its_own(tmp_path, rows):
+    with pytest.raises(ValueError, match=r"a\.jsonl: no row (3|-1) among 3"):
+        _numbered(tmp_path).choose([1, 2, 3]).choose(rows)
+
+
+def test_a_broken_row_of_a_view_is_named_as_in_the_file(tmp_path):
+    source = read(_jsonl(tmp_path / "a.jsonl", [{"problem": "p", "answer": "a"}] * 3 + [{"problem": "p"}]))
+    with pytest.raises(ValueError, match=r"^a\.jsonl:3: column 'answer' is absent"):
+        source.choose([3, 1])[0]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_pickled_source_is_small_and_reads_the_same(tmp_path, monkeypatch, kind):
+    rows = [{"problem": "p" * 1000, "answer": str(k), "images": [f"{k}.png"]} for k in range(500)]
+    write = _parquet if kind == "parquet" else _jsonl
+    write(tmp_path / f"a.{kind}", rows)
+    monkeypatch.chdir(tmp_path)
+    source = read(f"a.{kind}", columns={"solution": "answer"}, image_root="pictures")
+    view = replace(source.choose(range(100, 120)), name="mine", length=15)
+    data = pickle.dumps(view)
+    assert len(data) < 2000
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
+    assert list(again) == list(view)
+    assert again[3].images == (str(tmp_path / "pictures" / "103.png"),)
+    assert (again.name, len(again), again.id(3)) == ("mine", 15, "mine:103")
+
+
+def test_a_file_that_changed_is_not_opened_anew(tmp_path):
+    data = pickle.dumps(_numbered(tmp_path))
+    _numbered(tmp_path, 9)
+    with pytest.raises(ValueError, match="has 9 rows, but had 10"):
+        pickle.loads(data)
+
+
+def test_the_first_row_does_not_tell_for_all(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{broken\n{"problem": "p"}\n{"problem": "q", "answer": "b"}\n')
+    source = read(path)
+    assert source[2].answer == "b"
+    for row, message in ((0, "not JSON"), (1, "'answer' is absent")):
+        with pytest.raises(ValueError, match=rf"a\.jsonl:{row}: .*{message}"):
+            source[row]
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_damaged_row_group_costs_its_rows_only(tmp_path, monkeypatch, spilled):
+    rows = [{"problem": f"{k}" * 2000, "answer": str(k)} for k in range(6)]
+    path = _parquet(tmp_path / "a.parquet", rows, row_group_size=2, use_dictionary=False, compression="gzip")
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 60] = bytes(60)
+    path.write_bytes(data)
+    if spilled:
+        monkeypatch.setattr(files, "IN_MEMORY", 0)
+        monkeypatch.setattr(files, "SPILL_ROWS", 1)
+    source = read(path)
+    assert [source[k].answer for k in (0, 1, 4, 5)] == ["0", "1", "4", "5"]
+    for k in (2, 3):
+        with pytest.raises(ValueError, match=rf"^a\.parquet:{k}: its part of the file cannot be read"):
+            source[k]

@@ -1,0 +1,164 @@
+"""The look through a data set before a run, and the view of what can be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmrl.data.pipeline import PromptFormat
+from mmrl.data.sources import read
+from mmrl.data.validation import Broken, Report, inspect, merged, usable, validate
+from mmrl.models.processor import load_processor
+
+FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))
+LONG = "word and more words " * 60
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return load_processor(Path(__file__).parent / "fixtures" / "qwen2_5_vl")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A source of rows with the given problems; all pictures are one. Cells of further columns follow."""
+    Image.new("RGB", (60, 50), (9, 9, 9)).save(tmp_path / "a.png")
+
+    def build(problems, **columns):
+        lines = []
+        for k, problem in enumerate(problems):
+            row = {"problem": problem, "answer": str(k), "images": ["a.png"] * problem.count("<image>")}
+            lines.append(json.dumps(row | {name: cells[k] for name, cells in columns.items()}))
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        return read(tmp_path / "rows.jsonl")
+
+    return build
+
+
+@pytest.fixture
+def mixed(make, tmp_path):
+    """Six rows, of which two are broken (1, 4) and one is over budget (3)."""
+    source = make(["A", "<image>B", "C", LONG, "D <|image_pad|>", "E"])
+    (tmp_path / "a.png").write_bytes(b"GIF89a")
+    return source
+
+
+def test_report(mixed, processor):
+    report = inspect(mixed, processor, FORM)
+    assert (report.rows, report.over_budget) == (6, (3,))
+    assert [(one.row, one.id) for one in report.broken] == [(1, "rows.jsonl:1"), (4, "rows.jsonl:4")]
+    assert report.broken[0].reason.startswith("image 0: cannot read the image")
+    assert report.broken[1].reason.startswith("the text holds the special token <|image_pad|>")
+    assert inspect(mixed, processor, FORM, rows=3).broken == report.broken[:1]
+    assert inspect(mixed, processor, FORM, rows=3).rows == 3
+
+
+def test_reports_of_a_view_speak_of_its_own_rows(mixed, processor):
+    report = inspect(mixed.choose([4, 0, 3]), processor, FORM)
+    assert [(one.row, one.id) for one in report.broken] == [(0, "rows.jsonl:4")]
+    assert report.over_budget == (2,)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 7])
+def test_parts_make_the_whole(mixed, processor, parts):
+    reports = [inspect(mixed, processor, FORM, start=k, stride=parts) for k in range(parts)]
+    assert merged(reports) == inspect(mixed, processor, FORM)
+
+
+def test_progress_is_told(make, processor, monkeypatch):
+    monkeypatch.setattr("mmrl.data.validation.EVERY", 2)
+    told = []
+    inspect(make(list("ABCDE")), processor, FORM, progress=lambda done, of: told.append((done, of)))
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_usable_rows(mixed, processor):
+    report = inspect(mixed, processor, FORM)
+    view = usable(mixed, report, max_broken=0.5, overlong="drop")
+    assert [sample.problem for sample in view] == ["A", "C", "E"]
+    assert [sample.id for sample in view] == ["rows.jsonl:0", "rows.jsonl:2", "rows.jsonl:5"]
+    assert len(usable(mixed, report, max_broken=0.5, overlong="resize")) == 4
+    view = usable(view, inspect(view, processor, FORM), max_broken=0, overlong="error")
+    assert [sample.problem for sample in view] == ["A", "C", "E"]
+
+
+def test_too_many_are_broken(mixed, processor):
+    report = inspect(mixed, processor, FORM)
+    with pytest.raises(
+        ValueError, match=r"(?s)2 of 6 rows cannot.*jsonl:1: image 0.*jsonl:4: the text.*0\.3"
+    ):
+        usable(mixed, report, max_broken=0.3, overlong="drop")
+    with pytest.raises(ValueError, match=r"1 of 6 rows are over budget: rows\.jsonl:3\. Raise"):
+        usable(mixed, report, max_broken=0.5, overlong="error")
+
+
+def test_exactly_the_share_may_be_broken(make):
+    source = make(list("ABCD"))
+    report = Report(4, (Broken(1, "rows.jsonl:1", "it is"),), ())
+    assert len(usable(source, report, max_broken=0.25, overlong="drop")) == 3
+
+
+def test_an_error_names_five_rows(make):
+    source = make(list("ABCDEFGH"))
+    report = Report(8, tuple(Broken(k, source.id(k), "it is") for k in range(7)), ())
+    with pytest.raises(ValueError, match="7 of 8") as error:
+        usable(source, report, max_broken=0.1, overlong="drop")
+    assert [f"rows.jsonl:{k}:" in str(error.value) for k in range(8)] == [True] * 5 + [False] * 3
+
+
+def test_nothing_left(make):
+    source = make(list("AB"))
+    with pytest.raises(ValueError, match="all 2 prompts looked at are over budget"):
+        usable(source, Report(2, (), (0, 1)), max_broken=0.5, overlong="drop")
+    with pytest.raises(ValueError, match=r"(?s)rows\.jsonl:0: it is.*no row is left"):
+        usable(
+            source, Report(2, (Broken(0, "rows.jsonl:0", "it is"),), (1,)), max_broken=0.5, overlong="drop"
+        )
+    every = tuple(Broken(k, source.id(k), "it is") for k in range(2))
+    with pytest.raises(ValueError, match="no row is left"):
+        usable(source, Report(2, every, ()), max_broken=1.0, overlong="resize")
+
+
+def test_solutions(make, processor):
+    solutions = ["fine", None, "word " * 50, "one <|image_pad|>"]
+    source = make(["A"] * 4, solution=solutions)
+    report = inspect(source, processor, FORM, with_solutions=True, longest=40)
+    assert [one.row for one in report.broken] == [1, 3]
+    assert report.over_budget == (2,)
+    assert inspect(source, processor, FORM) == Report(4, (), ())
+
+
+def test_turns_together_may_be_too_long(make, processor):
+    source = make(["A"] * 3, turns=[["word " * 15] * 2, ["word " * 30] * 2, ["one", "<|image_pad|>"]])
+    report = inspect(source, processor, FORM, with_solutions=True, longest=80)
+    assert report.over_budget == (1,)
+    assert [one.row for one in report.broken] == [2]
+
+
+def test_reasons_are_short(make, processor, monkeypatch):
+    def fail(*_):
+        raise KeyError("x" * 10**6)
+
+    monkeypatch.setattr("mmrl.data.validation.measure", fail)
+    (broken,) = inspect(make(["A"]), processor, FORM).broken
+    assert broken.reason.startswith("KeyError: 'xxx")
+    assert len(broken.reason) < 400
+
+
+def test_validate_names_the_rows(mixed, make, processor):
+    with pytest.raises(ValueError, match=r"(?s)2 of 6 rows.*jsonl:1: image 0.*jsonl:4: the text"):
+        validate(mixed, processor, FORM)
+    with pytest.raises(ValueError, match="all 2 prompts looked at are over budget"):
+        validate(make([LONG, LONG]), processor, FORM)
+    assert validate(make(["A", LONG]), processor, FORM).over_budget == (1,)
+
+
+def test_placeholders_are_counted(make, processor):
+    source = make(["A"], images=[["a.png"]])
+    assert inspect(source, processor, FORM).broken[0].reason.startswith("1 images but 0 placeholders")
+
+
+def test_buckets_of_whole_windows(make, processor):
+    with pytest.raises(ValueError, match="patch bucket 40 is not a multiple of 16"):
+        inspect(make(["A"]), processor, PromptFormat((64,), (40,)))
