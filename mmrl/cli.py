@@ -15,7 +15,8 @@ examples:
   mmrl train --config=experiments/papo_qwen2_5_vl_3b.py --config.model.path=DIR \\
       --config.data.train=FILE.parquet
 
-An interrupted run goes on from its last checkpoint when called again with the same --workdir.""",
+An interrupted run goes on from its last checkpoint when called again with the same --workdir.
+On several hosts, start the same command on each, with --coordinator=auto on Cloud TPU.""",
     "sft": """\
 examples:
   mmrl sft --config=experiments/quickstart.py --workdir=runs/cold
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--workdir", type=Path, help="the run's folder (default: runs/<name of the experiment>)"
         )
+        _hosts(sub)
     _evaluation(command("eval", "Measure a model or a run on a data file.", commands.evaluate))
     _generation(command("generate", "Sample responses to prompts.", commands.generate))
     _planning(command("plan", "Compile a run for TPUs, and say what fits.", commands.plan))
@@ -171,6 +173,17 @@ def _experiment(sub: argparse.ArgumentParser) -> None:
         metavar="FILE[:ARG]",
         help="an experiment; its keys are overruled by --config.KEY=VALUE",
     )
+
+
+def _hosts(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("several processes, started with the same command each")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 listens, or auto on machines that know it (Cloud TPU, Slurm)",
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
 def _programs(sub: argparse.ArgumentParser) -> None:

@@ -4,8 +4,10 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl train``."""
     config, workdir = _experiment(options, overrides)
+    _together(options, lambda: _train(config, workdir))
+
+
+def _train(config: "Config", workdir: Path) -> None:
     from mmrl.train.stages import run
 
     run(config, workdir)
@@ -27,16 +33,37 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def sft(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl sft``."""
     config, workdir = _experiment(options, overrides)
-    from mmrl.train import stages
-    from mmrl.train.assemble import located, open_model
-    from mmrl.train.workdir import open_workdir
-
     if not config.cold_start.steps:
         raise ValueError("config.cold_start.steps=0: this experiment has no supervised stage")
-    open_workdir(config, workdir)
-    stages.write_built_in_world(config, workdir)
-    model = stages.cold_start(config, open_model(config, located(config.model.path, workdir)), workdir)
-    print(f"model     {model.directory}")
+    _together(options, lambda: _sft(config, workdir))
+
+
+def _sft(config: "Config", workdir: Path) -> None:
+    from mmrl.train.stages import run_cold_start
+
+    print(f"model     {run_cold_start(config, workdir).directory}")
+
+
+def _together(options: argparse.Namespace, run: Callable[[], None]) -> None:
+    """Run with the other processes, if there are any; a failure of one is then the end of it at once."""
+    from mmrl import hosts
+    from mmrl.train.preemption import Interrupted
+
+    if options.coordinator:
+        hosts.join(options.coordinator, options.processes, options.process)
+    elif options.processes is not None or options.process is not None:
+        raise ValueError("--processes and --process need --coordinator=HOST:PORT")
+    try:
+        run()
+    except Interrupted as error:
+        print(f"mmrl: stopped by {error}; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(128 + signal.Signals[str(error)]) from error
+    except Exception as error:
+        if not options.coordinator:
+            raise
+        text = f"mmrl: {error}" if isinstance(error, ValueError) else traceback.format_exc()
+        print(text, file=sys.stderr)
+        hosts.leave(2 if isinstance(error, ValueError) else 1)
 
 
 def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -44,12 +71,11 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     config, model, params = _weights(options)
     import jax
 
-    from mmrl.data.sources import read
-    from mmrl.data.validation import validate
     from mmrl.rewards.pool import RewardPool
-    from mmrl.train.assemble import CHECKED_ROWS, prompt_format
+    from mmrl.train.assemble import open_source
     from mmrl.train.evaluate import evaluate as measure
     from mmrl.train.evaluate import write_responses
+    from mmrl.train.preemption import Notice
     from mmrl.train.rollouts import tool_pool
 
     config = dataclasses.replace(
@@ -58,17 +84,16 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
             config.evaluation, samples=options.samples, prompts=options.batch, limit=0
         ),
     )
-    source = read(options.data)
-    validate(source, model.processor, prompt_format(config), rows=CHECKED_ROWS)
+    source = open_source(config, str(options.data), Path(), model, key="data")
     policy = model.policy(config.evaluation.temperature)
     with (
         jax.set_mesh(model.mesh),
         RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
         tool_pool(config) as tools,
     ):
-        values, experiences = measure(params, policy, model, source, pool, tools, config)
+        values, responses = measure(params, policy, model, source, pool, tools, config, Notice())
     if options.out:
-        write_responses(options.out, experiences)
+        write_responses(options.out, responses)
     print(json.dumps({"rows": len(source), "samples": options.samples, **values}, indent=1))
 
 

@@ -46,7 +46,9 @@ class Mesh:
 class Data:
     """Where prompts come from, and how they are laid out."""
 
-    train: str = ""  # parquet or JSONL in the public schema; "{workdir}" stands for the run's folder
+    # Parquet or JSONL in the public schema, and other data sets (docs/data.md); "{workdir}" stands for the
+    # run's folder. "FILE@3,FILE@1" mixes several, with weights; without, they count by their rows.
+    train: str = ""
     heldout: str = ""  # for evaluation; "" switches it off
     image_root: str = ""  # relative image paths start here; "" means the data file's folder
     system: str = ""  # system message; "" leaves the chat template's own
@@ -61,6 +63,8 @@ class Data:
         "drop"  # prompts over the largest bucket: "drop" (counted), "resize" their images, "error"
     )
     workers: int = 2  # threads that read and preprocess ahead
+    processes: int = 0  # processes that do so instead, each with as many threads
+    max_broken: float = 0.01  # share of rows that may be unusable; they are left out, and the run goes on
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,10 @@ class Train:
     micro_prompts: int = 16  # prompts whose gradient is computed at once; changes memory, never the result
     evaluate_every: int = 10  # steps
     checkpoint_every: int = 10  # steps
-    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 0.0  # also when so many have passed since the last; 0 means never
+    keep_checkpoints: int = 2  # the newest
+    keep_best: int = 1  # those of the highest held-out accuracy, beside the newest
+    max_skipped: int = 5  # updates in a row without a finite loss and gradient, after which the run stops
 
 
 @dataclass(frozen=True)
@@ -328,8 +335,19 @@ def _check(config: Config) -> None:
         _choice("episode.tools", tool, TOOLS)
     if not config.reward.weights:
         raise ValueError("config.reward.weights is empty: every reward would be 0")
-    if not 0 <= config.corruption.probability <= 1:
-        raise ValueError(f"config.corruption.probability={config.corruption.probability} is not in [0, 1]")
+    for path, share in (
+        ("corruption.probability", config.corruption.probability),
+        ("data.max_broken", config.data.max_broken),
+    ):
+        if not 0 <= share <= 1:
+            raise ValueError(f"config.{path}={share} is not in [0, 1]")
+    for path, size in (
+        ("data.processes", config.data.processes),
+        ("train.keep_best", config.train.keep_best),
+        ("train.checkpoint_minutes", config.train.checkpoint_minutes),
+    ):
+        if size < 0:
+            raise ValueError(f"config.{path}={size} should be 0 or more")
     for name, least in (("prompt", 1), ("patch", 0)):
         buckets = getattr(config.data, f"{name}_buckets")
         if not buckets or any(type(size) is not int or size < least for size in buckets):
@@ -341,6 +359,11 @@ def _check(config: Config) -> None:
         ("episode.observation_tokens", config.episode.observation_tokens),
         ("episode.observation_patches", config.episode.observation_patches),
         ("train.steps", config.train.steps),
+        ("train.checkpoint_every", config.train.checkpoint_every),
+        ("train.evaluate_every", config.train.evaluate_every),
+        ("train.keep_checkpoints", config.train.keep_checkpoints),
+        ("train.max_skipped", config.train.max_skipped),
+        ("data.workers", config.data.workers),
     ):
         if size < 1:
             raise ValueError(f"config.{path}={size} should be 1 or more")

@@ -154,15 +154,68 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
 def put(tree: Any, mesh: Mesh) -> Any:
     """Host arrays with leading axis b, as arrays over the whole mesh.
 
-    Each process gives its own rows of the batch; with one process that is all of them.
+    Each process of the mesh gives its `own_rows`; with one process that is all of them.
     """
+    processes = len({device.process_index for device in mesh.devices.flat})
 
     def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
-        processes = jax.process_count()
-        shape = (leaf.shape[0] * processes, *leaf.shape[1:])
-        where = sharding(mesh, ("batch", *[None] * (leaf.ndim - 1)), shape)
-        return jax.make_array_from_process_local_data(where, leaf, shape)
+        count = leaf.shape[0] * processes
+        where = sharding(mesh, ("batch", *[None] * (leaf.ndim - 1)), (count, *leaf.shape[1:]))
+        mine = own_rows(mesh, count)
+
+        def rows(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(count)
+            return leaf[np.searchsorted(mine, np.arange(start, stop))]
+
+        return jax.make_array_from_callback((count, *leaf.shape[1:]), where, rows)
+
+    return jax.tree.map(one, tree)
+
+
+def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """Which of the ``count`` prompts of a batch this process reads, samples and grades; ascending.
+
+    Raises:
+      ValueError: there are several processes, and the parts of the batch are not each one process's own.
+    """
+    here = jax.process_index()
+    if all(device.process_index == here for device in mesh.devices.flat):
+        return np.arange(count)
+    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    owners = [{device.process_index for device in part} for part in parts]
+    if any(len(owner) > 1 for owner in owners):
+        raise ValueError(
+            f"config.mesh.tensor={mesh.shape['tensor']} reaches over several processes: each samples "
+            "responses on its own devices, which therefore must hold all of tensor"
+        )
+    if count % len(parts):
+        raise ValueError(
+            f"a batch of {count} prompts cannot be cut into {len(parts)} parts (config.mesh), which several "
+            "processes need: make it a multiple"
+        )
+    size = count // len(parts)
+    return np.concatenate(
+        [np.arange(k * size, (k + 1) * size) for k, owner in enumerate(owners) if here in owner]
+    )
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The part of ``mesh`` that is on this process's devices; its batch axes become ``fsdp``."""
+    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    mine = np.array([part for part in parts if part[0].process_index == jax.process_index()])
+    if len(mine) == len(parts):
+        return mesh
+    return Mesh(mine[None, None], AXES, axis_types=mesh.axis_types)
+
+
+def own_copy(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that no batch axis cuts, as arrays over `own_mesh`; their data stays where it is."""
+
+    def one(x: Any) -> jax.Array:
+        pieces = [shard.data for shard in x.addressable_shards]
+        place = NamedSharding(mesh, x.sharding.spec)
+        return jax.make_array_from_single_device_arrays(x.shape, place, pieces)
 
     return jax.tree.map(one, tree)
 

@@ -1,20 +1,27 @@
 """Batches of prompts for rollouts, evaluation and imitation, by Grain.
 
-The order of rows is a pure function of the seed, so the whole state of an iterator is how many rows it has
-consumed: restoring it gives the very batches that would have followed. Rows are read, decoded and tokenised
-ahead of need by threads.
+The order of rows is a pure function of the seed, and slot b of batch k holds the row at position k B + b of
+that order. So the whole state of an iterator is the number of batches it has given, whatever the number of
+processes that share a batch and of workers that read ahead of need.
+
+A row that cannot be used, though the look through its source before the run did not see it (damaged pixels),
+leaves its slot empty: the order of all others stays as it is.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
 import grain
+import jax
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 
+from mmrl import hosts
 from mmrl.data.sources import Source
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, OverBudget, bucket, collate, encode, messages
@@ -52,13 +59,30 @@ class PromptFormat:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Prompts (numpy arrays), the samples they were made of, and the rows dropped on the way to them."""
+class Readers:
+    """Who reads and preprocesses ahead of need: threads of this process, or of so many other processes."""
 
+    threads: int = 4
+    processes: int = 0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that could not be used after all."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's prompts of a batch (numpy arrays), and the samples they were made of."""
+
+    rows: Int[np.ndarray, "b"]  # which of the whole batch they are
     samples: list[Sample]
     prompts: Prompts
-    keep: Bool[np.ndarray, "b"]  # False: a repeated row that only fills the last batch of an evaluation
-    dropped: int
+    keep: Bool[np.ndarray, "b"]  # False: an empty slot
+    skipped: tuple[Skipped, ...]  # why slots are empty; an evaluation's last batch may just not be full
 
 
 @dataclass(frozen=True)
@@ -67,61 +91,66 @@ class SolutionBatch:
 
     samples: list[Sample]
     prompts: Prompts
-    responses: Responses  # groups of one
+    responses: Responses  # groups of one; those of empty slots hold no token
     facts: list[Mapping[str, float]]  # of each row's episode; none for a solution
-    dropped: int
+    skipped: tuple[Skipped, ...]
 
 
 B = TypeVar("B")
 
 
 class Batches(Generic[B]):
-    """An endless iterator of batches whose state is a small JSON-able dictionary."""
+    """An endless iterator of batches, whose state is how many it has given."""
 
-    def __init__(self, rows: grain.DatasetIterator, take: Callable[[grain.DatasetIterator], B]) -> None:
-        self._rows, self._take = rows, take
+    def __init__(self, start: Callable[[int], Iterator[B]]) -> None:
+        self._start = start
+        self.seek(0)
 
     def __iter__(self) -> Batches[B]:
         return self
 
     def __next__(self) -> B:
-        return self._take(self._rows)
+        batch = next(self._rest)
+        self.given += 1
+        return batch
 
-    def get_state(self) -> dict[str, Any]:
-        """The place after the last batch that was given out; rows read ahead do not count."""
-        return self._rows.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a place saved by `get_state` of an iterator made with the same arguments."""
-        self._rows.set_state(state)
+    def seek(self, given: int) -> None:
+        """Go on as if ``given`` batches had been given; what is read ahead does not count as given."""
+        self.given = given
+        self._rest = self._start(given)
 
 
 def prompts(
-    source: Source,
+    sources: Sequence[Source],
     processor: Processor,
     form: PromptFormat,
     *,
     seed: int,
     batch_size: int,
-    shuffle: bool = True,
-    workers: int = 4,
+    weights: Sequence[float] | None = None,
+    rows: Int[np.ndarray, "b"] | None = None,
+    readers: Readers = Readers(),
 ) -> Batches[Batch]:
-    """Batches for ever, every epoch in an order of its own; a batch may span epochs, so short sources repeat.
+    """Batches for ever; a batch may span epochs, so short sources repeat.
 
-    Raises ValueError, when a batch is drawn, for a row that cannot be used (see `encode`), or if an epoch
-    passes in which every prompt is over budget.
+    Args:
+      sources: each in an order of its own, another one every epoch.
+      processor, form: how rows become prompts.
+      seed: of the orders.
+      batch_size: prompts of all processes together.
+      weights: shares of the sources in the batches; by default their numbers of rows.
+      rows: which slots of a batch this process reads; by default all.
+      readers: who reads ahead.
     """
+    mine = np.arange(batch_size) if rows is None else rows
+    work = partial(_prompt, sources=tuple(sources), processor=processor, form=form)
+    order = _order(sources, weights, seed)
 
-    def work(index: int) -> tuple[Sample, Encoded | None]:
-        sample = source[index]
-        return sample, _encoded(sample, processor, form)
+    def start(given: int) -> Iterator[Batch]:
+        worked = _ahead(order, work, mine, batch_size, given, sys.maxsize, readers)
+        return (_batch(mine, items, processor, form) for items in worked)
 
-    def take(rows: grain.DatasetIterator) -> Batch:
-        kept, dropped = _draw(rows, batch_size, source)
-        samples, encoded = map(list, zip(*kept, strict=True))
-        return Batch(samples, _collated(encoded, processor, form), np.ones(batch_size, bool), dropped)
-
-    return Batches(_rows(source, work, seed, shuffle, workers, batch_size), take)
+    return Batches(start)
 
 
 def solutions(
@@ -130,85 +159,69 @@ def solutions(
     form: PromptFormat,
     *,
     episode: Callable[[Sample], Episode],
-    response_buckets: Sequence[int],
+    max_tokens: int,
     observation_patches: int = 0,
     seed: int,
     batch_size: int,
-    workers: int = 4,
+    rows: Int[np.ndarray, "b"] | None = None,
+    readers: Readers = Readers(),
 ) -> Batches[SolutionBatch]:
-    """Batches for the supervised stage, like `prompts`. A response over the largest bucket drops its row.
+    """Batches for the supervised stage, like `prompts`. A response over ``max_tokens`` leaves its slot empty.
 
     A row with ``turns`` is replayed, tools included (`mmrl.rollout.replay`); others give their ``solution``.
 
     Args:
-      source, processor, form, seed, batch_size, workers: as for `prompts`.
+      source, processor, form, seed, batch_size, rows, readers: as for `prompts`.
       episode: in which a row's turns are played.
-      response_buckets: tokens of a response, what it reads included.
+      max_tokens: of a response, what it reads included; responses are padded to it.
       observation_patches: slots of all images that a response may read; 0 if episodes read nothing.
-
-    Raises ValueError, when a batch is drawn, for a row that gives nothing to imitate, whose turns are not
-    those of an ``episode``, or as `prompts` does.
     """
+    mine = np.arange(batch_size) if rows is None else rows
+    work = partial(
+        _solution, source=source, processor=processor, form=form, episode=episode, longest=max_tokens
+    )
+    order = _order([source], None, seed)
 
-    def work(index: int) -> tuple[Sample, tuple[Encoded, Trajectory] | None]:
-        sample = source[index]
-        try:
-            response = _demonstration(sample, processor, episode, max(response_buckets))
-        except OverBudget:
-            if form.overlong == "error":
-                raise
-            return sample, None
-        encoded = _encoded(sample, processor, form)
-        return sample, None if encoded is None else (encoded, response)
+    def batch(items: list[_Item]) -> SolutionBatch:
+        made = _batch(mine, items, processor, form)
+        width = made.prompts.images.patches.shape[-1]
+        told = [(k, item.response) for k, item in enumerate(items) if item.response is not None]
+        return SolutionBatch(
+            samples=made.samples,
+            prompts=made.prompts,
+            responses=gather(
+                (replace(one, group=k) for k, one in told),
+                len(items),
+                1,
+                max_tokens,
+                observation_patches,
+                width,
+            ),
+            facts=[one.facts for _, one in told],
+            skipped=made.skipped,
+        )
 
-    def take(rows: grain.DatasetIterator) -> SolutionBatch:
-        kept, dropped = _draw(rows, batch_size, source)
-        encoded, responses = zip(*(pair for _, pair in kept), strict=True)
-        length = bucket(max(len(one.tokens) for one in responses), response_buckets)
-        batch = _collated(encoded, processor, form)
-        placed = (replace(one, group=k) for k, one in enumerate(responses))
-        width = batch.images.patches.shape[-1]
-        gathered = gather(placed, batch_size, 1, length, observation_patches, width)
-        samples, facts = [sample for sample, _ in kept], [one.facts for one in responses]
-        return SolutionBatch(samples, batch, gathered, facts, dropped)
+    def start(given: int) -> Iterator[SolutionBatch]:
+        return map(batch, _ahead(order, work, mine, batch_size, given, sys.maxsize, readers))
 
-    return Batches(_rows(source, work, seed, True, workers, batch_size), take)
+    return Batches(start)
 
 
 def evaluation(
-    source: Source, processor: Processor, form: PromptFormat, *, batch_size: int, workers: int = 4
+    source: Source,
+    processor: Processor,
+    form: PromptFormat,
+    *,
+    batch_size: int,
+    rows: Int[np.ndarray, "b"] | None = None,
+    readers: Readers = Readers(),
 ) -> Iterator[Batch]:
-    """Every row once, in order. The last batch is filled up by repeated rows, marked False in ``keep``.
-
-    Raises ValueError for a row that cannot be used, or if every prompt is over budget.
-    """
-
-    def work(index: int) -> tuple[Sample, Encoded | None]:
-        sample = source[index]
-        return sample, _encoded(sample, processor, form)
-
-    rows = grain.MapDataset.range(len(source)).map(work).to_iter_dataset(_ahead(workers, batch_size))
-    waiting: list[tuple[Sample, Encoded]] = []
-    dropped, given = 0, 0
-
-    def batch() -> Batch:
-        keep = np.arange(batch_size) < len(waiting)
-        filled = [waiting[k % len(waiting)] for k in range(batch_size)]
-        samples, encoded = map(list, zip(*filled, strict=True))
-        return Batch(samples, _collated(encoded, processor, form), keep, dropped)
-
-    for sample, encoded in rows:
-        if encoded is None:
-            dropped += 1
-            continue
-        waiting.append((sample, encoded))
-        if len(waiting) == batch_size:
-            yield batch()
-            waiting, dropped, given = [], 0, given + 1
-    if waiting:
-        yield batch()
-    elif not given:
-        raise _all_dropped(source)
+    """Every row once, in order; the last batch may have empty slots. Arguments as for `prompts`."""
+    mine = np.arange(batch_size) if rows is None else rows
+    work = partial(_prompt, sources=(source,), processor=processor, form=form)
+    order = [(0, k) for k in range(len(source))]
+    for items in _ahead(order, work, mine, batch_size, 0, -(-len(source) // batch_size), readers):
+        yield _batch(mine, items, processor, form)
 
 
 def check_demonstration(sample: Sample, processor: Processor) -> None:
@@ -255,66 +268,130 @@ def _demonstration(
     return response
 
 
-def _encoded(sample: Sample, processor: Processor, form: PromptFormat) -> Encoded | None:
-    """A sample's prompt, or None if it is over budget and to be dropped."""
-    try:
-        return encode(
-            processor,
-            messages(sample.problem, form.system, form.suffix),
-            sample.images,
-            name=sample.id,
-            prompt_budget=max(form.prompt_buckets),
-            patch_budget=max(form.patch_buckets),
-            overlong="resize" if form.overlong == "resize" else "error",
-        )
-    except OverBudget:
-        if form.overlong == "error":
-            raise
-        return None
+@dataclass(frozen=True)
+class _Item:
+    """What became of a row."""
+
+    sample: Sample
+    encoded: Encoded | None  # None: an empty slot
+    response: Trajectory | None = None  # to imitate
+    reason: str = ""  # why the slot is empty, where a row was to fill it
 
 
-def _collated(encoded: Sequence[Encoded], processor: Processor, form: PromptFormat) -> Prompts:
-    """A batch in the smallest buckets that hold it."""
-    tokens = bucket(max(len(e.tokens) for e in encoded), form.prompt_buckets)
-    slots = bucket(max(len(e.patches) for e in encoded), form.patch_buckets)
-    return collate(encoded, processor, tokens, slots)
+_NOBODY = _Item(Sample(id="", problem="", answer=""), None)
 
 
-def _rows(
-    source: Source, work: Callable[[int], Any], seed: int, shuffle: bool, workers: int, batch_size: int
-) -> grain.DatasetIterator:
-    """Worked-on rows for ever, read ahead by threads."""
-    rows = grain.MapDataset.range(len(source))
-    if shuffle:
+def _order(
+    sources: Sequence[Source], weights: Sequence[float] | None, seed: int
+) -> Sequence[tuple[int, int]]:
+    """(source, row) at each position, for ever."""
+    orders = []
+    for k, source in enumerate(sources):
         # Grain adds the epoch to the seed; hashed first, the epochs of neighbouring seeds are unrelated.
-        rows = rows.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    return iter(rows.repeat().map(work).to_iter_dataset(_ahead(workers, batch_size)))
+        words = np.random.SeedSequence([seed, k] if k else seed).generate_state(1)
+        rows = grain.MapDataset.range(len(source)).shuffle(int(words[0])).repeat()
+        orders.append(rows.map(lambda row, k=k: (k, row)))
+    if len(orders) == 1:
+        return orders[0]
+    shares = [float(len(source)) for source in sources] if weights is None else [*weights]
+    return grain.MapDataset.mix(orders, [share / sum(shares) for share in shares])
 
 
-def _ahead(workers: int, batch_size: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(workers, batch_size))
+def _ahead(
+    order: Sequence[tuple[int, int]],
+    work: Callable[[int, int], _Item],
+    mine: Int[np.ndarray, "b"],
+    batch_size: int,
+    start: int,
+    stop: int,
+    readers: Readers,
+) -> Iterator[list[_Item]]:
+    """The rows ``mine`` of the batches from ``start`` to ``stop``, worked on ahead of need."""
+    count = len(mine)
+
+    def item(index: int) -> _Item:
+        batch, slot = divmod(index, count)
+        position = batch * batch_size + int(mine[slot])
+        return work(*order[position]) if position < len(order) else _NOBODY
+
+    last = min(stop * count, sys.maxsize)
+    options = grain.ReadOptions(num_threads=readers.threads, prefetch_buffer_size=max(readers.threads, count))
+    rows = grain.MapDataset.range(start * count, last).map(item).to_iter_dataset(options)
+    if readers.processes:
+        rows = rows.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=readers.processes), worker_init_fn=_without_devices
+        )
+    worked = iter(rows)
+    for _ in range(start, stop):
+        yield [next(worked) for _ in range(count)]
 
 
-def _draw(
-    rows: grain.DatasetIterator, batch_size: int, source: Source
-) -> tuple[list[tuple[Sample, Any]], int]:
-    """The next ``batch_size`` rows that fit their budget, and how many were passed over."""
-    kept: list[tuple[Sample, Any]] = []
-    dropped, run = 0, 0  # run: dropped in a row
-    while len(kept) < batch_size:
-        sample, value = next(rows)
-        if value is not None:
-            kept.append((sample, value))
-            run = 0
-            continue
-        dropped, run = dropped + 1, run + 1
-        if run > 2 * len(source):  # two epochs in a row: no order of rows leaves out a fitting one
-            raise _all_dropped(source)
-    return kept, dropped
+def _without_devices(worker: int, workers: int) -> None:
+    """A reader must not take the accelerator from the process that reads for it."""
+    jax.config.update("jax_platforms", "cpu")
 
 
-def _all_dropped(source: Source) -> ValueError:
-    return ValueError(
-        f"{source.name}: all {len(source)} prompts are over budget. Raise the largest prompt or patch bucket,"
-        ' or set overlong="resize".'
+def _prompt(
+    number: int, row: int, *, sources: Sequence[Source], processor: Processor, form: PromptFormat
+) -> _Item:
+    source = sources[number]
+    try:
+        sample = source[row]
+        return _Item(sample, _encoded(sample, processor, form))
+    except ValueError as error:
+        return _unusable(source, row, error, form)
+
+
+def _solution(
+    _: int,
+    row: int,
+    *,
+    source: Source,
+    processor: Processor,
+    form: PromptFormat,
+    episode: Callable[[Sample], Episode],
+    longest: int,
+) -> _Item:
+    try:
+        sample = source[row]
+        response = _demonstration(sample, processor, episode, longest)
+        return _Item(sample, _encoded(sample, processor, form), response)
+    except ValueError as error:
+        return _unusable(source, row, error, form)
+
+
+def _unusable(source: Source, row: int, error: ValueError, form: PromptFormat) -> _Item:
+    if isinstance(error, OverBudget) and form.overlong == "error":
+        raise error
+    return _Item(
+        Sample(id=source.id(row), problem="", answer="", source=source.name), None, reason=str(error)
+    )
+
+
+def _encoded(sample: Sample, processor: Processor, form: PromptFormat) -> Encoded:
+    return encode(
+        processor,
+        messages(sample.problem, form.system, form.suffix),
+        sample.images,
+        name=sample.id,
+        prompt_budget=max(form.prompt_buckets),
+        patch_budget=max(form.patch_buckets),
+        overlong="resize" if form.overlong == "resize" else "error",
+    )
+
+
+def _batch(
+    rows: Int[np.ndarray, "b"], items: Sequence[_Item], processor: Processor, form: PromptFormat
+) -> Batch:
+    """A batch in the smallest buckets that hold the rows of all processes."""
+    blank = encode(processor, messages(""))
+    encoded = [item.encoded or blank for item in items]
+    widths = hosts.most(max(len(e.tokens) for e in encoded), max(len(e.patches) for e in encoded))
+    tokens, slots = bucket(widths[0], form.prompt_buckets), bucket(widths[1], form.patch_buckets)
+    return Batch(
+        rows=rows,
+        samples=[item.sample for item in items],
+        prompts=collate(encoded, processor, tokens, slots),
+        keep=np.array([item.encoded is not None for item in items]),
+        skipped=tuple(Skipped(item.sample.id, item.reason) for item in items if item.reason),
     )

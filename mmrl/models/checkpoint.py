@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mmrl import hosts
 from mmrl.models.params import Param, flatten, unflatten
 from mmrl.types import Params
 
@@ -56,8 +58,15 @@ def load(
         for path, param in flat.items():
             parts = [_tensor(files, where[name], param, name, directory) for name in _tensor_names(param)]
             array = np.stack(parts) if param.stacked else parts[0]
-            leaves[path] = jax.device_put(np.asarray(array, dtype), places.get(path))
+            leaves[path] = _placed(np.asarray(array, dtype), places.get(path))
     return unflatten(leaves)
+
+
+def _placed(array: np.ndarray, place: jax.sharding.Sharding | None) -> jax.Array:
+    """An array that this process has whole, on the devices it belongs to."""
+    if place is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
 def save(
@@ -70,6 +79,8 @@ def save(
 ) -> None:
     """Write a Hugging Face directory that ``transformers`` loads; it appears whole or not at all.
 
+    With several processes the first writes it, and all must call this.
+
     Args:
       params: the weights.
       description: nested dict of `Param` that ``params`` follows.
@@ -78,14 +89,23 @@ def save(
       dtype: of the tensors written; by default that of ``params``.
       shard_bytes: a new file is begun when one would grow beyond this.
     """
-    directory, base = Path(directory), Path(base)
+    with hosts.first_alone() as writes:
+        tensors = _export(params, description, dtype)
+        if writes:
+            _write(tensors, Path(directory), Path(base), shard_bytes)
+        else:
+            for _ in tensors:  # the weights are brought together from all processes
+                pass
+
+
+def _write(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, base: Path, shard_bytes: int) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         for file in base.iterdir():
             if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
                 shutil.copyfile(file, temporary / file.name)
-        shards = list(_shards(_export(params, description, dtype), shard_bytes))
+        shards = list(_shards(tensors, shard_bytes))
         _write_shards(shards, temporary)
         _state_dtype(temporary / "config.json", next(iter(shards[0].values())).dtype)
         temporary.chmod(0o755)
@@ -213,12 +233,19 @@ def _export(params: Params, description: dict, dtype: DTypeLike | None) -> Itera
     for path, param in flatten(description).items():
         assert isinstance(param, Param)
         source, target = param.layout.split("->")
-        array = np.asarray(jax.device_get(arrays[path]))
+        array = _whole(arrays[path])
         if dtype is not None:
             array = array.astype(dtype)
         parts = array if param.stacked else array[None]
         for name, part in zip(_tensor_names(param), parts, strict=True):
             yield name, np.ascontiguousarray(rearrange(part, f"{target} -> {source}"))
+
+
+def _whole(leaf: jax.Array) -> np.ndarray:
+    """A weight on the host; one that is spread over several processes comes to all of them."""
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(jax.device_get(leaf))
+    return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]], limit: int) -> Iterator[dict[str, np.ndarray]]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from mmrl.models.qwen2_5_vl_config import Config
 from mmrl.rollout.episodes import Episode, single_turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Group, Stats, roll_out
+from mmrl.rollout.scheduler import Group, roll_out
 from mmrl.rollout.shape import shape_for
+from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Images, Observed, Params, Prompts, Responses
 
@@ -73,10 +74,20 @@ def generate(
 
 
 def groups_of(
-    prompts: Prompts, keys: Key[Array, "b"], group: int, episode: Callable[[int], Episode]
+    prompts: Prompts,
+    keys: Key[Array, "b"],
+    group: int,
+    episode: Callable[[int], Episode],
+    keep: Bool[np.ndarray, "b"] | None = None,
 ) -> Iterator[Group]:
-    """Each prompt with ``group`` episodes, ``episode(b)`` for prompt ``b``; made as they are asked for."""
+    """Each prompt with ``group`` episodes, ``episode(b)`` for prompt ``b``; made as they are asked for.
+
+    Groups of prompts where ``keep`` is False have no episodes.
+    """
     for b, data in enumerate(member_keys(keys, group)):
+        if keep is not None and not keep[b]:
+            yield Group(row_of(prompts, b), data, [])
+            continue
         yield Group(row_of(prompts, b), data, [episode(b) for _ in range(group)])
 
 

@@ -22,6 +22,7 @@ from mmrl.rollout.episodes import Call, Episode, Request
 from mmrl.rollout.members import Context, Member, advance, cut_at_stop_string, end_turn, ended, fits
 from mmrl.rollout.orders import STOP_SLOTS, admission, observations, orders
 from mmrl.rollout.shape import Shape
+from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Params, Prompts, StopReason
 
@@ -35,32 +36,6 @@ class Group:
     prompt: Prompts  # a batch of one, on the host, padded to the shape of the lanes
     keys: UInt32[np.ndarray, "g k"]  # data of the random key of each episode
     episodes: Sequence[Episode]
-
-
-@dataclass
-class Stats:
-    """What a rollout did, and where its time went."""
-
-    prompt_tokens: int = 0
-    prompt_slots: int = 0  # tokens that prefill computed, padding included
-    read_tokens: int = 0  # of observations
-    sampled_tokens: int = 0
-    steps: int = 0  # of decoding
-    slots: int = 0  # columns times steps: tokens that decoding could have sampled
-    chunks: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # prefill, decode, append, tools, host, consumer
-
-    def metrics(self) -> dict[str, float]:
-        """By the names they are logged under."""
-        prefill, decode = (max(self.seconds.get(name, 0.0), 1e-9) for name in ("prefill", "decode"))
-        return {
-            "rollout/occupancy": self.sampled_tokens / max(self.slots, 1),
-            "speed/prefill_tokens_per_second": self.prompt_tokens / prefill,
-            "speed/decode_tokens_per_second": self.sampled_tokens / decode,
-            "rollout/prefill_padding": 1 - self.prompt_tokens / max(self.prompt_slots, 1),
-            "rollout/steps": float(self.steps),
-            **{f"speed/rollout_{name}_seconds": seconds for name, seconds in self.seconds.items()},
-        }
 
 
 @dataclass(eq=False)
@@ -120,6 +95,7 @@ def roll_out(
     stats: Stats,
     tools: Callable[[Call], Future] | None = None,
     entropy: bool = False,
+    given_up: Callable[[], bool] = bool,
 ) -> Iterator[Trajectory]:
     """Play all episodes of ``groups``; each trajectory is given out when it ends, while others decode.
 
@@ -134,6 +110,7 @@ def roll_out(
       stats: added to.
       tools: starts a tool; its result is what the episode gets.
       entropy: record that of each draw.
+      given_up: asked between chunks; once it is true, nothing more is decoded and the rest is lost.
 
     Raises ValueError for an episode that asks for what there is no room for.
     """
@@ -157,7 +134,7 @@ def roll_out(
         slots=shape.slots[0],
         mark=time.perf_counter(),
     )
-    while True:
+    while not given_up():
         _place(run)
         _read(run)
         drawn = _decode(run)

@@ -1,26 +1,31 @@
 """From a config to the things a stage works with; every check that needs no computation happens here."""
 
 import dataclasses
+import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
+from mmrl import hosts
 from mmrl.config import Config
 from mmrl.data.corruption import METHODS
-from mmrl.data.pipeline import PromptFormat
-from mmrl.data.sources import Source, read
-from mmrl.data.validation import validate
-from mmrl.mesh import batch_shards, make_mesh, shardings
+from mmrl.data.pipeline import PromptFormat, Readers, Skipped
+from mmrl.data.sources import Source, mixture, read
+from mmrl.data.validation import Broken, Report, inspect, merged, usable
+from mmrl.mesh import batch_shards, make_mesh, own_rows, shardings
 from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.sampling import Sampling
+from mmrl.train.metrics import say
 from mmrl.train.programs import Policy
 from mmrl.types import Params
 
-CHECKED_ROWS = 512  # of a data file, before the run; the rest are checked as they are drawn
+PATIENCE_S = 3.0  # after which a look through data shows its progress
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,16 @@ class Model:
             self.config.vocabulary, len(self.processor.tokenizer), self.processor.placeholders
         )
         return Policy(model=self.config, temperature=temperature, bias=bias)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data sets that prompts are drawn from."""
+
+    sources: tuple[Source, ...]  # without the rows that cannot be used
+    weights: tuple[float, ...] | None  # their shares in a batch; None: as many as they have rows
+    rows: int  # of all, those that cannot be used included
+    broken: tuple[Skipped, ...]
 
 
 def located(path: str, workdir: Path) -> str:
@@ -113,6 +128,12 @@ def uneven(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh | Abstrac
     ]
 
 
+def check_processes(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError if several processes cannot share the batches of ``config`` (see `own_rows`)."""
+    for size in (config.rollout.prompts, config.train.update_prompts, config.cold_start.batch):
+        own_rows(mesh, size)
+
+
 def sampling_of(config: Config) -> Sampling:
     """How training samples.
 
@@ -149,16 +170,77 @@ def prompt_format(config: Config) -> PromptFormat:
     )
 
 
-def open_source(
-    config: Config, path: str, workdir: Path, model: Model, *, key: str, with_solutions: bool = False
-) -> Source:
-    """Open a data file and look through its first `CHECKED_ROWS` rows; ``key`` names it in messages.
+def readers(config: Config) -> Readers:
+    """Who reads data ahead of need."""
+    return Readers(config.data.workers, config.data.processes)
+
+
+def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingData:
+    """Open the data sets of ``config.data.train`` and look through them.
 
     Raises:
-      ValueError: the file, a column or a row is not what it should be.
+      ValueError: a file, a column, a weight or too many rows are not what they should be.
     """
+    parts = mixture(config.data.train)
+    found = [_looked_through(config, path, workdir, model, "data.train", None) for path, _ in parts]
+    weights = [weight for _, weight in parts if weight is not None]
+    return TrainingData(
+        sources=tuple(source for source, _ in found),
+        weights=tuple(weights) or None,
+        rows=sum(report.rows for _, report in found),
+        broken=tuple(Skipped(one.id, one.reason) for _, report in found for one in report.broken),
+    )
+
+
+def open_source(
+    config: Config, path: str, workdir: Path, model: Model, *, key: str, longest: int | None = None
+) -> Source:
+    """Open a data set and look through it; ``key`` names it in messages.
+
+    ``longest`` is for data to imitate: tokens that a row may demonstrate.
+
+    Raises:
+      ValueError: the file, a column or too many rows are not what they should be.
+    """
+    return _looked_through(config, path, workdir, model, key, longest)[0]
+
+
+def _looked_through(
+    config: Config, path: str, workdir: Path, model: Model, key: str, longest: int | None
+) -> tuple[Source, Report]:
+    """A data set without the rows that cannot be used, and what the look through all of it found."""
     if not path:
-        raise ValueError(f"config.{key} is empty: name a parquet or JSONL file")
+        raise ValueError(f"config.{key} is empty: name a data set")
     source = read(located(path, workdir), image_root=config.data.image_root or None)
-    validate(source, model.processor, prompt_format(config), rows=CHECKED_ROWS, with_solutions=with_solutions)
-    return source
+    form, size = prompt_format(config), len(source)
+    part = inspect(
+        source,
+        model.processor,
+        form,
+        with_solutions=longest is not None,
+        longest=longest,
+        start=jax.process_index(),
+        stride=jax.process_count(),
+        progress=partial(_show_progress, source.name, time.monotonic()),
+    )
+    parts = hosts.exchange(dataclasses.asdict(part))
+    report = merged(
+        [
+            Report(one["rows"], tuple(Broken(**row) for row in one["broken"]), tuple(one["over_budget"]))
+            for one in parts
+        ]
+    )
+    source = usable(source, report, max_broken=config.data.max_broken, overlong=form.overlong)
+    if len(source) < size:
+        say(
+            f"{source.name}: {len(source)} of {size} rows are used; {len(report.broken)} are broken, "
+            f"{len(report.over_budget)} over budget"
+        )
+    return source, report
+
+
+def _show_progress(name: str, start: float, done: int, total: int) -> None:
+    """Only where looking takes long enough to wonder."""
+    if time.monotonic() - start > PATIENCE_S and hosts.first():
+        end = "\n" if done == total else ""
+        print(f"\rlooking through {name}: {done} of {total} rows{end}", end=end, flush=True)

@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmrl.config import Config
 from mmrl.models.prompts import bucket, collate, encode, messages
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Stats
+from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train.assemble import Model
@@ -65,7 +66,7 @@ def complete(
             model,
             samples,
             collate(encoded, processor, tokens, slots),
-            prompt_keys(config.seed, _PURPOSE, 0, len(rows)),
+            prompt_keys(config.seed, _PURPOSE, 0, np.arange(len(rows))),
             group=n,
             sampling=sampling,
             config=config,

@@ -1,23 +1,28 @@
 """Held-out accuracy: sample, grade, average each component."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mmrl import hosts
 from mmrl.config import Config
 from mmrl.data.pipeline import evaluation
 from mmrl.data.sources import Source
+from mmrl.mesh import batch_shards, own_mesh, own_rows
 from mmrl.rewards.pool import RewardPool
-from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.sampling import Sampling
-from mmrl.train.assemble import Model, prompt_format
+from mmrl.rollout.stats import Stats
+from mmrl.train.assemble import Model, prompt_format, readers
+from mmrl.train.experience import Experience, Overview, concatenated
 from mmrl.train.metrics import Phases
+from mmrl.train.preemption import Notice
 from mmrl.train.programs import Policy
-from mmrl.train.rollouts import Experience, prompt_keys, sample_and_grade
-from mmrl.types import Params, StopReason
+from mmrl.train.rollouts import acting_weights, prompt_keys, sample_and_grade
+from mmrl.types import Params
 from mmrl.workers.pool import WorkerPool
 
 _PURPOSE = 2  # of random keys, apart from rollouts' and corruption's
@@ -31,88 +36,104 @@ def evaluate(
     pool: RewardPool,
     tools: WorkerPool | None,
     config: Config,
-) -> tuple[dict[str, float], list[Experience]]:
+    notice: Notice,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean of reward components and episodes' facts over ``evaluation.samples`` responses a held-out prompt.
 
     The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
 
     Returns:
-      ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "dropped": ...}``, and
-      what was sampled. Responses whose grading failed are left out; "dropped" counts prompts over budget.
+      ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "skipped": ...}``, and a
+      JSON row a response: the sample's id, problem and answer, the text, its components. Responses whose
+      grading failed are left out; "skipped" counts prompts that could not be used.
+
+    Raises:
+      Interrupted: ``notice`` was given.
     """
     if config.evaluation.limit:
-        source = dataclasses.replace(source, length=min(source.length, config.evaluation.limit))
-    acting = decoding_weights(params, model.config)
+        source = source.choose(range(min(len(source), config.evaluation.limit)))
+    acting = acting_weights(params, model)
     sampling = Sampling(
         max_tokens=config.rollout.max_tokens,
         temperature=config.evaluation.temperature,
         top_p=config.evaluation.top_p,
     )
-    size = min(config.evaluation.prompts, len(source))
-    experiences, dropped = [], 0
+    size = _batch_size(config, model, len(source))
+    seen: list[Overview] = []
+    told: list[dict[str, Any]] = []
     batches = evaluation(
-        source, model.processor, prompt_format(config), batch_size=size, workers=config.data.workers
+        source,
+        model.processor,
+        prompt_format(config),
+        batch_size=size,
+        rows=own_rows(model.mesh, size),
+        readers=readers(config),
     )
     for number, batch in enumerate(batches):
-        experience = sample_and_grade(
+        experience, whole = sample_and_grade(
             acting,
             policy,
             model,
             batch,
-            prompt_keys(config.seed, _PURPOSE, 0, size, start=number * size),
+            prompt_keys(config.seed, _PURPOSE, 0, number * size + batch.rows),
             group=config.evaluation.samples,
             sampling=sampling,
             config=config,
             pool=pool,
             tools=tools,
+            stats=Stats(),
             phases=Phases(),
+            notice=notice,
         )
-        dropped += batch.dropped
-        valid = experience.responses.valid & batch.keep[:, None]
-        experiences.append(
-            dataclasses.replace(experience, responses=dataclasses.replace(experience.responses, valid=valid))
-        )
-    return {**_summary(experiences), "dropped": float(dropped)}, experiences
+        seen.append(whole)
+        told += [row for rows in hosts.by_row(batch.rows, _responses(experience)) for row in rows]
+    return _summary(reduce(concatenated, seen)), told
 
 
-def _summary(experiences: Sequence[Experience]) -> dict[str, float]:
-    valid = np.concatenate([np.asarray(experience.responses.valid) for experience in experiences])
-    if not valid.any():
-        raise ValueError("evaluation: no response could be graded; see the verifier's errors")
+def _batch_size(config: Config, model: Model, rows: int) -> int:
+    """Prompts of a batch: as configured, but not many more than there are rows, and evenly over processes."""
+    size = min(config.evaluation.prompts, rows)
+    if own_mesh(model.mesh) is model.mesh:
+        return size
+    parts = batch_shards(model.mesh)
+    return -(-size // parts) * parts
 
-    def mean(parts: Sequence[np.ndarray]) -> float:
-        values = np.concatenate(parts)
-        return float(values[valid & ~np.isnan(values)].mean())
 
-    tables = [{**e.facts, **e.components} for e in experiences]
-    out = {}
-    for name in sorted({name for table in tables for name in table}):
-        parts = [
-            table.get(name, np.full(e.rewards.shape, np.nan))
-            for table, e in zip(tables, experiences, strict=True)
-        ]
-        out[name] = mean(parts)
-    out["reward"] = mean([e.rewards for e in experiences])
-    out["length"] = mean([np.asarray(e.responses.mask).sum(axis=-1).astype(float) for e in experiences])
-    out["truncated"] = mean(
-        [(np.asarray(e.responses.stop) == StopReason.LENGTH).astype(float) for e in experiences]
-    )
+def _responses(experience: Experience) -> list[list[dict[str, Any]]]:
+    """The JSON rows of each prompt's valid responses."""
+    out: list[list[dict[str, Any]]] = []
+    for b, sample in enumerate(experience.samples):
+        rows = []
+        for g, text in enumerate(experience.texts[b]):
+            if not experience.responses.valid[b, g]:
+                continue
+            graded = {name: float(values[b, g]) for name, values in experience.components.items()}
+            rows.append(
+                {"id": sample.id, "problem": sample.problem, "answer": sample.answer, "response": text}
+                | graded
+            )
+        out.append(rows)
     return out
 
 
-def write_responses(path: Path, experiences: Sequence[Experience]) -> None:
-    """One JSON row a response: the sample's id, problem and answer, the text, its components."""
-    with path.open("w") as file:
-        for experience in experiences:
-            for b, sample in enumerate(experience.samples):
-                for g, text in enumerate(experience.texts[b]):
-                    if not experience.responses.valid[b, g]:
-                        continue
-                    row = {
-                        "id": sample.id,
-                        "problem": sample.problem,
-                        "answer": sample.answer,
-                        "response": text,
-                        **{name: float(values[b, g]) for name, values in experience.components.items()},
-                    }
-                    file.write(json.dumps(row) + "\n")
+def _summary(whole: Overview) -> dict[str, float]:
+    if not whole.valid.any():
+        raise ValueError("evaluation: no response could be graded; see the verifier's errors")
+
+    def mean(values: np.ndarray) -> float:
+        return float(values[whole.valid & ~np.isnan(values)].mean())
+
+    return {
+        **{name: mean(values) for name, values in sorted({**whole.facts, **whole.components}.items())},
+        "reward": mean(whole.rewards),
+        "length": mean(whole.lengths.astype(float)),
+        "truncated": mean(whole.truncated.astype(float)),
+        "skipped": float(len(whole.skipped)),
+    }
+
+
+def write_responses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows of `evaluate` as JSONL; the file appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(path)

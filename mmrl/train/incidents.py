@@ -9,17 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.train.rollouts import Experience
+from mmrl.train.experience import Experience
 
 KEPT = 8  # folders, the newest; a run that gives up after fewer skipped updates in a row has all of those
 TEXT_LIMIT = 20_000  # characters of one text; a response's tokens are kept whole, in ``arrays.npz``
 
 
 def save_incident(
-    workdir: Path, step: int, experience: Experience, metrics: Mapping[str, float], process: int = 0
+    workdir: Path,
+    step: int,
+    experience: Experience,
+    metrics: Mapping[str, float],
+    process: int = 0,
+    draw: int = 0,
 ) -> Path:
     """Keep the batch of ``step`` in ``{workdir}/incidents/step_000012``; other processes than the first in
-    ``{workdir}/incidents/process_1`` and so on, each its own rows.
+    ``{workdir}/incidents/process_1`` and so on, each its own rows. What was drawn after the first batch of a
+    step (dynamic sampling) is kept in ``step_000012_draw_1`` and so on.
 
     - ``rows.jsonl``: a row a prompt: id, problem, answer, fingerprints of its images, its responses' texts.
     - ``arrays.npz``: ``prompt.*`` [b p], ``response.*`` [b g r] and [b g], ``reward`` and ``component.*`` and
@@ -30,7 +36,7 @@ def save_incident(
     ``KEPT`` of a process stay. Gives the folder. Raises ValueError if it cannot be written.
     """
     incidents = workdir / "incidents" / (f"process_{process}" if process else "")
-    folder = incidents / f"step_{step:06d}"
+    folder = incidents / (f"step_{step:06d}" + (f"_draw_{draw}" if draw else ""))
     part = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here

@@ -1,7 +1,7 @@
 """The reinforcement-learning stage, top to bottom: rollout, reward, score, prepare, update, log."""
 
 import dataclasses
-from collections.abc import Iterator
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mmrl import hosts
 from mmrl.algorithms.algorithm import Algorithm, keep_groups
 from mmrl.config import Config, algorithm
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
-from mmrl.mesh import put
+from mmrl.mesh import own_rows, put
 from mmrl.rewards.pool import RewardPool
-from mmrl.rollout.engine import decoding_weights
+from mmrl.rollout.stats import Stats, merged
 from mmrl.train import checkpoint, programs
-from mmrl.train.assemble import Model, prompt_format, sampling_of
+from mmrl.train.assemble import Model, TrainingData, prompt_format, readers, sampling_of
 from mmrl.train.evaluate import evaluate, write_responses
+from mmrl.train.experience import Experience, Overview, collect, describe, on_devices
+from mmrl.train.incidents import count_skipped, save_incident
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
 from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.preemption import Interrupted, Notice, due
 from mmrl.train.programs import Batch, ImageCorruption, Policy, TrainState
-from mmrl.train.rollouts import (
-    Experience,
-    collect,
-    describe,
-    prompt_keys,
-    sample_and_grade,
-    tool_pool,
-)
+from mmrl.train.rollouts import acting_weights, prompt_keys, sample_and_grade, tool_pool
+from mmrl.train.scores import describe_scores
+from mmrl.train.skipped import Ledger, note, open_ledger
 from mmrl.types import Params
 from mmrl.workers.pool import WorkerPool
 
 _ROLLOUT, _CORRUPTION = 0, 1  # purposes of random keys
+_BEST = "heldout/accuracy"  # of which the best checkpoints are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,12 @@ class Stage:
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
     reference: Params | None  # weights of the reference policy, where the algorithm asks for it
+    heldout: Source | None
     pool: RewardPool
     tools: WorkerPool | None
+    notice: Notice
     total_updates: int
+    workdir: Path
 
     @property
     def corruption(self) -> ImageCorruption:
@@ -58,16 +61,37 @@ class Stage:
         return ImageCorruption(self.config.corruption.method, self.config.corruption.probability)
 
 
-def train(config: Config, model: Model, source: Source, heldout: Source | None, workdir: Path) -> None:
+@dataclasses.dataclass
+class Run:
+    """What changes from step to step beside the weights."""
+
+    step: int  # steps taken
+    batches: pipeline.Batches[pipeline.Batch]
+    ledger: Ledger
+    unlucky: int = 0  # updates skipped in a row
+    pending: dict[str, float] | None = None  # metrics of ``step``, whose evaluation was interrupted
+    saved: float = dataclasses.field(default_factory=time.monotonic)
+
+
+def train(
+    config: Config,
+    model: Model,
+    data: TrainingData,
+    heldout: Source | None,
+    workdir: Path,
+    notice: Notice,
+) -> None:
     """Run the stage in ``workdir``, going on from its newest checkpoint if there is one.
 
-    Order on resuming: (1) weights, optimizer and update count, (2) the data iterator, (3) the metrics file,
-    cut back to the checkpoint's step. Random draws need no restoring: each has the step in its address.
+    Order on resuming: (1) weights, optimizer and update count, (2) the place in the data, (3) the metrics
+    file, cut back to the checkpoint's step. Random draws need no restoring: each has the step in its address.
+
+    Raises:
+      Interrupted: ``notice`` was given; the last step that was taken is saved.
     """
     params = model.load()
     chosen = algorithm(config)
-    updates_per_step = config.rollout.prompts // config.train.update_prompts
-    total_updates = config.train.steps * updates_per_step
+    total_updates = config.train.steps * (config.rollout.prompts // config.train.update_prompts)
     optimizer = make_optimizer(config.optimizer, params, total_updates)
     # The update gives its input's memory away, so the reference policy needs weights of its own. The model
     # casts every weight before its product, so that nothing is lost by keeping them in that type.
@@ -76,18 +100,22 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
         reference = jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), params)
     state = initial_state(params, optimizer)
     del params
-    batches = _batches(config, model, source)
-    manager = checkpoint.open_manager(workdir / "checkpoints", config.train.keep_checkpoints)
+    ledger = open_ledger(workdir / "skipped_rows.jsonl", data.rows, config.data.max_broken, data.broken)
+    run = Run(0, _batches(config, model, data), ledger)
+    manager = checkpoint.open_manager(
+        workdir / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, _BEST
+    )
     saved = checkpoint.restore(manager, state, say)
-    first = 0
     if saved is not None:
-        first, state = saved.step, saved.state
-        batches.set_state(saved.facts["data"])
-        say(f"resuming after step {first} of {config.train.steps}")
-    metrics = Metrics(workdir, first)
+        run.step, state = saved.step, saved.state
+        run.unlucky, run.pending = saved.facts["unlucky"], saved.facts["pending"]
+        run.batches.seek(saved.facts["batches"])
+        say(f"resuming after step {run.step} of {config.train.steps}")
+    metrics = Metrics(workdir, run.step - (run.pending is not None))
     with (
         jax.set_mesh(model.mesh),
         manager,
+        hosts.noticing_loss(),
         CompileCounter() as compiles,
         RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
         tool_pool(config) as tools,
@@ -99,108 +127,163 @@ def train(config: Config, model: Model, source: Source, heldout: Source | None, 
             algorithm=chosen,
             optimizer=optimizer,
             reference=reference,
+            heldout=heldout,
             pool=pool,
             tools=tools,
+            notice=notice,
             total_updates=total_updates,
+            workdir=workdir,
         )
-        _run(stage, state, first, batches, heldout, manager, metrics, compiles, workdir)
+        _run(stage, state, run, manager, metrics, compiles)
     metrics.close()
 
 
 def _run(
-    stage: Stage,
-    state: TrainState,
-    first: int,
-    batches: pipeline.Batches,
-    heldout: Source | None,
-    manager: Any,
-    metrics: Metrics,
-    compiles: CompileCounter,
-    workdir: Path,
+    stage: Stage, state: TrainState, run: Run, manager: Any, metrics: Metrics, compiles: CompileCounter
 ) -> None:
-    config = stage.config
-    progress = Progress("rl", config.train.steps)
-    if first == 0 and heldout is not None:
-        values = _evaluate(stage, state.params, heldout, workdir / "responses_before.jsonl")
+    progress = Progress("rl", stage.config.train.steps)
+    phases = Phases()
+
+    def finish(values: dict[str, float]) -> None:
+        """Evaluate, log, and then save: a checkpoint never knows of a step that the log does not."""
+        nonlocal phases
+        try:
+            with phases("evaluate"):
+                values |= _evaluate(stage, state.params, run.step)
+        except Interrupted:
+            _save(stage, state, run, manager, pending=values)
+            raise
+        values |= {**phases.metrics(), "compiles": float(compiles.count)}
+        metrics.write(run.step, values)
+        progress.show(run.step, **_shown(values))
+        phases = Phases()
+        with phases("checkpoint"):
+            if _to_save(stage, run):
+                _save(stage, state, run, manager, metrics=values)
+
+    if run.pending is not None:
+        finish(run.pending)
+    elif run.step == 0:
+        values = _evaluate(stage, state.params, 0)
         metrics.write(0, values)
         say(f"before: {_headline(values)}")
-    for step in range(first + 1, config.train.steps + 1):
-        last = step == config.train.steps
         phases = Phases()
-        state, values = _step(stage, state, step, batches, phases)
-        if heldout is not None and (last or step % config.train.evaluate_every == 0):
-            with phases("evaluate"):
-                values |= _evaluate(stage, state.params, heldout, workdir / "responses_after.jsonl")
-        if last or step % config.train.checkpoint_every == 0:
-            with phases("checkpoint"):
-                checkpoint.save(manager, step, state, {"data": batches.get_state()})
-        values |= {**phases.metrics(), "compiles": float(compiles.count)}
-        metrics.write(step, values)
-        progress.show(step, **_shown(values))
+    while run.step < stage.config.train.steps:
+        given = run.batches.given
+        try:
+            state, values = _step(stage, state, run, phases)
+        except Interrupted:
+            run.batches.seek(given)
+            if run.step:
+                _save(stage, state, run, manager)
+            raise
+        run.step += 1
+        finish(values)
     manager.wait_until_finished()
 
 
-def _step(
-    stage: Stage, state: TrainState, step: int, batches: Iterator[pipeline.Batch], phases: Phases
-) -> tuple[TrainState, dict[str, float]]:
+def _to_save(stage: Stage, run: Run) -> bool:
+    train = stage.config.train
+    if run.step == train.steps or run.step % train.checkpoint_every == 0:
+        return True
+    # The first process's clock decides for all.
+    minutes = train.checkpoint_minutes
+    return minutes > 0 and hosts.exchange(due(run.saved, minutes, time.monotonic()))[0]
+
+
+def _save(
+    stage: Stage,
+    state: TrainState,
+    run: Run,
+    manager: Any,
+    metrics: dict[str, float] | None = None,
+    pending: dict[str, float] | None = None,
+) -> None:
+    facts = {
+        "batches": run.batches.given,
+        "unlucky": run.unlucky,
+        "pending": pending,
+        "config": dataclasses.asdict(stage.config),
+    }
+    checkpoint.save(manager, run.step, state, facts, metrics)
+    run.saved = time.monotonic()
+
+
+def _step(stage: Stage, state: TrainState, run: Run, phases: Phases) -> tuple[TrainState, dict[str, float]]:
     """One batch of experience and the updates on it."""
-    config = stage.config
+    config, step = stage.config, run.step + 1
     with phases("rollout"):
-        acting = decoding_weights(state.params, stage.model.config)
-    draw = partial(_draw, stage, acting, step, batches, phases)
+        acting = acting_weights(state.params, stage.model)
+    stats = Stats()
+    draw = partial(_draw, stage, acting, step, run.batches, stats, phases)
     keep = partial(_worth_training, stage.algorithm)
     bound = config.rollout.max_batches if stage.algorithm.group_filter else 1
-    experience, values = collect(draw, keep, config.rollout.prompts, bound)
-    values |= describe(experience)
+    drawn, chosen, whole, values = collect(draw, keep, config.rollout.prompts, bound)
+    note(run.ledger, whole.skipped)
+    values |= describe(whole) | merged(hosts.exchange(dataclasses.asdict(stats))).metrics()
     del acting
     with phases("score"):
-        prompts, responses = put((experience.prompts, experience.responses), stage.model.mesh)
+        mesh = stage.model.mesh
+        prompts, responses = on_devices(drawn, chosen, mesh)
+        mine = own_rows(mesh, config.rollout.prompts)
+        keys = prompt_keys(config.seed, _CORRUPTION, step, mine)
         batch = Batch(
             prompts=prompts,
             responses=responses,
-            corruption_keys=prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts),
+            corruption_keys=jax.random.wrap_key_data(put(jax.random.key_data(keys), mesh)),
         )
+        graded = put((whole.rewards[mine], whole.accuracy[mine].astype(np.float32)), mesh)
         scores = _score(stage, state.params, batch)
     totals: dict[str, float] = {}
     size = config.train.update_prompts
     for start in range(0, config.rollout.prompts, size):
         rows = slice(start, start + size)
-        inputs = _rows((batch, scores), rows)
-        state, made, scored = _update(stage, state, step, inputs, experience, rows, phases)
+        state, made, scored = _update(stage, state, _rows((batch, graded, scores), rows), phases)
         scores |= scored
         for name, value in made.items():
             totals[name] = totals.get(name, 0.0) + value * size / config.rollout.prompts
+        if made["loss/skipped"]:
+            _tell_skipped(stage, step, whole.ids[rows], drawn, made)
+        folder = stage.workdir / "incidents" / f"step_{step:06d}"
+        run.unlucky = count_skipped(run.unlucky, bool(made["loss/skipped"]), config.train.max_skipped, folder)
     with phases("score"):
-        values |= totals | _score_metrics(scores, experience)
-    sampled = float(experience.responses.mask.sum())
-    values["rollout/tokens_per_second"] = sampled / max(phases.seconds["rollout"], 1e-9)
+        told = describe_scores(scores, responses.logprob, responses.mask, responses.valid)
+        values |= totals | {name: float(value) for name, value in jax.device_get(told).items()}
+    values["rollout/tokens_per_second"] = float(whole.lengths.sum()) / max(phases.seconds["rollout"], 1e-9)
     return state, values
 
 
 def _draw(
-    stage: Stage, params: Params, step: int, batches: Iterator[pipeline.Batch], phases: Phases, number: int
-) -> Experience:
+    stage: Stage,
+    params: Params,
+    step: int,
+    batches: pipeline.Batches[pipeline.Batch],
+    stats: Stats,
+    phases: Phases,
+    number: int,
+) -> tuple[Experience, Overview]:
     config = stage.config
     with phases("data"):
         batch = next(batches)
-    count = config.rollout.prompts
     return sample_and_grade(
         params,
         stage.policy,
         stage.model,
         batch,
-        prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count),
+        prompt_keys(config.seed, _ROLLOUT, step, number * config.rollout.prompts + batch.rows),
         group=config.rollout.group,
         sampling=sampling_of(config),
         config=config,
         pool=stage.pool,
         tools=stage.tools,
+        stats=stats,
         phases=phases,
+        notice=stage.notice,
     )
 
 
-def _worth_training(chosen: Algorithm, experience: Experience) -> np.ndarray:
-    return keep_groups(chosen, experience.accuracy, experience.responses.valid)
+def _worth_training(chosen: Algorithm, whole: Overview) -> np.ndarray:
+    return keep_groups(chosen, whole.accuracy, whole.valid)
 
 
 def _score(stage: Stage, params: Params, batch: Batch) -> dict[str, jax.Array]:
@@ -228,23 +311,20 @@ def _score(stage: Stage, params: Params, batch: Batch) -> dict[str, jax.Array]:
 def _update(
     stage: Stage,
     state: TrainState,
-    step: int,
-    inputs: tuple[Batch, dict[str, jax.Array]],
-    experience: Experience,
-    rows: slice,
+    inputs: tuple[Batch, tuple[jax.Array, jax.Array], dict[str, jax.Array]],
     phases: Phases,
 ) -> tuple[TrainState, dict[str, float], dict[str, jax.Array]]:
-    """One optimizer step on the groups ``rows``; its statistics are taken over all of them together.
+    """One optimizer step on some groups; its statistics are taken over all of them together.
 
     Also gives what it has found out of the policy before the step, unless that was known.
     """
-    batch, scores = inputs
+    batch, (rewards, accuracy), scores = inputs
     train = stage.config.train
     with phases("prepare"):
         targets = programs.prepare(
             stage.algorithm,
-            experience.rewards[rows],
-            experience.accuracy[rows].astype(np.float32),
+            rewards,
+            accuracy,
             batch.responses.valid,
             batch.responses.mask,
             scores,
@@ -264,65 +344,53 @@ def _update(
         )
         scored = {"logprob": made.pop("logprob")} if "logprob" in made else {}
         values = {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
-    if values["loss/skipped"]:
-        ids = ", ".join(sample.id for sample in experience.samples[rows])
-        say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
     return state, values, scored
 
 
-def _score_metrics(scores: dict[str, jax.Array], experience: Experience) -> dict[str, float]:
-    """How far sampler and scorer disagree, and what the scores say of the responses.
-
-    The sampler's logprobs are renormalised over what top-k, top-p and min-p keep, the scorer's are not: with
-    truncation the difference holds the mass cut off as well as the rounding.
-    """
-    mask = experience.responses.mask & experience.responses.valid[..., None]
-    host = {name: np.asarray(value)[mask] for name, value in scores.items()}
-    if not mask.any():
-        return {}
-    difference = np.abs(host["logprob"] - experience.responses.logprob[mask])
-    out = {
-        "sampler/logprob_difference_mean": float(difference.mean()),
-        "sampler/logprob_difference_max": float(difference.max()),
-        "policy/sampled_entropy": float(-host["logprob"].mean()),
-    }
-    if "entropy" in host:
-        out["policy/entropy"] = float(host["entropy"].mean())
-    perception = host.get("perception")
-    if perception is None and "corrupted" in host:
-        # The sampled-token estimate k3 of KL(image present || corrupted).
-        log_ratio = np.clip(host["corrupted"] - host["logprob"], -20, 20)
-        perception = np.clip(np.expm1(log_ratio) - log_ratio, 0, 10)
-    if perception is not None:
-        out["perception/mean"] = float(perception.mean())
-        for percent in (50, 90):
-            out[f"perception/p{percent}"] = float(np.percentile(perception, percent))
-    if "reference" in host:
-        log_ratio = host["reference"] - host["logprob"]
-        out["policy/reference_kl"] = float((np.expm1(log_ratio) - log_ratio).mean())
-    return out
-
-
-def _evaluate(stage: Stage, params: Params, heldout: Source, path: Path) -> dict[str, float]:
-    values, experiences = evaluate(
-        params, stage.policy, stage.model, heldout, stage.pool, stage.tools, stage.config
+def _tell_skipped(
+    stage: Stage, step: int, ids: list[str], drawn: list[Experience], metrics: dict[str, float]
+) -> None:
+    """Keep what the step was made of; each process its own rows."""
+    for number, experience in enumerate(drawn):
+        folder = save_incident(stage.workdir, step, experience, metrics, jax.process_index(), number)
+    say(
+        f"step {step}: loss or gradient is not finite, the update is skipped; its batch is kept in {folder}; "
+        f"its rows are {', '.join(ids)}"
     )
-    write_responses(path, experiences)
+
+
+def _evaluate(stage: Stage, params: Params, step: int) -> dict[str, float]:
+    """Held-out figures, in the steps that have them."""
+    train = stage.config.train
+    if stage.heldout is None or not (step == train.steps or step % train.evaluate_every == 0):
+        return {}
+    policy, config = stage.policy, stage.config
+    values, responses = evaluate(
+        params, policy, stage.model, stage.heldout, stage.pool, stage.tools, config, stage.notice
+    )
+    if hosts.first():
+        when = "after" if step else "before"
+        write_responses(stage.workdir / f"responses_{when}.jsonl", responses)
     return {f"heldout/{name}": value for name, value in values.items()}
 
 
 def _rows(tree: Any, rows: slice) -> Any:
-    return jax.tree.map(lambda leaf: leaf[rows], tree)
+    def cut(leaf: jax.Array) -> jax.Array:
+        return leaf if rows == slice(0, leaf.shape[0]) else leaf[rows]
+
+    return jax.tree.map(cut, tree)
 
 
-def _batches(config: Config, model: Model, source: Source) -> pipeline.Batches:
+def _batches(config: Config, model: Model, data: TrainingData) -> pipeline.Batches[pipeline.Batch]:
     return pipeline.prompts(
-        source,
+        data.sources,
         model.processor,
         prompt_format(config),
         seed=config.seed,
         batch_size=config.rollout.prompts,
-        workers=config.data.workers,
+        weights=data.weights,
+        rows=own_rows(model.mesh, config.rollout.prompts),
+        readers=readers(config),
     )
 
 

@@ -1,6 +1,7 @@
 """What a run tells: one JSON row a step, TensorBoard, and a progress line for people."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,33 +11,42 @@ from pathlib import Path
 import jax.monitoring
 from tensorboardX import SummaryWriter
 
+from mmrl import hosts
+
 
 class Metrics:
-    """Append-only ``metrics.jsonl`` and TensorBoard events of one stage.
+    """Append-only ``metrics.jsonl`` and TensorBoard events of one stage, written by the first process.
 
-    Opened to go on after ``step`` steps: rows of later steps, left by an interrupted run, are cut off, so
-    that every step has one row.
+    Opened to go on after ``step`` steps (-1: from nothing): rows of later steps, left by an interrupted run,
+    are cut off, so that every step has one row.
     """
 
     def __init__(self, directory: Path, step: int) -> None:
+        self._writes = hosts.first()
+        if not self._writes:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         _keep_rows(self._path, step)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=max(step + 1, 0))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Add the row of ``step``."""
+        """Add the row of ``step``; it is on the disk when this returns."""
+        if not self._writes:
+            return
         row = {"step": step, **{name: round(float(value), 8) for name, value in sorted(values.items())}}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
@@ -107,12 +117,15 @@ class Progress:
 
     def __init__(self, stage: str, total: int) -> None:
         self._stage, self._total = stage, total
+        self._speaks = hosts.first()
         self._live = sys.stdout.isatty()
         self._start = time.perf_counter()
         self._first: int | None = None
 
     def show(self, step: int, **values: str | float) -> None:
-        """Report ``step`` of the total, with named values and the time left."""
+        """Report ``step`` of the total, with named values and the time left; the first process does."""
+        if not self._speaks:
+            return
         if self._first is None:
             self._first = step - 1
         elapsed = time.perf_counter() - self._start
@@ -130,8 +143,9 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Tell people something, at once."""
-    print(text, flush=True)
+    """Tell people something, at once; the first process does."""
+    if hosts.first():
+        print(text, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from mmrl import hosts
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -16,6 +18,17 @@ class Notice:
     """Whether the run has been asked to stop."""
 
     given: str | None = None  # name of the first signal that came
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what is to be kept must be saved now."""
+
+
+def interrupt(notice: Notice) -> None:
+    """Raise `Interrupted` in all processes if one of them was asked to stop; each must call this."""
+    given = [name for name in hosts.exchange(notice.given) if name is not None]
+    if given:
+        raise Interrupted(given[0])
 
 
 @contextmanager

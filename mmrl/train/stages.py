@@ -4,25 +4,31 @@ import json
 import time
 from pathlib import Path
 
+from mmrl import hosts
 from mmrl.config import Config, algorithm
 from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
+from mmrl.data.sources import Source, fingerprint
 from mmrl.data.zoom_world import write_zoom_model, write_zoom_world
 from mmrl.train.assemble import (
     Model,
+    TrainingData,
     check_corruption,
+    check_processes,
     located,
     open_model,
     open_source,
+    open_training_data,
     sampling_of,
     uneven,
 )
 from mmrl.train.curves import draw_curves
 from mmrl.train.loop import train
 from mmrl.train.metrics import read_metrics, say
+from mmrl.train.preemption import Notice, watch
 from mmrl.train.rollouts import stated
 from mmrl.train.sft import sft
-from mmrl.train.workdir import open_workdir
+from mmrl.train.workdir import hold, open_workdir, record_start
 
 _TABLE = (
     ("accuracy", "heldout/accuracy"),
@@ -38,49 +44,81 @@ _TOOL_TABLE = (
 def run(config: Config, workdir: Path) -> dict[str, float | None]:
     """Run every stage of ``config`` that is not done yet in ``workdir``; returns what ``summary.json`` holds.
 
+    Every process of the run calls this.
+
     Raises:
       ValueError: anything about config, model or data that can be known before computing.
+      Interrupted: the run was asked to stop (SIGTERM, Ctrl-C); what it has done is saved.
     """
     start = time.perf_counter()
     algorithm(config)
     sampling_of(config)
     check_corruption(config)
-    open_workdir(config, workdir)
-    spent = _seconds_before(workdir)
-    model, source, heldout = prepare(config, workdir)
-    if config.cold_start.steps:
-        model = cold_start(config, model, workdir)
-    train(config, model, source, heldout, workdir)
-    draw_curves(workdir, workdir / "curves.png", f"{config.algorithm['name']}, seed {config.seed}")
-    summary = summarise(workdir, spent + time.perf_counter() - start)
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    _tell(config, workdir, summary)
+    with hold(workdir), hosts.noticing_loss(), watch() as notice:
+        open_workdir(config, workdir)
+        spent = _seconds_before(workdir)
+        model, data, heldout = prepare(config, workdir)
+        if config.cold_start.steps:
+            model = cold_start(config, model, workdir, notice)
+        train(config, model, data, heldout, workdir, notice)
+        with hosts.first_alone() as writes:
+            if writes:
+                name = f"{config.algorithm['name']}, seed {config.seed}"
+                draw_curves(workdir, workdir / "curves.png", name)
+        summary = summarise(workdir, spent + time.perf_counter() - start)
+        if hosts.first():
+            (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            _tell(config, workdir, summary)
     return summary
 
 
-def prepare(config: Config, workdir: Path):
-    """Write the world if the config asks for one, open model and data, and check them.
+def run_cold_start(config: Config, workdir: Path) -> Model:
+    """The supervised stage alone, like `run`; returns the model it made."""
+    with hold(workdir), hosts.noticing_loss(), watch() as notice:
+        open_workdir(config, workdir)
+        write_built_in_world(config, workdir)
+        model = open_model(config, located(config.model.path, workdir))
+        return cold_start(config, model, workdir, notice)
+
+
+def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, Source | None]:
+    """Write the world if the config asks for one, open model and data, check them, and record the start.
 
     Returns:
-      The model, the training source and the held-out source (or None).
+      The model, the training data and the held-out source (or None).
     """
     write_built_in_world(config, workdir)
     model = open_model(config, located(config.model.path, workdir))
     for warning in uneven(config, model.config, model.mesh):
         say(warning)
     say(stated(config, model))
-    source = open_source(config, config.data.train, workdir, model, key="data.train")
+    check_processes(config, model.mesh)
+    data = open_training_data(config, workdir, model)
     heldout = None
+    fingerprints = {f"data.train[{k}]": _fingerprint(source) for k, source in enumerate(data.sources)}
     if config.data.heldout:
         heldout = open_source(config, config.data.heldout, workdir, model, key="data.heldout")
-    return model, source, heldout
+        fingerprints["data.heldout"] = _fingerprint(heldout)
+    record_start(workdir, fingerprints, say)
+    return model, data, heldout
+
+
+def _fingerprint(source: Source) -> str:
+    """Of the data as the first process sees it."""
+    return hosts.exchange(fingerprint(source) if hosts.first() else None)[0]
 
 
 def write_built_in_world(config: Config, workdir: Path) -> None:
     """Data and untrained model of ``config.world`` under ``{workdir}/world``, unless they are there."""
+    if config.world.train:
+        with hosts.first_alone() as writes:
+            if writes:
+                _write_world(config, workdir / "world")
+
+
+def _write_world(config: Config, directory: Path) -> None:
     world = config.world
-    directory = workdir / "world"
-    if not world.train or (directory / "model" / "config.json").is_file():
+    if (directory / "model" / "config.json").is_file():  # it is written last
         return
     say(f"writing the {world.name} world to {directory}")
     sizes = {"cold_start": world.cold_start, "train": world.train, "heldout": world.heldout}
@@ -92,14 +130,15 @@ def write_built_in_world(config: Config, workdir: Path) -> None:
     write_model(directory / "model", config.seed)
 
 
-def cold_start(config: Config, model: Model, workdir: Path) -> Model:
+def cold_start(config: Config, model: Model, workdir: Path, notice: Notice) -> Model:
     """The supervised stage, unless its result is there; returns the model it made."""
     out = workdir / "cold_start" / "model"
     if not (out / "config.json").is_file():
+        stage = config.cold_start
         source = open_source(
-            config, config.cold_start.data, workdir, model, key="cold_start.data", with_solutions=True
+            config, stage.data, workdir, model, key="cold_start.data", longest=stage.max_tokens
         )
-        sft(config, model, source, workdir / "cold_start", out)
+        sft(config, model, source, workdir / "cold_start", out, notice)
     return open_model(config, out)
 
 

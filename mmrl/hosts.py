@@ -1,0 +1,111 @@
+"""Several processes as one run: joining them, and small messages that all of them see.
+
+Beside these messages nothing crosses from process to process but the collectives of jitted programs. All
+processes must send the same messages in the same order, as they must run the same programs.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+SILENCE_S = 30  # a process that is not heard of for so long is dead to the others
+LOST = 75  # exit status: try again (EX_TEMPFAIL of sysexits.h)
+
+
+def join(coordinator: str, processes: int | None, process: int | None) -> None:
+    """Become one of the ``processes`` of a run, before anything else is asked of jax.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "auto" on machines that know it (Cloud TPU, Slurm).
+      processes: how many there are; None for "auto".
+      process: which one this is, from 0; None for "auto".
+
+    Raises:
+      ValueError: the arguments do not go together, or the others cannot be reached.
+    """
+    auto = coordinator == "auto"
+    if auto != (processes is None) or auto != (process is None):
+        raise ValueError(
+            "--coordinator=HOST:PORT needs --processes and --process, --coordinator=auto neither"
+        )
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ValueError(f"--process={process} is not one of 0 to {processes - 1} (--processes={processes})")
+    try:
+        jax.distributed.initialize(
+            None if auto else coordinator, processes, process, heartbeat_timeout_seconds=SILENCE_S
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--coordinator={coordinator}: cannot join the other processes: {error}") from error
+
+
+def first() -> bool:
+    """Whether this is the process that writes files and speaks to people."""
+    return jax.process_index() == 0
+
+
+def exchange(value: Any) -> list[Any]:
+    """The JSON value that each process gives, in the order of the processes; waits for all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(text)], np.int32)).reshape(-1)
+    padded = np.pad(text, (0, int(lengths.max()) - len(text)))
+    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+    return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths, strict=True)]
+
+
+def most(*values: int) -> tuple[int, ...]:
+    """The largest of each value over all processes, so that their arrays get the same shape."""
+    return tuple(max(column) for column in zip(*exchange(list(values)), strict=True))
+
+
+def wait() -> None:
+    """Until every process is here."""
+    exchange(None)
+
+
+@contextmanager
+def first_alone() -> Iterator[bool]:
+    """A block that only the first process should act in (it is told so); the others wait for its end."""
+    yield first()
+    wait()
+
+
+@contextmanager
+def noticing_loss() -> Iterator[None]:
+    """End this process, saying why, when a program of several processes fails: another one is gone.
+
+    At once, since leaving other blocks in order, an open checkpoint for one, may wait for that process too.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"mmrl: process {jax.process_index()} of {jax.process_count()} ends, as another process of the"
+            " run has: the output of that one says why. Start all of them again with the same commands, and the"
+            f" run goes on from its last checkpoint. (What was seen here: {str(error)[:300]})",
+            file=sys.stderr,
+        )
+        leave(LOST)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once: an orderly end would wait for processes that are gone, or wait for this."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def by_row(rows: Iterable[int], values: Sequence[Any]) -> list[Any]:
+    """What all processes know of the rows of a batch, in their order; each gives its own ``rows``."""
+    pairs = [pair for part in exchange(list(zip(map(int, rows), values, strict=True))) for pair in part]
+    return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

@@ -1,0 +1,52 @@
+"""The list of rows that a run could not use, and the share of them at which it stops."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmrl import hosts
+from mmrl.data.pipeline import Skipped
+
+
+@dataclass
+class Ledger:
+    """Rows that could not be used, by id; the same in every process."""
+
+    path: Path
+    rows: int  # of all training data
+    most: float  # share of them that may be unusable
+    reasons: dict[str, str]
+
+
+def open_ledger(path: Path, rows: int, most: float, broken: Iterable[Skipped]) -> Ledger:
+    """The list at ``path``: what an earlier start of the run found, and what this one knows to begin with."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    known = {row["id"]: row["reason"] for row in map(json.loads, lines)}
+    hosts.wait()  # until all have read it
+    ledger = Ledger(path, rows, most, known)
+    note(ledger, broken)
+    return ledger
+
+
+def note(ledger: Ledger, skipped: Iterable[Skipped]) -> None:
+    """Add rows to the list.
+
+    Raises:
+      ValueError: they have become more than the share that may be unusable.
+    """
+    new = {one.id: one.reason for one in skipped if one.id not in ledger.reasons}
+    if not new:
+        return
+    ledger.reasons |= new
+    if hosts.first():
+        part = ledger.path.with_suffix(".jsonl.part")
+        rows = ({"id": name, "reason": reason} for name, reason in ledger.reasons.items())
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        part.replace(ledger.path)
+    if len(ledger.reasons) > ledger.most * ledger.rows:
+        last = ", ".join(f"{name} ({reason})" for name, reason in [*new.items()][:5])
+        raise ValueError(
+            f"{len(ledger.reasons)} of {ledger.rows} rows of the data cannot be used, more than the share of "
+            f"config.data.max_broken={ledger.most}; the last are {last}; all are in {ledger.path}"
+        )
