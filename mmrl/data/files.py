@@ -1,4 +1,4 @@
-"""Raw rows of parquet and JSONL files by random access: no meaning of a column, no image.
+"""Raw rows of parquet, JSONL and CSV files by random access: no meaning of a column, no image.
 
 A row that cannot be read is an error of its own, raised where that row is asked for, so that one damaged line
 or row group costs the rows it holds and no others.
@@ -6,6 +6,7 @@ or row group costs the rows it holds and no others.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import mmap
@@ -30,6 +31,7 @@ class Table(NamedTuple):
     length: int
     row: Callable[[int], Mapping[str, Any]]  # ValueError without the row's name if it cannot be read
     files: tuple[Path, ...]  # what it reads, in order
+    part: str = ""  # which rows of the files, where it is not all
 
 
 class Damaged(NamedTuple):
@@ -182,3 +184,34 @@ def jsonl_table(files: Sequence[Path]) -> Table:
         return value
 
     return Table(len(table), row, tuple(files))
+
+
+def csv_table(file: Path) -> tuple[Table, list[str]]:
+    """Rows of a CSV file with a header, all text, in memory; and the header. An empty cell is absent.
+
+    Raises ValueError naming the file if its header cannot be read.
+    """
+    rows: list[list[str] | str] = []  # text: why the row cannot be read
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+        lines = csv.reader(handle, strict=True)
+        while True:
+            try:
+                rows.append(next(lines))
+            except StopIteration:
+                break
+            except csv.Error as error:
+                rows.append(f"not CSV: {error}")
+    header, rows = (rows[0], [row for row in rows[1:] if row]) if rows else ([], [])
+    if isinstance(header, str) or len(set(header)) < len(header):
+        why = header if isinstance(header, str) else "it names a column twice"
+        raise ValueError(f"{file}: the header cannot be used: {why}")
+
+    def row(index: int) -> Mapping[str, Any]:
+        cells = rows[index]
+        if isinstance(cells, str):
+            raise ValueError(cells)
+        if len(cells) != len(header):
+            raise ValueError(f"{len(cells)} cells under a header of {len(header)}")
+        return {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+
+    return Table(len(rows), row, (file,)), list(header)

@@ -1,4 +1,4 @@
-"""Data sets in the public schema, by random access.
+"""Data sets in the public schema, by random access: files, folders of files, image folders, TFDS.
 
 A row has ``problem`` (text with one "<image>" for each image) and ``answer``; it may have ``images`` (a list
 of {bytes, path}, of encoded bytes or of paths; or one such image), ``verifier``, ``solution``, ``turns`` (a
@@ -9,8 +9,10 @@ ViRL39K as EasyR1, PAPO and VPPO read them.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.files import Table, jsonl_table, open_parquet, parquet_table, parse_json
+from mmrl.data import tfds
+from mmrl.data.files import Table, csv_table, jsonl_table, open_parquet, parquet_table
+from mmrl.data.folders import Layout, layout, located
+from mmrl.data.rows import OPTIONAL, REQUIRED, images_of, sample_of
 from mmrl.sample import Sample
 
-REQUIRED = ("problem", "answer")
-OPTIONAL = ("images", "verifier", "solution", "turns", "facts")
-SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+FILE_NAME = "file_name"  # the column of an image folder that names the image
 FIRST_ROWS = 100  # of a file whose columns its rows tell
 
 
@@ -52,7 +55,7 @@ class Source:
             raw = self.table.row(self._row(index))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        return _sample(raw, self, name)
+        return sample_of(raw, self.columns, self.root, name, self.name)
 
     def id(self, index: int) -> str:
         """The name of row ``index``, "<source>:<row of the files>": in a view as in the whole."""
@@ -95,56 +98,122 @@ def _reopened(
 def read(
     spec: str | Path, columns: Mapping[str, str] | None = None, image_root: str | Path | None = None
 ) -> Source:
-    """Open a parquet or JSONL file, or a directory of either.
+    """Open a data set.
 
-    Args: ``columns`` maps names of the schema to the file's names where they differ, e.g.
-    ``{"images": "image"}``; ``image_root`` is where relative image paths start (default: the file's folder).
+    Args:
+      spec: one of
+        a parquet or JSONL file, or a directory of files of one of these kinds;
+        a directory with files named after splits ("train-00000-of-00002.parquet"), in it or in its folder
+        "data", or with a folder a split; "DIR:train" picks a split;
+        an image folder: a directory with metadata.jsonl, .csv or .parquet, whose "file_name" is the image;
+        a directory that TFDS wrote, or "tfds:NAME[:VERSION][:SPLIT]" for one in TFDS's data directory.
+      columns: maps names of the schema to the file's names where they differ: ``{"images": "image"}``.
+      image_root: where relative image paths start; by default the folder of the file.
 
-    Raises ValueError naming the file and the mend: missing, empty or unknown kind of file, missing column.
+    Raises ValueError naming the file and the mend: missing, empty or unknown kind of file, missing column,
+    no split picked. Nothing is ever downloaded.
     """
-    path, columns = Path(spec).absolute(), dict(columns or {})
+    columns = dict(columns or {})
     unknown = set(columns) - {*REQUIRED, *OPTIONAL}
     if unknown:
         raise ValueError(f"columns: {min(unknown)!r} is not in the schema {[*REQUIRED, *OPTIONAL]}")
-    files, kind = _files(path)
-    wanted = {name: columns.get(name, name) for name in (*REQUIRED, *OPTIONAL)}
-    table, found = (_read_parquet if kind == "parquet" else _read_jsonl)(files, wanted, columns)
-    if not len(table.files) or not table.length:
-        raise ValueError(f"{path} has no rows")
-    root = Path(image_root).absolute() if image_root is not None else path if path.is_dir() else path.parent
-    origin = (str(path), columns, None if image_root is None else str(root))
-    return Source(path.name, table.length, table, found, root, origin)
+    if str(spec).startswith(tfds.PREFIX):
+        title, split = tfds.parse(str(spec))
+        name, where, table, found = _read_tfds(tfds.named_builder(title), split, columns)
+        base = Path.cwd()
+    else:
+        path, split = located(spec)
+        lies, base = layout(path, split), path
+        if lies.kind == "tfds":
+            name, where, table, found = _read_tfds(tfds.directory_builder(path), split, columns)
+        else:
+            name, where = (f"{one}:{split}" if split else str(one) for one in (path.name, path))
+            table, found = READERS[lies.kind](lies, columns)
+            base = lies.root
+    if not table.length:
+        raise ValueError(f"{where} has no rows")
+    root = Path(image_root).absolute() if image_root is not None else base
+    origin = (where, columns, None if image_root is None else str(root))
+    return Source(name, table.length, table, found, root, origin)
 
 
-def _files(path: Path) -> tuple[list[Path], str]:
-    """The data files at a path, and their kind."""
-    if not path.exists():
-        raise ValueError(f"data file {path} does not exist")
-    files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"directory {path} holds no file ending in {', '.join(SUFFIXES)}")
-    kinds = {SUFFIXES.get(f.suffix) for f in files}
-    kind = kinds.pop()
-    if kind is None:
-        raise ValueError(f"{path}: not a parquet or JSONL file; its name must end in {', '.join(SUFFIXES)}")
-    if kinds:
-        raise ValueError(f"directory {path} holds parquet and JSONL files; name one file, or split them")
-    return files, kind
+def mixture(text: str) -> list[tuple[str, float | None]]:
+    """The data sets of "a.parquet@0.3,tfds:x:train@0.7" with their weights; None where none is given.
+
+    A path may hold "@" if a weight follows it, and no comma.
+
+    Raises ValueError for an empty or repeated part, a weight that is not a positive finite number, or weights
+    for some parts only.
+    """
+    parts: list[tuple[str, float | None]] = []
+    for part in (part.strip() for part in text.split(",")):
+        spec, at, after = part.rpartition("@")
+        spec, weight = (spec, _weight(after, part)) if at else (part, None)
+        if not spec:
+            raise ValueError(f"data {text!r}: a part is empty; write PATH, or PATH@WEIGHT,PATH@WEIGHT")
+        if spec in (other for other, _ in parts):
+            raise ValueError(f"data {text!r}: {spec} stands twice; give it once, with the weight of both")
+        parts.append((spec, weight))
+    without = [spec for spec, weight in parts if weight is None]
+    if 0 < len(without) < len(parts):
+        raise ValueError(f"data {text!r}: {without[0]} has no weight; give all parts one, or none")
+    return parts
 
 
-def _read_parquet(
-    files: Sequence[Path], wanted: Mapping[str, str], named: Mapping[str, str]
-) -> tuple[Table, dict[str, str]]:
-    present = [_present(wanted, named, open_parquet(file).schema_arrow.names, file) for file in files]
-    table = parquet_table(files, [list(dict.fromkeys(columns.values())) for columns in present])
+def _weight(text: str, part: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (0 < weight < math.inf):
+        raise ValueError(
+            f"data {part!r}: the weight {text!r} is not a positive number; after a path that holds '@', write"
+            " one all the same"
+        )
+    return weight
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256, in hexadecimal, of what a source reads; equal for a copy elsewhere, whatever its view.
+
+    Of data files all bytes count, and their order; of images that rows name by a path, that path (which the
+    file holds) and the size of the image's file, but not its content.
+    """
+    table = source.table
+    digest = hashlib.sha256(json.dumps([table.length, table.part, sorted(source.columns.items())]).encode())
+    for file in table.files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    for row in range(table.length):
+        digest.update(f"{_image_sizes(source, row)}\n".encode())
+    return digest.hexdigest()
+
+
+def _image_sizes(source: Source, row: int) -> list[int]:
+    """Bytes of the images that a row of the files names by a path; -1 for one that is not there."""
+    try:
+        images = images_of(source.table.row(row).get(source.columns.get("images", "")), source.root, "")
+    except ValueError:  # a broken row, whose bytes count already
+        return []
+    return [_file_size(image) for image in images if isinstance(image, str)]
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1
+
+
+def _read_parquet(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
+    present = [_columns(open_parquet(file).schema_arrow.names, file, lies, columns) for file in lies.files]
+    table = parquet_table(lies.files, [list(dict.fromkeys(part.values())) for part in present])
     return table, {name: column for part in present for name, column in part.items()}
 
 
-def _read_jsonl(
-    files: Sequence[Path], wanted: Mapping[str, str], named: Mapping[str, str]
-) -> tuple[Table, dict[str, str]]:
+def _read_jsonl(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
     """A row may leave columns out or be broken, so the first ones tell together which columns there are."""
-    table = jsonl_table(files)
+    table = jsonl_table(lies.files)
     seen: dict[str, None] = {}
     problems: list[str] = []
     for index in range(min(table.length, FIRST_ROWS)):
@@ -153,11 +222,42 @@ def _read_jsonl(
         except ValueError as error:
             problems.append(f"row {index}: {error}")
     if problems and not seen:
-        raise ValueError(f"{files[0]}: {problems[0]}")
-    if table.length:
-        columns = {name: wanted[name] for name in REQUIRED}
-        _present(columns, {k: v for k, v in named.items() if k in REQUIRED}, list(seen), files[0])
-    return table, dict(wanted)
+        raise ValueError(f"{lies.files[0]}: {problems[0]}")
+    for name in OPTIONAL:  # may come in any later row, but for the image of an image folder
+        if name != "images" or not lies.described:
+            seen.setdefault(columns.get(name, name))
+    return table, _columns(list(seen), lies.files[0], lies, columns) if table.length else {}
+
+
+def _read_csv(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
+    table, there = csv_table(lies.files[0])
+    return table, _columns(there, lies.files[0], lies, columns)
+
+
+def _read_tfds(
+    builder: Any, split: str, columns: Mapping[str, str]
+) -> tuple[str, str, Table, dict[str, str]]:
+    """Its name and its directory, both with the split, its rows and their columns."""
+    split = tfds.choose_split(builder, split)
+    directory = Path(builder.data_dir)
+    found = _columns(tfds.feature_names(builder), directory, Layout("tfds", (), directory), columns)
+    table = tfds.tfds_table(builder, split, found)
+    return f"{builder.info.name}:{split}", f"{directory}:{split}", table, found
+
+
+READERS: Mapping[str, Callable[[Layout, Mapping[str, str]], tuple[Table, dict[str, str]]]] = {
+    "parquet": _read_parquet,
+    "jsonl": _read_jsonl,
+    "csv": _read_csv,
+}
+
+
+def _columns(there: Sequence[str], file: Path, lies: Layout, named: Mapping[str, str]) -> dict[str, str]:
+    """The columns to read, by their names in the schema, of those that are ``there``."""
+    wanted = {name: named.get(name, name) for name in (*REQUIRED, *OPTIONAL)}
+    if lies.described and "images" not in (*named, *there):
+        wanted["images"] = FILE_NAME
+    return _present(wanted, named, there, file)
 
 
 def _present(
@@ -172,85 +272,3 @@ def _present(
             )
             raise ValueError(f"{file}: no column {column!r}.{hint} It has {list(there)}.")
     return {name: column for name, column in wanted.items() if column in there}
-
-
-def _sample(raw: Mapping[str, Any], source: Source, name: str) -> Sample:
-    value: dict[str, Any] = {key: raw.get(column) for key, column in source.columns.items()}
-    for key in REQUIRED:
-        if value.get(key) is None:
-            raise ValueError(f"{name}: column {source.columns[key]!r} is absent or null")
-    value["answer"] = _answer(value["answer"], name)
-    for key in ("problem", "answer", "verifier", "solution"):
-        if not isinstance(value.get(key), str | None):
-            raise ValueError(f"{name}: {key} is a {type(value[key]).__name__}, not text")
-        _check_text(value.get(key) or "", key, name)
-    turns = value.get("turns") or []
-    if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-        raise ValueError(f"{name}: turns is not a list of text")
-    for turn in turns:
-        _check_text(turn, "turns", name)
-    verifier = value.get("verifier")
-    return Sample(
-        id=name,
-        problem=value["problem"],
-        answer=value["answer"],
-        images=_images(value.get("images"), source.root, name),
-        **({"verifier": verifier} if verifier else {}),
-        solution=value.get("solution"),
-        turns=tuple(turns),
-        facts=_facts(value.get("facts"), name),
-        source=source.name,
-    )
-
-
-def _answer(value: Any, name: str) -> Any:
-    """A number as text; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}: the answer is {value}, not a number to compare with")
-    try:
-        return str(value)
-    except ValueError as error:  # Python writes no whole number of over 4300 digits
-        raise ValueError(f"{name}: the answer is a number too long to write") from error
-
-
-def _facts(value: Any, name: str) -> dict[str, Any]:
-    facts = value or {}
-    try:
-        facts = parse_json(facts) if isinstance(facts, str) else facts
-    except ValueError as error:
-        raise ValueError(f"{name}: facts is not JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"{name}: facts is a {type(facts).__name__}, not an object")
-    try:
-        text = json.dumps(facts, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: facts holds what JSON has no word for: {error}") from error
-    _check_text(text, "facts", name)
-    return facts
-
-
-def _check_text(text: str, key: str, name: str) -> None:
-    """Half of a surrogate pair is no text: neither a tokenizer nor a file takes it."""
-    try:
-        text.isascii() or text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: {key} is not valid Unicode at character {error.start}") from error
-
-
-def _images(value: Any, root: Path, name: str) -> tuple[bytes | str, ...]:
-    """Images of a row as encoded bytes or absolute paths; one image may stand without a list."""
-    items = value if isinstance(value, list) else [] if value is None else [value]
-    images: list[bytes | str] = []
-    for k, item in enumerate(items):
-        if isinstance(item, dict):
-            item = item.get("bytes") or item.get("path")
-        if isinstance(item, str) and item:
-            _check_text(item, f"the path of image {k}", name)
-            images.append(str(root / item))
-        elif isinstance(item, bytes) and item:
-            images.append(item)
-        else:
-            raise ValueError(f"{name}, image {k}: neither bytes nor a path")
-    return tuple(images)

@@ -1,0 +1,148 @@
+"""Data sets that TFDS wrote in a format with random access (ArrayRecord), read without TensorFlow.
+
+Only what lies on the disk is opened; nothing is downloaded or generated.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmrl.data.files import Table
+
+PREFIX = "tfds:"
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def named_builder(name: str) -> Any:
+    """The builder of a data set that lies in TFDS's data directory (``TFDS_DATA_DIR``), newest version.
+
+    Args: ``name``, "NAME", "NAME/CONFIG" or either with ":VERSION".
+
+    Raises ValueError if it is not there.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    try:
+        return read_only_builder.builder_from_files(name)
+    except Exception as error:  # of several modules of TFDS; all mean that nothing usable is there
+        raise ValueError(
+            f"TFDS has no data set {name!r} on this machine, and none is downloaded here: prepare it with"
+            ' file_format="array_record", and name its folder by TFDS_DATA_DIR, or the directory of its'
+            f" version instead of {PREFIX}{name} ({tfds.core.constants.DATA_DIR} is where TFDS looks)"
+        ) from error
+
+
+def directory_builder(directory: Path) -> Any:
+    """The builder of the data set whose files lie in a directory. Raises ValueError naming it."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # as above
+        raise ValueError(f"{directory} is not a readable directory of TFDS: {error}") from error
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """Name with version, and split ("" if none), of "tfds:NAME[:VERSION][:SPLIT]".
+
+    Raises ValueError for anything else.
+    """
+    name, *rest = spec.removeprefix(PREFIX).split(":", 2)
+    if rest and VERSION.fullmatch(rest[0]):
+        name = f"{name}:{rest.pop(0)}"
+    if not name or (len(rest) > 1 and not rest[0].count("[")):
+        raise ValueError(f"{spec!r} is not of the form {PREFIX}NAME[:VERSION][:SPLIT]")
+    return name, ":".join(rest)
+
+
+def choose_split(builder: Any, split: str) -> str:
+    """The split asked for, or the only one there is. Raises ValueError if several could be meant."""
+    there = sorted(builder.info.splits)
+    if not there:
+        raise ValueError(f"TFDS data set {builder.info.name} in {builder.data_dir} has no split")
+    if not split and len(there) > 1:
+        raise ValueError(
+            f"TFDS data set {builder.info.name} has the splits {', '.join(there)}: add one of them to its"
+            f" name, as in {PREFIX}{builder.info.name}:{there[0]}"
+        )
+    return split or there[0]
+
+
+def feature_names(builder: Any) -> list[str]:
+    """The columns."""
+    return list(builder.info.features or ())
+
+
+def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
+    """Rows of a split by random access, of each the columns named; images stay encoded where they are.
+
+    Raises ValueError for a split that is not there or a format without random access.
+    """
+    import tensorflow_datasets as tfds
+
+    class Encoded(tfds.decode.SkipDecoding):
+        """Leaves an image as it is stored; TFDS's own cannot do so in a list of images."""
+
+        def decode_batch_example_np(self, serialized_example: Any) -> Any:
+            return serialized_example
+
+    pictures = [name for name, feature in builder.info.features.items() if _is_image(feature)]
+    decoders = {name: Encoded() for name in pictures}
+    try:
+        rows = builder.as_data_source(split, decoders=decoders)
+        files = [Path(part.filename) for part in builder.info.splits[split].file_instructions]
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.data_dir} is in the format {builder.info.file_format.value}, which cannot be read at"
+            ' random: prepare it again with file_format="array_record"'
+        ) from error
+    except Exception as error:  # an unknown split, or a file that is damaged or gone
+        raise ValueError(f"TFDS data set {builder.data_dir}, split {split!r}: {error}") from error
+    bytes_columns = {*pictures, columns.get("images", "")}
+
+    def row(index: int) -> Mapping[str, Any]:
+        try:
+            values = rows[index]
+        except Exception as error:  # the reader's own kinds
+            raise ValueError(f"its record cannot be read: {error}") from error
+        return {name: _plain(values[name], name in bytes_columns) for name in columns.values()}
+
+    return Table(len(rows), row, tuple(files), part=split)
+
+
+def _is_image(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    inner = getattr(feature, "feature", feature) if isinstance(feature, tfds.features.Sequence) else feature
+    return isinstance(inner, tfds.features.Image)
+
+
+def _plain(value: Any, image: bool) -> Any:
+    """A value as JSON would have it; of an image column encoded images, pixels as PNG."""
+    if isinstance(value, bytes) and not image:
+        return value.decode("utf-8")
+    if (isinstance(value, np.ndarray) and value.ndim == 0) or isinstance(value, np.generic):
+        return _plain(value.item(), image)
+    if isinstance(value, np.ndarray):
+        if image and value.dtype == np.uint8 and value.ndim == 3:
+            return _png(value)
+        return [_plain(one, image) for one in value]
+    if isinstance(value, list | tuple):
+        return [_plain(one, image) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one, image) for key, one in value.items()}
+    return value
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
