@@ -1,7 +1,8 @@
 """Advantages of responses within their group: rewards [b g] -> advantages [b g].
 
 Every function leaves invalid rows out of its statistics and gives them 0. A group with fewer than two valid
-rows has nothing to be compared with: its advantages are 0. A group of equal rewards gives exactly 0.
+rows has nothing to be compared with: its advantages are 0. A group of equal rewards gives exactly 0, with an
+``eps`` of 0 too. Rewards up to 1e15 in size, the most that grading lets pass, give finite advantages.
 """
 
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def normalised(
 
     Source: GRPO, Shao et al. 2024, section 4.1.2. ``eps`` is 1e-6 in PAPO, VPPO, EasyR1, verl; 1e-4 in TRL.
     """
-    return centred(rewards, valid) / (group_std(rewards, valid) + eps)
+    return _over(centred(rewards, valid), group_std(rewards, valid) + eps)
 
 
 def batch_scaled(
@@ -48,7 +49,7 @@ def batch_scaled(
     Source: Liu et al. 2025 ("Tricks or Traps"), TRL's ``scale_rewards="batch"``.
     """
     spread = group_std(rewards.reshape(1, -1), valid.reshape(1, -1))
-    return centred(rewards, valid) / (spread + eps)
+    return _over(centred(rewards, valid), spread + eps)
 
 
 def leave_one_out(rewards: Float[Array, "b g"], valid: Bool[Array, "b g"]) -> Float[Array, "b g"]:
@@ -72,4 +73,9 @@ def best_of_group(
 
     Source: Walder and Karkhanis 2025, as ``grpo_passk`` of EasyR1.
     """
-    return lead_of_best(rewards, valid) / (group_std(rewards, valid) + eps)
+    return _over(lead_of_best(rewards, valid), group_std(rewards, valid) + eps)
+
+
+def _over(values: Float[Array, "b g"], spread: Float[Array, "_ 1"]) -> Float[Array, "b g"]:
+    """``values / spread``; a spread of 0, which only an ``eps`` of 0 allows, leaves them as they are: 0."""
+    return values / jnp.where(spread > 0.0, spread, 1.0)

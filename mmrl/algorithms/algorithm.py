@@ -85,8 +85,10 @@ def prepare(
     """Turns rewards and scores of the whole global batch into what the update needs. Can be jitted.
 
     Rows that are not valid are left out of every statistic and have no part in the loss; what their rewards
-    and scores hold, NaN included, does not matter. ``scores`` has what ``algorithm.needs`` names, and
-    "logprob" of the old policy, unless the update is the first since sampling: then the two policies are one.
+    and scores hold, NaN included, does not matter. A group with one valid row has advantage 0, so that only
+    penalties act on its tokens; a batch without any has no coefficient but 0. ``scores`` has what
+    ``algorithm.needs`` names, and "logprob" of the old policy, unless the update is the first since sampling:
+    then the two policies are one.
     ``step`` counts the updates made; ``total_steps`` those of the run.
     Raises ValueError if a score is missing.
     """
@@ -143,6 +145,8 @@ def loss(
     A plain sum over tokens: values, gradients and metrics of the slices of a batch add up to the batch's.
     ``live`` has "logprob" and what ``algorithm.live`` names, of the current policy, which stands for the old
     one where the scores of ``targets`` lack its "logprob". Positions outside the mask may hold anything.
+    Ratios of policies are bounded: finite logprobs, however far apart, give finite values and gradients. A
+    batch without a valid row has loss, metrics and gradient 0: it is no fault, and its update counts.
     Metrics: ``policy_loss``; the mean of each penalty by its name (before its coefficient); ``approx_kl``
     (old policy, k1 of the sampled tokens); means per token of what the objective reports, such as ``ratio``,
     ``clip_high``, ``clip_low``, ``clip_dual``.
@@ -177,7 +181,8 @@ def keep_groups(
     """Dynamic sampling (DAPO, section 3.2): which groups to train on. Runs on the host, in float64.
 
     A group is kept if the mean of ``values`` (accuracy, say) over its valid rows lies strictly inside
-    ``algorithm.group_filter``; one without valid rows never is. Without a filter, all with a valid row are.
+    ``algorithm.group_filter``, and it has at least two of them: one alone has nothing to be compared with.
+    Without a filter, all with a valid row are.
     """
     valid = np.asarray(valid)
     rows = valid.sum(axis=1)
@@ -185,4 +190,4 @@ def keep_groups(
     if algorithm.group_filter is None:
         return rows > 0
     low, high = algorithm.group_filter
-    return (rows > 0) & (mean > low) & (mean < high)
+    return (rows > 1) & (mean > low) & (mean < high)

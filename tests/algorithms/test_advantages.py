@@ -1,8 +1,13 @@
 """Advantages of responses within their group: what the golden vectors do not show."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmrl.algorithms import advantages
 
@@ -14,6 +19,26 @@ ESTIMATORS = {
     "best_of_group": advantages.best_of_group,
     "lead_of_best": advantages.lead_of_best,
 }
+
+
+WITHOUT_EPS = {
+    f"{name}, eps 0": partial(ESTIMATORS[name], eps=0.0)
+    for name in ("normalised", "batch_scaled", "best_of_group")
+}
+JITTED = {name: jax.jit(estimator) for name, estimator in (ESTIMATORS | WITHOUT_EPS).items()}
+REWARDS = st.sampled_from([0.0, 0.1, 1.0, -1.0, 1e-30, 1e15, -1e15]) | st.floats(-1e15, 1e15)
+ROWS = st.lists(st.lists(st.tuples(REWARDS, st.booleans()), min_size=4, max_size=4), min_size=3, max_size=3)
+
+
+@pytest.mark.parametrize("name", JITTED)
+@settings(max_examples=30, deadline=None)
+@given(ROWS)
+def test_any_rewards_and_any_valid_rows_give_finite_advantages(name, rows):
+    rewards, valid = (np.array([[pair[i] for pair in row] for row in rows]) for i in (0, 1))
+    actual = np.asarray(JITTED[name](jnp.asarray(rewards, jnp.float32), jnp.asarray(valid)))
+    assert np.all(np.isfinite(actual))
+    assert np.all(actual[~valid] == 0.0)
+    assert np.all(actual[valid.sum(axis=1) < 2] == 0.0)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -111,6 +111,56 @@ def test_a_batch_without_valid_rows_is_zero(name, batch):
     assert all(np.all(np.asarray(leaf) == 0.0) for leaf in gradient.values())
 
 
+FAR = (0.0, -1e-8, -0.5, -19.99, -20.0, -20.01, -88.0, -1e4, -1e30)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logprobs_however_far_apart_give_finite_values_and_gradients(name, batch):
+    algorithm, rng = VARIANTS[name], np.random.default_rng(0)
+    arguments, live = batch
+
+    def far(tree):
+        drawn = {key: rng.choice(FAR, value.shape).astype(np.float32) for key, value in tree.items()}
+        return {key: jnp.asarray(-value if value_of(key) else value) for key, value in drawn.items()}
+
+    def value_of(key):  # not a logprob but an entropy or a divergence
+        return key in ("perception", "entropy")
+
+    for _ in range(3):
+        spread = dict(arguments, scores=far(arguments["scores"]))
+        (value, metrics), gradient = gradient_of(algorithm, spread, far(chosen_live(algorithm, live)))
+        for leaf in jax.tree.leaves((value, metrics, gradient)):
+            assert np.all(np.isfinite(leaf))
+        assert float(metrics["ratio"]) <= np.exp(20.1)
+
+
+FEW = {
+    "one valid row in each group": lambda valid: np.arange(valid.shape[1]) == np.arange(6)[:, None] % 4,
+    "one valid row in the batch": lambda valid: np.arange(valid.size).reshape(valid.shape) == 9,
+    "one valid group": lambda valid: np.broadcast_to(np.arange(6)[:, None] == 1, valid.shape),
+    "one valid pair": lambda valid: (np.arange(6)[:, None] == 1) & (np.arange(4) < 2),
+}
+
+
+@pytest.mark.parametrize("few", FEW)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_few_valid_rows(name, few, batch):
+    """Finite throughout; a row alone in its group has no advantage, whatever it shares the batch with."""
+    algorithm = VARIANTS[name]
+    arguments, live = batch[0], chosen_live(algorithm, batch[1])
+    valid = FEW[few](arguments["valid"])
+    rewards = jnp.asarray(np.random.default_rng(1).permutation(valid.size).reshape(valid.shape), jnp.float32)
+    arguments = dict(arguments, valid=jnp.asarray(valid), rewards=rewards)
+    targets = prepare(algorithm, **arguments)
+    compared = valid.sum(axis=1) > 1
+    assert np.all(np.asarray(targets.advantage)[~compared] == 0.0)
+    assert np.any(np.asarray(targets.advantage)[compared] != 0.0) == compared.any()
+    (value, metrics), gradient = gradient_of(algorithm, arguments, live)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((value, metrics, gradient)))
+    for leaf in gradient.values():
+        assert np.all(np.asarray(leaf)[~valid] == 0.0)
+
+
 @pytest.mark.parametrize("name", ["dapo overlong", "papo_g chosen", "vppo exact"])
 def test_prepare_can_be_jitted_with_a_traced_step(name, batch):
     algorithm, arguments = VARIANTS[name], batch[0]
@@ -161,6 +211,13 @@ def test_dynamic_sampling_keeps_groups_strictly_inside():
     valid[4] = False
     np.testing.assert_array_equal(keep_groups(algorithm, accuracy, valid), [True, False, False, True, False])
     np.testing.assert_array_equal(keep_groups(recipes.grpo(), accuracy, valid), [True] * 4 + [False])
+
+
+def test_dynamic_sampling_drops_a_group_with_one_valid_row():
+    accuracy = np.full((2, 3), 0.5, np.float32)
+    valid = np.array([[True, False, False], [True, True, False]])
+    np.testing.assert_array_equal(keep_groups(recipes.dapo(), accuracy, valid), [False, True])
+    np.testing.assert_array_equal(keep_groups(recipes.grpo(), accuracy, valid), [True, True])
 
 
 def test_overlong_penalty_reaches_the_reward(batch):
