@@ -1,18 +1,31 @@
-"""Checkpoints of a stage: Orbax, asynchronous and atomic; weights are an item of their own."""
+"""Checkpoints of a stage: Orbax, asynchronous, atomic and sharded, with a checksum of everything in them.
 
-import json
-from collections.abc import Callable
+A checkpoint has three items: ``params``, ``optimizer``, and ``run``, JSON that holds the facts a stage wants
+back, versions, metrics, and what every array should be. A checkpoint that is not what its ``run`` says is
+damaged: it is set aside, and the one before is used.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from mmrl import hosts
 from mmrl.mesh import stand_ins
 from mmrl.models.params import abstract
+from mmrl.train.checksums import checksums, digest, shapes
+from mmrl.train.environment import versions
 from mmrl.train.programs import TrainState
 from mmrl.types import Params
+
+_ASIDE = "damaged"  # folder beside the checkpoints
 
 
 @dataclass(frozen=True)
@@ -24,12 +37,76 @@ class Saved:
     facts: dict[str, Any]  # what `save` was given
 
 
-def open_manager(directory: Path, keep: int, keep_best: int = 0, best: str = "") -> ocp.CheckpointManager:
-    """The checkpoints under ``directory`` (made if need be); the newest ``keep`` stay."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+class NotWritten(ValueError):
+    """A checkpoint could not be written: the disk is full, gone or not ours."""
+
+
+class _Damaged(Exception):
+    """What is wrong with a checkpoint."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, except that a failure to write, which comes up wherever it is waited for, says what to do."""
+
+    def wait_until_finished(self) -> None:
+        with _writing(Path(self.directory)):
+            super().wait_until_finished()
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """Which checkpoints stay, in the form that Orbax asks for."""
+
+    directory: Path
+    keep: int
+    keep_best: int
+    best: str
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        values = []
+        for info in checkpoints:
+            metrics = info.metrics
+            if metrics is None:  # of an earlier call of the run
+                try:
+                    metrics = _read_run(self.directory / str(info.step))["metrics"]
+                except _Damaged:
+                    metrics = {}
+            values.append(metrics.get(self.best))
+        return kept(values, self.keep, self.keep_best)
+
+
+def kept(values: Sequence[float | None], keep: int, keep_best: int) -> list[bool]:
+    """Which checkpoints stay: the newest ``keep``, and the ``keep_best`` with the highest value.
+
+    ``values`` are in order of steps, None (or not a number) where there is none: never among the best. Of
+    equal ones the newer is better.
+    """
+    ranked = sorted(
+        (value, index) for index, value in enumerate(values) if value is not None and np.isfinite(value)
     )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    best = {index for _, index in ranked[len(ranked) - min(keep_best, len(ranked)) :]}
+    return [index >= len(values) - keep or index in best for index in range(len(values))]
+
+
+def open_manager(directory: Path, keep: int, keep_best: int = 0, best: str = "") -> ocp.CheckpointManager:
+    """The checkpoints under ``directory`` (made if need be), to be used in a ``with`` block.
+
+    The newest ``keep`` stay, and the ``keep_best`` for which the metric ``best`` was highest. What a killed
+    run has left unfinished is deleted.
+
+    Raises:
+      ValueError: the folder cannot be made.
+    """
+    directory = directory.absolute()
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=_Policy(directory, keep, keep_best, best),
+        create=True,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+        lightweight_initialize=True,  # else a damaged checkpoint stops us here
+    )
+    with _writing(directory):
+        return _Manager(directory, options=options)
 
 
 def save(
@@ -39,37 +116,75 @@ def save(
     facts: dict[str, Any],
     metrics: dict[str, float] | None = None,
 ) -> None:
-    """Save after ``step`` steps; returns when the arrays are copied, the writing goes on behind."""
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave({"state": state.optimizer, "updates": state.updates}),
-            run=ocp.args.JsonSave({"facts": json.loads(json.dumps(facts)), "metrics": metrics or {}}),
-        ),
-    )
+    """Save after ``step`` steps; returns when the arrays are copied, the writing goes on behind.
+
+    A step that is saved already, or before the newest that is, is not saved again. Every process calls this.
+
+    Args:
+      manager: of `open_manager`.
+      step: steps taken.
+      state: weights, optimizer, updates.
+      facts: JSON that `restore` gives back.
+      metrics: among them perhaps the one that decides which checkpoints are best.
+
+    Raises:
+      NotWritten: this one cannot be written, or the one before could not; earlier ones are whole.
+    """
+    newest = manager.latest_step()
+    if newest is not None and newest >= step:
+        return
+    tree = _tree(state)
+    run = {
+        "facts": facts,
+        "metrics": metrics or {},
+        "versions": versions(),
+        "shapes": shapes(tree),
+        "checksums": checksums(tree),
+    }
+    with _writing(Path(manager.directory)):
+        manager.save(
+            step,
+            metrics=metrics or {},
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(tree["params"]),
+                optimizer=ocp.args.StandardSave(tree["optimizer"]),
+                run=ocp.args.JsonSave({"run": run, "sha256": digest(run)}),
+            ),
+        )
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState, say: Callable[[str], None]) -> Saved | None:
-    """The newest checkpoint, or None where there is none; ``like`` gives structure, shapes and shardings."""
-    step = manager.latest_step()
-    if step is None:
-        return None
-    target = jax.tree.map(_abstract, like)
-    items = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(target.params),
-            optimizer=ocp.args.StandardRestore({"state": target.optimizer, "updates": target.updates}),
-            run=ocp.args.JsonRestore(),
-        ),
-    )
-    state = TrainState(items.params, items.optimizer["state"], items.optimizer["updates"])
-    return Saved(step=step, state=state, facts=items.run["facts"])
+    """The newest checkpoint that is whole, or None where there is none. Every process calls this.
 
+    Damaged ones are set aside in a folder ``damaged`` beside the checkpoints, each with a line to ``say``.
 
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    Args:
+      manager: of `open_manager`.
+      like: structure, shapes and shardings: arrays, or stand-ins for them.
+      say: takes a line for people.
+
+    Raises:
+      ValueError: no checkpoint is whole, or the newest that is belongs to another model (leaves are named).
+    """
+    directory = Path(manager.directory)
+    damaged: dict[int, str] = {}
+    for step in reversed(saved_steps(directory)):
+        try:
+            run, tree = _read(directory / str(step), _tree(jax.tree.map(_stand_in, like)), hosts.exchange)
+        except _Damaged as fault:
+            damaged[step] = str(fault)
+            continue
+        _set_aside(directory, damaged, f"going on from step {step}", say)
+        manager.reload()
+        state = TrainState(tree["params"], tree["optimizer"]["state"], tree["optimizer"]["updates"])
+        return Saved(step, state, run["facts"])
+    if damaged:
+        faults = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
+        raise ValueError(
+            f"{directory}: every checkpoint here is damaged ({faults}). Put back a good copy, or delete"
+            " this folder to begin anew"
+        )
+    return None
 
 
 def load_params(
@@ -80,7 +195,8 @@ def load_params(
     ``shardings`` says where each goes, a tree like ``description``; by default the first device.
 
     Raises:
-      ValueError: there is no checkpoint, or not of that step (those there are named).
+      ValueError: there is no checkpoint, or not of that step (those there are named), it is damaged, or of
+        another model.
     """
     steps = saved_steps(directory)
     if not steps:
@@ -92,10 +208,14 @@ def load_params(
     like = abstract(description)
     if shardings is None:
         shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), like)
-    target = stand_ins(like, shardings)
-    with ocp.CheckpointManager(directory.absolute(), item_names=("params",)) as manager:
-        items = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))
-    return step, items.params
+    try:
+        _, tree = _read((directory / str(step)).absolute(), {"params": stand_ins(like, shardings)})
+    except _Damaged as fault:
+        others = ", ".join(str(other) for other in steps if other != step) or "none"
+        raise ValueError(
+            f"{directory}: the checkpoint of step {step} is damaged ({fault}); others: {others}"
+        ) from fault
+    return step, tree["params"]
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -103,3 +223,120 @@ def saved_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(ocp.utils.checkpoint_steps(directory.absolute()))
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    """The items that hold arrays."""
+    return {"params": state.params, "optimizer": {"state": state.optimizer, "updates": state.updates}}
+
+
+def _stand_in(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    with _judging("run"):
+        read = ocp.JsonCheckpointHandler().restore(epath.Path(folder / "run"))
+        run = read["run"]
+        if digest(run) != read["sha256"]:
+            raise _Damaged("run: its content is not what was written")
+    return run
+
+
+def _read(
+    folder: Path, like: dict[str, Any], agree: Callable[[Any], list[Any]] = lambda fault: [fault]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint says of the run, and its items that ``like`` asks for.
+
+    Each process reads its own part, without waiting for others, for one may fail where others do not;
+    ``agree`` then tells each what every one has met.
+
+    Raises:
+      _Damaged: it is not as it was written.
+      ValueError: it is whole, but of another model.
+    """
+    run: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
+    fault = None
+    try:
+        run = _read_run(folder)
+        _check_same_model(folder, run["shapes"], shapes(like), tuple(like))
+        for item, wanted in like.items():
+            with _judging(item):
+                tree[item] = ocp.StandardCheckpointHandler().restore(
+                    epath.Path(folder / item), args=ocp.args.StandardRestore(wanted)
+                )
+    except _Damaged as error:
+        fault = str(error)
+    faults = [fault for fault in agree(fault) if fault is not None]
+    if faults:
+        raise _Damaged(faults[0])
+    found = checksums(tree)
+    wrong = [path for path, value in found.items() if value != run["checksums"].get(path)]
+    if wrong:
+        raise _Damaged(f"{len(wrong)} of {len(found)} arrays are not what was written, first {wrong[0]}")
+    return run, tree
+
+
+def _check_same_model(folder: Path, there: dict[str, str], here: dict[str, str], items: tuple) -> None:
+    there = {path: shape for path, shape in there.items() if path.split("/")[0] in items}
+    differing = [
+        f"{path}: {there.get(path, 'nothing')} there, {here.get(path, 'nothing')} wanted"
+        for path in sorted(there.keys() | here.keys())
+        if there.get(path) != here.get(path)
+    ]
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ValueError(
+            f"{folder} is of another model or optimizer ({'; '.join(differing[:5])}{more}); name another"
+            " --workdir, or go back to that config"
+        )
+
+
+@contextmanager
+def _judging(item: str) -> Iterator[None]:
+    """Errors of reading, as damage; but not those that a whole checkpoint may meet."""
+    try:
+        yield
+    except (_Damaged, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise _Damaged(f"{item}: {type(error).__name__}: {line[:200]}") from error
+
+
+def _set_aside(directory: Path, damaged: dict[int, str], after: str, say: Callable[[str], None]) -> None:
+    for step, fault in damaged.items():
+        place = directory / _ASIDE / str(step)
+        number = 1
+        while place.exists():
+            number += 1
+            place = directory / _ASIDE / f"{step}-{number}"
+        hosts.wait()  # all have seen which names are taken
+        with hosts.first_alone() as acting, _writing(directory):
+            if acting:
+                place.parent.mkdir(exist_ok=True)
+                (directory / str(step)).rename(place)
+        say(f"warning: the checkpoint of step {step} is damaged ({fault}), now in {place}; {after}")
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Errors of the disk, named as such."""
+    try:
+        yield
+    except NotWritten:
+        raise
+    except (OSError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NotWritten(
+            f"{directory}: a checkpoint cannot be written ({line[:300]}){_room(directory)}; those finished"
+            " before are whole: make room, and start again with the same command"
+        ) from error
+
+
+def _room(directory: Path) -> str:
+    try:
+        return f", {shutil.disk_usage(directory).free / 1e9:.1f} GB free"
+    except OSError:
+        return ""

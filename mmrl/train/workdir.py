@@ -1,50 +1,105 @@
 """A run's folder: what is needed to reproduce the run, and the refusal to mix two runs in one folder."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
-import platform
+import socket
 import sys
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mmrl import hosts
 from mmrl.config import Config, from_dict
+from mmrl.train.checkpoint import saved_steps
+from mmrl.train.environment import environment
 
-# Keys that change no step already taken.
+# Keys that change no step: how work is cut up, and when what is saved or measured.
 _MAY_CHANGE = (
     "data.workers",
+    "data.processes",
+    "episode.workers",
     "reward.workers",
+    "rollout.lanes",
+    "rollout.columns",
+    "rollout.chunk",
+    "train.micro_prompts",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.evaluate_every",
     "train.keep_checkpoints",
+    "train.keep_best",
+    "train.best",
+    "cold_start.checkpoint_every",
+    "cold_start.micro_batch",
+    "mesh.",
 )
-_LIBRARIES = ("mmrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Make the folder and keep other runs out of it until the block, or the process, ends.
+
+    Of several processes the first does so for all.
+
+    Raises:
+      ValueError: the folder cannot be made or written, or a run is in it (its process is named).
+    """
+    if not hosts.first():
+        yield
+        return
+    _make(workdir)
+    with _told(workdir):
+        # Opened for reading too, so as not to lose the name of who holds it.
+        descriptor = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _lock(descriptor, workdir)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, workdir: Path) -> None:
+    # A record lock belongs to one process: unlike that of flock, children that outlive it do not keep it.
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:  # some network file systems: go on, as nothing can be known
+            return
+        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+        raise ValueError(
+            f"{workdir} is in use by another run (process {holder}); wait for it, end it, or name another"
+            " --workdir"
+        ) from error
+    with _told(workdir):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        os.fsync(descriptor)
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
-    """Make the folder and write ``config.json`` and ``environment.json``, or check that they agree.
+    """Make the folder and write ``config.json``, or check that it agrees.
 
     Raises:
       ValueError: the folder cannot be written, or belongs to a run with another config (the keys are named).
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--workdir={workdir} cannot be made: {error}") from error
-    if not os.access(workdir, os.W_OK):
-        raise ValueError(f"--workdir={workdir} is not writable")
-    path = workdir / "config.json"
-    if path.is_file():
-        _check_same(config, read_config(workdir), workdir)
-    _write(path, dataclasses.asdict(config))
-    environment = {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
-    }
-    _write(workdir / "environment.json", environment)
+    _make(workdir)
+    before = _config(workdir)
+    if before is not None:
+        keys = differing(config, before)
+        if keys:
+            raise ValueError(
+                f"{workdir} holds a run with another config ({'; '.join(keys)}); name another --workdir, "
+                "or delete this one"
+            )
+    if hosts.first():
+        with _told(workdir):
+            _write(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 
 def read_config(workdir: Path) -> Config:
@@ -56,21 +111,95 @@ def read_config(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} holds no run: {path} does not exist")
-    return from_dict(json.loads(path.read_text()))
+    config = _config(workdir)
+    if config is None:
+        raise ValueError(f"{path} is damaged; starting the run again with the same command writes it anew")
+    return config
 
 
-def _check_same(config: Config, before: Config, workdir: Path) -> None:
+def differing(config: Config, before: Config) -> list[str]:
+    """What ``config`` changes that may not change within a run, as "key: value there, value now"."""
     new, old = _flat(dataclasses.asdict(config)), _flat(dataclasses.asdict(before))
-    differing = [
+    return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and key not in _MAY_CHANGE
+        if new.get(key) != old.get(key) and not _may_change(key)
     ]
-    if differing:
-        raise ValueError(
-            f"{workdir} holds a run with another config ({'; '.join(differing)}); name another --workdir, "
-            "or delete this one"
-        )
+
+
+def record_start(workdir: Path, fingerprints: dict[str, str], say: Callable[[str], None]) -> None:
+    """Add a row to ``starts.jsonl``: when, by which command, what computes, from which step, on which data.
+
+    Args:
+      workdir: the run's folder.
+      fingerprints: of each data source, by the config's key that names it.
+      say: takes a line for people: libraries that are not those of the last start.
+
+    Raises:
+      ValueError: data is not that of the first start that read it (the key is named), or the folder cannot
+        be written.
+    """
+    starts = read_starts(workdir)
+    for key, fingerprint in fingerprints.items():
+        first = next((start["data"][key] for start in starts if key in start["data"]), fingerprint)
+        if first != fingerprint:
+            raise ValueError(
+                f"config.{key} is not the data that the run in {workdir} began with (fingerprint"
+                f" {first[:12]} then, {fingerprint[:12]} now); put that back, or name another --workdir"
+            )
+    here = environment()
+    if starts:
+        _warn(starts[-1]["libraries"], here["libraries"], say)
+    if not hosts.first():
+        return
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "step": max(saved_steps(workdir / "checkpoints"), default=0),
+        "cold_start_step": max(saved_steps(workdir / "cold_start" / "checkpoints"), default=0),
+        "data": fingerprints,
+        **here,
+    }
+    with _told(workdir):
+        _append(workdir / "starts.jsonl", json.dumps(row))
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of ``starts.jsonl``; one that was cut short is left out."""
+    path = workdir / "starts.jsonl"
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"data", "libraries"} <= row.keys():
+            rows.append(row)
+    return rows
+
+
+def _warn(before: dict[str, str], now: dict[str, str], say: Callable[[str], None]) -> None:
+    changed = [
+        f"{name} {before.get(name, 'missing')} then, {now.get(name, 'missing')} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        say(f"warning: other versions than at the last start ({'; '.join(changed)}): results may differ")
+
+
+def _config(workdir: Path) -> Config | None:
+    """What ``config.json`` holds; None if it is not there, or is not JSON after a crash of the machine."""
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return from_dict(values)
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _MAY_CHANGE)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -83,14 +212,39 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+def _make(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir} cannot be made: {error}") from error
+    if not os.access(workdir, os.W_OK):
+        raise ValueError(f"--workdir={workdir} is not writable")
+
+
+@contextmanager
+def _told(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir} cannot be written: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing, even if the machine stops."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _append(path: Path, line: str) -> None:
+    """Add a line; one that was cut short before it is ended first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,404 @@
+"""What is restored is what was saved, bit for bit, or it is said that it is not."""
+
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from devices import run_on
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from mmrl.models.params import Param
+from mmrl.train import checkpoint
+from mmrl.train.checksums import checksums
+from mmrl.train.optimizer import initial_state
+from mmrl.train.programs import TrainState
+
+SHAPES = {"embed": (40, 16), "layers": {"up": (3, 16, 32), "scale": (3, 16)}}
+FACTS = {"data": {"batch": 12}, "config": {"seed": 3, "name": "größer"}, "nothing": None}
+
+
+def make_state(seed, place=None):
+    """Weights and moments of Adam, all with values of their own."""
+    place = place or SingleDeviceSharding(jax.devices()[0])
+    generator = np.random.default_rng(seed)
+
+    def weight(shape):
+        return jax.device_put(jnp.asarray(generator.standard_normal(shape), jnp.float32), place)
+
+    params = jax.tree.map(weight, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+    optimizer = optax.adamw(1e-3)
+    state = initial_state(params, optimizer)
+    gradients = jax.tree.map(lambda leaf: weight(leaf.shape), params)
+    _, moments = optimizer.update(gradients, state.optimizer, params)
+    return TrainState(params, moments, state.updates + seed)
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def write(directory, steps, keep=10, **best):
+    """Checkpoints of some steps; the state of step n is ``make_state(n)``."""
+    with checkpoint.open_manager(directory, keep) as manager:
+        for step in steps:
+            checkpoint.save(manager, step, make_state(step), {**FACTS, "step": step}, best)
+
+
+def read(directory, like=None):
+    said = []
+    with checkpoint.open_manager(directory, 10) as manager:
+        saved = checkpoint.restore(manager, make_state(0) if like is None else like, said.append)
+    return saved, said
+
+
+def assert_restores(directory, step):
+    saved, said = read(directory)
+    assert saved is not None
+    assert saved.step == step
+    assert saved.facts == {**FACTS, "step": step}
+    assert_same(saved.state, make_state(step))
+    return said
+
+
+def test_nothing_there(tmp_path):
+    assert read(tmp_path / "checkpoints") == (None, [])
+
+
+def test_comes_back_bit_for_bit(tmp_path):
+    write(tmp_path, [3, 7])
+    assert assert_restores(tmp_path, 7) == []
+
+
+def test_odd_values_come_back(tmp_path):
+    """NaN with a payload, infinities, the negative zero and numbers below the normal range."""
+    state = make_state(1)
+    bits = np.array([0x7FC00123, 0xFF800000, 0x80000000, 0x00000001], np.uint32)
+    odd = jnp.asarray(np.resize(bits.view(np.float32), SHAPES["embed"]))
+    state = state.replace(params={**state.params, "embed": odd})
+    with checkpoint.open_manager(tmp_path, 2) as manager:
+        checkpoint.save(manager, 1, state, FACTS)
+    saved, _ = read(tmp_path)
+    assert_same(saved.state, state)
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    values = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.9, 5: None, 6: float("nan"), 7: 0.2}
+    # Half of them by an earlier call of the run, whose metrics are only in the files.
+    for steps in ((1, 2, 3), (4, 5, 6, 7)):
+        with checkpoint.open_manager(tmp_path, 2, keep_best=2, best="accuracy") as manager:
+            for step in steps:
+                value = values[step]
+                metrics = {"loss": 1.0} if value is None else {"accuracy": value}
+                checkpoint.save(manager, step, make_state(step), FACTS, metrics)
+    assert checkpoint.saved_steps(tmp_path) == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("values", "keep", "keep_best", "expected"),
+    [
+        ([None, None, None], 1, 1, [0, 0, 1]),
+        ([3.0, 2.0, 1.0], 1, 1, [1, 0, 1]),
+        ([1.0, 1.0, 0.0], 1, 1, [0, 1, 1]),
+        ([3.0, 2.0, 1.0], 1, 0, [0, 0, 1]),
+        ([3.0, float("nan"), float("inf"), None], 1, 1, [1, 0, 0, 1]),
+        ([1.0], 2, 2, [1]),
+        ([], 1, 1, []),
+    ],
+)
+def test_which_are_kept(values, keep, keep_best, expected):
+    assert checkpoint.kept(values, keep, keep_best) == [bool(flag) for flag in expected]
+
+
+def test_a_saved_step_is_not_saved_again(tmp_path):
+    with checkpoint.open_manager(tmp_path, 3) as manager:
+        checkpoint.save(manager, 5, make_state(5), {**FACTS, "step": 5})
+        checkpoint.save(manager, 5, make_state(6), {})
+        checkpoint.save(manager, 4, make_state(4), {})
+    assert_restores(tmp_path, 5)
+
+
+def test_what_a_killed_run_left_unfinished_is_deleted(tmp_path):
+    write(tmp_path, [1])
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", unfinished)
+    assert checkpoint.saved_steps(tmp_path) == [1]
+    assert_restores(tmp_path, 1)
+    assert not unfinished.exists()
+
+
+class TestChecksums:
+    def test_one_changed_bit_changes_it(self):
+        x = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
+        seen = {checksums({"x": jnp.asarray(x)})["x"]}
+        for bit in range(32):
+            other = x.copy()
+            other.view(np.uint32)[3, 2] ^= np.uint32(1 << bit)
+            seen.add(checksums({"x": jnp.asarray(other)})["x"])
+        assert len(seen) == 33
+
+    def test_places_count(self):
+        x = np.arange(24, dtype=np.float32)
+        swapped = x.copy()
+        swapped[[3, 20]] = swapped[[20, 3]]
+        made = [checksums([jnp.asarray(a)])["0"] for a in (x, swapped, x[::-1].copy(), np.roll(x, 1))]
+        assert len(set(made)) == 4
+
+    @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "bfloat16", "float16", "int32", "float32"])
+    def test_every_type(self, dtype):
+        x = jnp.asarray(np.arange(12).reshape(3, 4) % 2, dtype)
+        other = x.at[1, 2].set(1 - x[1, 2].astype(jnp.int32))
+        assert checksums({"a": x})["a"] != checksums({"a": other})["a"]
+
+    def test_against_the_definition(self):
+        x = np.random.default_rng(1).standard_normal((3, 4, 5)).astype(np.float32)
+        total = 0
+        for index, bits in enumerate(x.view(np.uint32).reshape(-1).tolist()):
+            h = (bits + index * 0x9E3779B9) % 2**32
+            h = (h ^ (h >> 16)) * 0x85EBCA6B % 2**32
+            h = (h ^ (h >> 13)) * 0xC2B2AE35 % 2**32
+            total += h ^ (h >> 16)
+        assert checksums({"x": jnp.asarray(x), "none": jnp.zeros((0, 3))}) == {"x": total % 2**32, "none": 0}
+
+
+def files_of(step_folder):
+    return sorted(path.relative_to(step_folder) for path in step_folder.rglob("*") if path.is_file())
+
+
+def flip(path, place, bit):
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def damages(path):
+    """Ways to damage a file, by name."""
+    size = path.stat().st_size
+    places = {"first": 0, "quarter": size // 4, "middle": size // 2, "rest": 3 * size // 4, "last": size - 1}
+    return {
+        "deleted": path.unlink,
+        "emptied": lambda: path.write_bytes(b""),
+        "halved": lambda: path.write_bytes(path.read_bytes()[: size // 2]),
+        "last byte gone": lambda: path.write_bytes(path.read_bytes()[:-1]),
+        "zeroed": lambda: path.write_bytes(bytes(size)),
+        # A bit of the byte at that place is flipped.
+        **{name: partial(flip, path, place, place % 8) for name, place in places.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """Checkpoints of steps 1 and 2."""
+    directory = tmp_path_factory.mktemp("two")
+    write(directory, [1, 2])
+    return directory
+
+
+QUICK = ("deleted", "halved", "middle")
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [QUICK, pytest.param((), marks=pytest.mark.exhaustive)],
+    ids=["some ways", "all ways"],
+)
+def test_damage_of_any_file_falls_back_or_does_not_matter(two_steps, tmp_path, ways):
+    """Each file in turn, each way: the state is that of step 2, or of step 1 with a word on step 2."""
+    fell_back = set()
+    for number, file in enumerate(files_of(two_steps / "2")):
+        for way in damages(two_steps / "2" / file):
+            if ways and way not in ways:
+                continue
+            run = tmp_path / f"{number}-{way}"
+            shutil.copytree(two_steps, run)
+            damages(run / "2" / file)[way]()
+            saved, said = read(run)
+            assert_same(saved.state, make_state(saved.step))
+            assert saved.facts == {**FACTS, "step": saved.step}
+            if saved.step == 1:
+                assert len(said) == 1
+                assert "step 2 is damaged" in said[0]
+                assert (run / "damaged" / "2").is_dir()
+                assert checkpoint.saved_steps(run) == [1]
+                fell_back.add((str(file), way))
+            else:
+                assert (saved.step, said) == (2, [])
+            shutil.rmtree(run)
+    assert len(fell_back) >= (10 if ways else 80)
+    assert {name.split("/")[0] for name, _ in fell_back} == {"params", "optimizer", "run"}
+
+
+def spoil(directory, step):
+    """Flip a bit in the middle of each file that holds weights, and in the facts."""
+    for file in [
+        *(directory / str(step) / "params").rglob("d/*"),
+        directory / str(step) / "run" / "metadata",
+    ]:
+        flip(file, file.stat().st_size // 2, 3)
+
+
+def test_two_damaged_in_a_row(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    spoil(tmp_path, 2)
+    (tmp_path / "3" / "run" / "metadata").unlink()
+    said = assert_restores(tmp_path, 1)
+    assert ["step 3" in line or "step 2" in line for line in said] == [True, True]
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2", "3"]
+    # The run goes on and saves the same steps anew, and one of them is damaged again.
+    write(tmp_path, [2])
+    spoil(tmp_path, 2)
+    assert_restores(tmp_path, 1)
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2", "2-2", "3"]
+
+
+def test_all_damaged_is_an_error_that_moves_nothing(tmp_path):
+    write(tmp_path, [1, 2])
+    spoil(tmp_path, 1)
+    spoil(tmp_path, 2)
+    for _ in range(2):  # a second start is no different
+        with pytest.raises(
+            ValueError, match=r"every checkpoint here is damaged \(step 2: .*step 1: .*delete"
+        ):
+            read(tmp_path)
+    assert checkpoint.saved_steps(tmp_path) == [1, 2]
+
+
+def test_facts_are_guarded(tmp_path):
+    write(tmp_path, [1, 2])
+    path = tmp_path / "2" / "run" / "metadata"
+    path.write_text(path.read_text().replace('"batch": 12', '"batch": 13'))
+    assert "not what was written" in assert_restores(tmp_path, 1)[0]
+
+
+def test_weights_swapped_with_another_step_are_noticed(tmp_path):
+    write(tmp_path, [1, 2])
+    shutil.rmtree(tmp_path / "2" / "params")
+    shutil.copytree(tmp_path / "1" / "params", tmp_path / "2" / "params")
+    assert "arrays are not what was written, first params/" in assert_restores(tmp_path, 1)[0]
+
+
+def test_another_model_is_refused_and_nothing_is_moved(tmp_path):
+    write(tmp_path, [1])
+    like = make_state(0)
+    other = like.replace(params={**like.params, "embed": jnp.zeros((41, 16)), "head": jnp.zeros(3)})
+    with pytest.raises(
+        ValueError, match=r"embed: float32\[40, 16\] there, float32\[41, 16\] wanted; params/head"
+    ):
+        read(tmp_path, other)
+    assert checkpoint.saved_steps(tmp_path) == [1]
+
+
+DESCRIPTION = jax.tree.map(
+    lambda shape: Param(shape, (None,) * len(shape), "", ""),
+    SHAPES,
+    is_leaf=lambda node: isinstance(node, tuple),
+)
+
+
+def test_weights_alone(tmp_path):
+    write(tmp_path, [1, 2])
+    step, params = checkpoint.load_params(tmp_path, DESCRIPTION)
+    assert step == 2
+    assert_same(params, make_state(2).params)
+    shutil.rmtree(tmp_path / "1" / "optimizer")
+    step, params = checkpoint.load_params(tmp_path, DESCRIPTION, step=1)
+    assert_same(params, make_state(1).params)
+    with pytest.raises(ValueError, match="no checkpoint of step 5; there are 1, 2"):
+        checkpoint.load_params(tmp_path, DESCRIPTION, step=5)
+    with pytest.raises(ValueError, match="no checkpoint here"):
+        checkpoint.load_params(tmp_path / "none", DESCRIPTION)
+
+
+def test_damaged_weights_alone(tmp_path):
+    write(tmp_path, [1, 2])
+    spoil(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"the checkpoint of step 2 is damaged .*; others: 1"):
+        checkpoint.load_params(tmp_path, DESCRIPTION)
+    assert checkpoint.saved_steps(tmp_path) == [1, 2]
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(ValueError, match="a checkpoint cannot be written"):
+        checkpoint.open_manager(tmp_path / "checkpoints", 1)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[3], sys.argv[4]]
+from test_checkpoint import FACTS, make_state
+from mmrl.train import checkpoint
+directory, limit = Path(sys.argv[1]), int(sys.argv[2])
+try:
+    with checkpoint.open_manager(directory, 1) as manager:
+        checkpoint.save(manager, 1, make_state(1), {**FACTS, "step": 1})
+        manager.wait_until_finished()
+        state = make_state(2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        checkpoint.save(manager, 2, state, {**FACTS, "step": 2})
+except ValueError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@pytest.mark.parametrize("room", [0, 300, 5000])
+def test_full_disk(tmp_path, room):
+    """No file of the child may grow beyond ``room`` bytes, which stands for a disk that is full."""
+    here = Path(__file__).parent
+    child = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path, str(room), here, here.parent],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    last = child.stderr.strip().splitlines()[-1]
+    assert child.returncode == 1, child.stderr[-2000:]
+    assert last.startswith(f"refused: {tmp_path}: a checkpoint cannot be written ("), child.stderr[-2000:]
+    assert "GB free" in last
+    assert_restores(tmp_path, 1)
+    write(tmp_path, [2])
+    assert_restores(tmp_path, 2)
+
+
+def over(*shape):
+    """Cut over the first ``shape`` devices."""
+    count = int(np.prod(shape))
+    mesh = Mesh(np.array(jax.devices()[:count]).reshape(shape), ("fsdp", "tensor"))
+    return NamedSharding(mesh, PartitionSpec("fsdp" if mesh.shape["fsdp"] > 1 else None))
+
+
+class TestMeshes:
+    def test_in_a_child(self):
+        run_on(8, __file__, "-k", "TestMeshes")
+
+    @pytest.mark.skipif(jax.device_count() < 8, reason="on the child's devices")
+    @pytest.mark.parametrize(("there", "here"), [((8, 1), (1, 1)), ((1, 1), (8, 1)), ((2, 4), (4, 1))])
+    def test_other_shape(self, tmp_path, there, here, monkeypatch):
+        monkeypatch.setitem(SHAPES, "layers", {"up": (8, 16, 32), "scale": (8, 16)})
+        before = make_state(4, over(*there))
+        with (
+            checkpoint.open_manager(tmp_path, 2) as manager,
+            jax.set_mesh(before.params["embed"].sharding.mesh),
+        ):
+            checkpoint.save(manager, 4, before, FACTS)
+        like = make_state(0, over(*here))
+        saved, said = read(tmp_path, like)
+        assert said == []
+        assert_same(saved.state, before)
+        assert jax.tree.map(lambda x: x.sharding, saved.state) == jax.tree.map(lambda x: x.sharding, like)
+
+    @pytest.mark.skipif(jax.device_count() < 8, reason="on the child's devices")
+    def test_checksums_are_the_same(self):
+        x = {"x": jnp.asarray(np.random.default_rng(0).standard_normal((8, 12)), jnp.float32)}
+        cuts = [over(1, 1), over(8, 1), over(2, 4), over(4, 2)]
+        assert len({checksums(jax.device_put(x, cut))["x"] for cut in cuts}) == 1
