@@ -6,6 +6,7 @@ processes must send the same messages in the same order, as they must run the sa
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,13 +87,14 @@ def noticing_loss() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Some collectives report a status such as "UNKNOWN: ..." as a ValueError.
+        if jax.process_count() == 1 or not re.match("[A-Z_]+: ", str(error)):
             raise
         print(
             f"mmrl: process {jax.process_index()} of {jax.process_count()} ends, as another process of the"
-            " run has: the output of that one says why. Start all of them again with the same commands, and the"
-            f" run goes on from its last checkpoint. (What was seen here: {str(error)[:300]})",
+            " run has: the output of that one says why. Start all of them again with the same commands, and"
+            f" the run goes on from its last checkpoint. (What was seen here: {str(error)[:300]})",
             file=sys.stderr,
         )
         leave(LOST)

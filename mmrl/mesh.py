@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "data", "fsdp", "tensor")
@@ -216,6 +216,17 @@ def own_copy(tree: Any, mesh: Mesh) -> Any:
         pieces = [shard.data for shard in x.addressable_shards]
         place = NamedSharding(mesh, x.sharding.spec)
         return jax.make_array_from_single_device_arrays(x.shape, place, pieces)
+
+    return jax.tree.map(one, tree)
+
+
+def whole(tree: Any) -> Any:
+    """Arrays as numpy arrays on the host of every process; all of them must call this."""
+
+    def one(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(one, tree)
 

@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mmrl import hosts
 from mmrl.models.params import Param, flatten, unflatten
 from mmrl.types import Params
 
@@ -79,33 +77,22 @@ def save(
 ) -> None:
     """Write a Hugging Face directory that ``transformers`` loads; it appears whole or not at all.
 
-    With several processes the first writes it, and all must call this.
-
     Args:
-      params: the weights.
+      params: the weights; with several processes, as `mmrl.mesh.whole` brings them together.
       description: nested dict of `Param` that ``params`` follows.
       directory: to be made; an existing one is replaced.
       base: the directory the model came from; its config, tokenizer and processor files are copied.
       dtype: of the tensors written; by default that of ``params``.
       shard_bytes: a new file is begun when one would grow beyond this.
     """
-    with hosts.first_alone() as writes:
-        tensors = _export(params, description, dtype)
-        if writes:
-            _write(tensors, Path(directory), Path(base), shard_bytes)
-        else:
-            for _ in tensors:  # the weights are brought together from all processes
-                pass
-
-
-def _write(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, base: Path, shard_bytes: int) -> None:
+    directory, base = Path(directory), Path(base)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         for file in base.iterdir():
             if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
                 shutil.copyfile(file, temporary / file.name)
-        shards = list(_shards(tensors, shard_bytes))
+        shards = list(_shards(_export(params, description, dtype), shard_bytes))
         _write_shards(shards, temporary)
         _state_dtype(temporary / "config.json", next(iter(shards[0].values())).dtype)
         temporary.chmod(0o755)
@@ -233,19 +220,12 @@ def _export(params: Params, description: dict, dtype: DTypeLike | None) -> Itera
     for path, param in flatten(description).items():
         assert isinstance(param, Param)
         source, target = param.layout.split("->")
-        array = _whole(arrays[path])
+        array = np.asarray(jax.device_get(arrays[path]))
         if dtype is not None:
             array = array.astype(dtype)
         parts = array if param.stacked else array[None]
         for name, part in zip(_tensor_names(param), parts, strict=True):
             yield name, np.ascontiguousarray(rearrange(part, f"{target} -> {source}"))
-
-
-def _whole(leaf: jax.Array) -> np.ndarray:
-    """A weight on the host; one that is spread over several processes comes to all of them."""
-    if leaf.is_fully_addressable or leaf.is_fully_replicated:
-        return np.asarray(jax.device_get(leaf))
-    return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]], limit: int) -> Iterator[dict[str, np.ndarray]]:

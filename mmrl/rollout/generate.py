@@ -64,7 +64,8 @@ def generate(
         columns=columns,
         chunk=chunk,
     )
-    groups = groups_of(prompts, keys, group, lambda _: single_turn(sampling))
+    data = np.asarray(jax.random.key_data(keys))
+    groups = groups_of(prompts, data, group, lambda _: single_turn(sampling))
 
     def none(_: Any) -> Prompts:
         raise ValueError("an episode of one turn asks for no other prompt")
@@ -75,7 +76,7 @@ def generate(
 
 def groups_of(
     prompts: Prompts,
-    keys: Key[Array, "b"],
+    keys: UInt32[np.ndarray, "b k"],
     group: int,
     episode: Callable[[int], Episode],
     keep: Bool[np.ndarray, "b"] | None = None,
@@ -96,14 +97,15 @@ def row_of(prompts: Prompts, b: int) -> Prompts:
     return jax.tree.map(lambda leaf: leaf[b : b + 1], prompts)
 
 
-def member_keys(keys: Key[Array, "b"], group: int) -> UInt32[np.ndarray, "b g k"]:
+def member_keys(keys: UInt32[np.ndarray, "b k"], group: int) -> UInt32[np.ndarray, "b g k"]:
     """Data of the random key of each response: that of its prompt and its number, nothing else."""
     return np.asarray(_member_keys(keys, group))
 
 
 @partial(jax.jit, static_argnames="group")
-def _member_keys(keys: Key[Array, "b"], group: int) -> UInt32[Array, "b g k"]:
-    made = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jax.numpy.arange(group)))(keys)
+def _member_keys(keys: UInt32[Array, "b k"], group: int) -> UInt32[Array, "b g k"]:
+    members = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jax.numpy.arange(group)))
+    made = members(jax.random.wrap_key_data(keys))
     return jax.random.key_data(made)
 
 

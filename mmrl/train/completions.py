@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from mmrl.config import Config
 from mmrl.models.prompts import bucket, collate, encode, messages
@@ -66,7 +65,7 @@ def complete(
             model,
             samples,
             collate(encoded, processor, tokens, slots),
-            prompt_keys(config.seed, _PURPOSE, 0, np.arange(len(rows))),
+            prompt_keys(config.seed, _PURPOSE, 0, len(rows)),
             group=n,
             sampling=sampling,
             config=config,

@@ -75,7 +75,7 @@ def evaluate(
             policy,
             model,
             batch,
-            prompt_keys(config.seed, _PURPOSE, 0, number * size + batch.rows),
+            prompt_keys(config.seed, _PURPOSE, 0, size, start=number * size)[batch.rows],
             group=config.evaluation.samples,
             sampling=sampling,
             config=config,

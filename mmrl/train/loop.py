@@ -226,11 +226,11 @@ def _step(stage: Stage, state: TrainState, run: Run, phases: Phases) -> tuple[Tr
         mesh = stage.model.mesh
         prompts, responses = on_devices(drawn, chosen, mesh)
         mine = own_rows(mesh, config.rollout.prompts)
-        keys = prompt_keys(config.seed, _CORRUPTION, step, mine)
+        keys = prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts)[mine]
         batch = Batch(
             prompts=prompts,
             responses=responses,
-            corruption_keys=jax.random.wrap_key_data(put(jax.random.key_data(keys), mesh)),
+            corruption_keys=jax.random.wrap_key_data(put(keys, mesh)),
         )
         graded = put((whole.rewards[mine], whole.accuracy[mine].astype(np.float32)), mesh)
         scores = _score(stage, state.params, batch)
@@ -262,7 +262,7 @@ def _draw(
     phases: Phases,
     number: int,
 ) -> tuple[Experience, Overview]:
-    config = stage.config
+    config, count = stage.config, stage.config.rollout.prompts
     with phases("data"):
         batch = next(batches)
     return sample_and_grade(
@@ -270,7 +270,7 @@ def _draw(
         stage.policy,
         stage.model,
         batch,
-        prompt_keys(config.seed, _ROLLOUT, step, number * config.rollout.prompts + batch.rows),
+        prompt_keys(config.seed, _ROLLOUT, step, count, start=number * count)[batch.rows],
         group=config.rollout.group,
         sampling=sampling_of(config),
         config=config,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Array, Bool, UInt32
 
 from mmrl.config import Config
 from mmrl.data.pipeline import Batch as PromptBatch
@@ -37,10 +37,16 @@ from mmrl.types import Params, Prompts
 from mmrl.workers.pool import WorkerPool
 
 
-def prompt_keys(seed: int, purpose: int, step: int, prompts: Int[np.ndarray, "b"]) -> Key[jax.Array, "b"]:
-    """Random keys with the address (seed, purpose, step, prompt): no draw depends on another."""
+def prompt_keys(seed: int, purpose: int, step: int, count: int, start: int = 0) -> UInt32[np.ndarray, "b k"]:
+    """Data of random keys with the address (seed, purpose, step, prompt): no draw depends on another."""
+    return np.asarray(_prompt_keys(seed, purpose, step, start, count))
+
+
+@partial(jax.jit, static_argnames="count")
+def _prompt_keys(seed: int, purpose: int, step: int, start: int, count: int) -> UInt32[Array, "b k"]:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(prompts))
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(start + jnp.arange(count))
+    return jax.random.key_data(keys)
 
 
 def acting_weights(params: Params, model: Model) -> Params:
@@ -122,7 +128,7 @@ def play(
     model: Model,
     samples: Sequence[Sample],
     prompts: Prompts,
-    keys: Key[jax.Array, "b"],
+    keys: UInt32[np.ndarray, "b k"],
     *,
     group: int,
     sampling: Sampling,
@@ -144,7 +150,7 @@ def play(
     return roll_out(
         params,
         policy.model,
-        policy.bias,
+        jnp.asarray(np.asarray(policy.bias)),  # on this process's devices
         groups_of(prompts, keys, group, lambda b: episode(samples[b]), keep),
         shape,
         text=partial(processor.tokenizer.decode, skip_special_tokens=True),
@@ -160,7 +166,7 @@ def sample_and_grade(
     policy: Policy,
     model: Model,
     batch: PromptBatch,
-    keys: Key[jax.Array, "b"],
+    keys: UInt32[np.ndarray, "b k"],
     *,
     group: int,
     sampling: Sampling,

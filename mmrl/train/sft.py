@@ -11,7 +11,7 @@ from mmrl import hosts
 from mmrl.config import ColdStart, Config, Optimizer
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
-from mmrl.mesh import own_rows, put
+from mmrl.mesh import own_rows, put, whole
 from mmrl.models import checkpoint as hf
 from mmrl.rollout.sampling import Sampling
 from mmrl.train import checkpoint, programs
@@ -104,7 +104,10 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, 
             if given and not last:
                 raise Interrupted(given[0])
     metrics.close()
-    hf.save(state.params, model.description, out, base=model.directory)
+    params = whole(state.params)
+    with hosts.first_alone() as writes:
+        if writes:
+            hf.save(params, model.description, out, base=model.directory)
 
 
 def _means(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
