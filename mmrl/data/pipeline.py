@@ -19,6 +19,7 @@ from typing import Generic, TypeVar
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jaxtyping import Bool, Int, Int32
 
 from mmrl import hosts
@@ -281,9 +282,7 @@ class _Item:
 _NOBODY = _Item(Sample(id="", problem="", answer=""), None)
 
 
-def _order(
-    sources: Sequence[Source], weights: Sequence[float] | None, seed: int
-) -> Sequence[tuple[int, int]]:
+def _order(sources: Sequence[Source], weights: Sequence[float] | None, seed: int) -> grain.MapDataset:
     """(source, row) at each position, for ever."""
     orders = []
     for k, source in enumerate(sources):
@@ -298,7 +297,7 @@ def _order(
 
 
 def _ahead(
-    order: Sequence[tuple[int, int]],
+    order: grain.MapDataset | Sequence[tuple[int, int]],
     work: Callable[[int, int], _Item],
     mine: Int[np.ndarray, "b"],
     batch_size: int,
@@ -318,6 +317,8 @@ def _ahead(
     options = grain.ReadOptions(num_threads=readers.threads, prefetch_buffer_size=max(readers.threads, count))
     rows = grain.MapDataset.range(start * count, last).map(item).to_iter_dataset(options)
     if readers.processes:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, which programs without absl never parse
         rows = rows.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=readers.processes), worker_init_fn=_without_devices
         )
