@@ -18,8 +18,9 @@ from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout import engine
 from mmrl.rollout.episodes import Call, Episode, Request, Turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Group, Stats, roll_out
+from mmrl.rollout.scheduler import Group, roll_out
 from mmrl.rollout.shape import Shape
+from mmrl.rollout.stats import Stats
 from mmrl.rollout.tools import Answer
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Prompts

@@ -42,8 +42,9 @@ def main() -> None:
 def run(options: Any, workdir: Path) -> float | None:
     """Two steps more than are timed; returns the processors that others kept busy meanwhile."""
     from mmrl.models.qwen2_5_vl_config import read_config
-    from mmrl.train.assemble import open_model, open_source
+    from mmrl.train.assemble import open_model, open_training_data
     from mmrl.train.loop import train
+    from mmrl.train.preemption import Notice
 
     sizes = read_config(options.model)
     data = options.prompts / ("text.jsonl" if options.text else "images.jsonl")
@@ -51,9 +52,9 @@ def run(options: Any, workdir: Path) -> float | None:
     model = open_model(config, options.model)
     # A response ends when its tokens are spent: no token has this id.
     model = dataclasses.replace(model, processor=dataclasses.replace(model.processor, stop=(-1,)))
-    source = open_source(config, str(data), workdir, model, key="data.train")
+    source = open_training_data(config, workdir, model)
     clock = Clock()
-    train(config, model, source, None, workdir)
+    train(config, model, source, None, workdir, Notice())
     return clock.read()["others"]
 
 

@@ -17,7 +17,7 @@ from mmrl.mesh import constrain, put
 from mmrl.sample import Sample
 from mmrl.types import Prompts, Responses, StopReason
 
-Table = dict[str, Float[np.ndarray, "b g"]]
+Table = dict[str, Float[np.ndarray, "_ g"]]  # any number of rows: batches are put together
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,17 @@ from mmrl.workers.pool import WorkerPool
 
 def prompt_keys(seed: int, purpose: int, step: int, count: int, start: int = 0) -> UInt32[np.ndarray, "b k"]:
     """Data of random keys with the address (seed, purpose, step, prompt): no draw depends on another."""
-    return np.asarray(_prompt_keys(seed, purpose, step, start, count))
+    return np.asarray(_prompt_keys(*map(np.uint32, (seed, purpose, step, start)), count))
 
 
 @partial(jax.jit, static_argnames="count")
-def _prompt_keys(seed: int, purpose: int, step: int, start: int, count: int) -> UInt32[Array, "b k"]:
+def _prompt_keys(
+    seed: UInt32[Array, ""],
+    purpose: UInt32[Array, ""],
+    step: UInt32[Array, ""],
+    start: UInt32[Array, ""],
+    count: int,
+) -> UInt32[Array, "b k"]:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(start + jnp.arange(count))
     return jax.random.key_data(keys)

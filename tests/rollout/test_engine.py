@@ -11,7 +11,7 @@ from mmrl.models import qwen2_5_vl as model
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Stats
+from mmrl.rollout.stats import Stats
 from mmrl.types import StopReason
 
 ROWS = [("Add 17 and 25.", []), ("What is this?", [(100, 75)]), ("Which?", [(61, 90), (90, 33)])]

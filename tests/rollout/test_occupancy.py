@@ -16,8 +16,9 @@ from mmrl.models.prompts import encode_turn
 from mmrl.rollout import engine, scheduler
 from mmrl.rollout.episodes import Request, single_turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Group, Stats, roll_out
+from mmrl.rollout.scheduler import Group, roll_out
 from mmrl.rollout.shape import Shape
+from mmrl.rollout.stats import Stats
 from mmrl.types import Images, Prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "rollout.md"

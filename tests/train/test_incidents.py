@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mmrl.sample import Sample
+from mmrl.train.experience import Experience
 from mmrl.train.incidents import KEPT, TEXT_LIMIT, count_skipped, save_incident
-from mmrl.train.rollouts import Experience
 from mmrl.types import Images, Observed, Prompts, Responses
 
 METRICS = {"loss/loss": float("nan"), "loss/skipped": 1.0}
@@ -24,6 +24,7 @@ def experience(text="\ud800 \x1b[2J \\boxed{7}") -> Experience:
         image=np.zeros((2, 4), np.int32),
     )
     return Experience(
+        rows=np.arange(2),
         samples=[
             Sample(id="a.jsonl:7", problem="<image>\ud800?", answer="7", images=(b"bytes of an image",)),
             Sample(id="a.jsonl:9", problem="<image>two", answer="8", images=("images/two.png",)),

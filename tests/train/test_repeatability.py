@@ -29,16 +29,15 @@ from pathlib import Path
 config = resolve(load(sys.argv[1] + ":smoke"))
 workdir = Path(sys.argv[2])
 model = open_model(config, workdir / "world" / "model")
-source = open_source(config, config.cold_start.data, workdir, model, key="data", with_solutions=True)
+source = open_source(config, config.cold_start.data, workdir, model, key="data", longest=12)
 batch = next(pipeline.solutions(
     source,
     model.processor,
     prompt_format(config),
     episode=episodes_of(config, model.processor, Sampling(max_tokens=12)),
-    response_buckets=(12,),
+    max_tokens=12,
     seed=0,
     batch_size=8,
-    workers=1,
 ))
 params = model.load()
 optimizer = make_optimizer(config.optimizer, params, 1)

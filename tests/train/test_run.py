@@ -90,6 +90,7 @@ def test_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
 
 def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     from mmrl.train.assemble import open_model
+    from mmrl.train.preemption import Notice
     from mmrl.train.stages import cold_start
 
     resumed = tmp_path / "run"
@@ -97,7 +98,7 @@ def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     shutil.copytree(smoke_run / "cold_start" / "checkpoints", resumed / "cold_start" / "checkpoints")
     shutil.copy(smoke_run / "cold_start" / "metrics.jsonl", resumed / "cold_start")
     model = open_model(smoke_config, resumed / "world" / "model")
-    made = cold_start(smoke_config, model, resumed)
+    made = cold_start(smoke_config, model, resumed, Notice())
     description = describe(read_config(smoke_run / "world" / "model"))
     assert_same(made.load(), load(smoke_run / "cold_start" / "model", description))
     steps = [row["step"] for row in read_metrics(resumed / "cold_start")]
