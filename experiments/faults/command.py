@@ -1,0 +1,161 @@
+"""A training run as a child process: started as a person starts it, watched and ended from outside."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# The quickstart in seconds. More than an epoch of 8 batches, so that its border is crossed as well.
+CONFIG = "experiments/quickstart.py:smoke"
+FLAGS = ("--config.train.steps=10", "--config.train.evaluate_every=5", "--config.train.checkpoint_every=2")
+POLL_S = 0.002
+TMP = "orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+
+
+@dataclass(frozen=True)
+class Run:
+    """A process that trains in ``workdir``, the leader of a group of processes."""
+
+    process: subprocess.Popen[bytes]
+    workdir: Path
+    log: Path  # what it says
+    leftovers: frozenset[tuple[Path, int]]  # checkpoints that an earlier run has not finished
+
+
+def environment(cache: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Of a run: on the CPU, with programs compiled once for all runs and kept in ``cache``."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        **(more or {}),
+    }
+
+
+def command(workdir: Path, flags: Sequence[str] = FLAGS) -> list[str]:
+    """What a person types; the same again goes on."""
+    return [sys.executable, "-m", "mmrl.cli", "train", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+
+
+def start(words: Sequence[str], workdir: Path, log: Path, env: Mapping[str, str], **options) -> Run:
+    """Start it in a group of its own; ``options`` are those of `subprocess.Popen`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    leftovers = frozenset(_unfinished(workdir))
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+    return Run(process, workdir, log, leftovers)
+
+
+def finish(run: Run, timeout_s: float) -> int | None:
+    """Its exit status; None if it had to be killed because it did not end in time."""
+    try:
+        return run.process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_group(run)
+        return None
+
+
+def kill_group(run: Run) -> None:
+    """SIGKILL to the process and all it has started."""
+    send(run, signal.SIGKILL, whole=True)
+    run.process.wait()
+
+
+def send(run: Run, number: signal.Signals, whole: bool) -> None:
+    """A signal to the ``whole`` group, or to its leader alone; none if it has ended."""
+    if run.process.poll() is None:
+        (os.killpg if whole else os.kill)(run.process.pid, number)
+
+
+def reached(run: Run, moment: Callable[[], bool], timeout_s: float) -> bool:
+    """Waits for the moment; False if the run ended before, or the time was over."""
+    end = time.monotonic() + timeout_s
+    while run.process.poll() is None and time.monotonic() < end:
+        if moment():
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group that are alive; those that ended and wait to be collected are not."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name in the second field may hold anything, blanks and brackets included.
+            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of_group) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def gone(group: int, timeout_s: float) -> float | None:
+    """Seconds until no process of the group is left; None if some are after ``timeout_s``."""
+    begin = time.monotonic()
+    while members(group):
+        if time.monotonic() - begin > timeout_s:
+            return None
+        time.sleep(0.05)
+    return time.monotonic() - begin
+
+
+def children(run: Run) -> list[int]:
+    """Processes that the run has started, from any of its threads."""
+    found: list[int] = []
+    for path in Path(f"/proc/{run.process.pid}/task").glob("*/children"):
+        try:
+            found += map(int, path.read_text().split())
+        except OSError:  # the thread has ended
+            continue
+    return found
+
+
+def characters_read(pid: int) -> int:
+    """How many bytes a process has read so far, from files and pipes; 0 if it has ended."""
+    try:
+        first = Path(f"/proc/{pid}/io").read_text().splitlines()[0]
+    except OSError:
+        return 0
+    return int(first.split()[1])
+
+
+def saving(run: Run) -> bool:
+    """Whether a checkpoint of any stage is being written."""
+    return any(one not in run.leftovers for one in _unfinished(run.workdir))
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.is_file() else ""
+
+
+def _unfinished(workdir: Path) -> list[tuple[Path, int]]:
+    """Each with the time it was last changed at: one that is begun anew has the name of the one before."""
+    found = []
+    for folder in ("", "cold_start"):
+        for path in (workdir / folder).glob(f"checkpoints/*{TMP}*"):
+            try:
+                found.append((path, path.stat().st_mtime_ns))
+            except OSError:  # finished meanwhile
+                continue
+    return found

@@ -1,0 +1,218 @@
+"""Kill a run at random moments, start it again each time: is the end the same, to the last bit?
+
+    python -m experiments.faults.kill --kills=20 --workdir=DIR
+    python -m experiments.faults.kill --signal=TERM --kills=8 --workdir=DIR
+
+A run that has ended is compared with one that nobody disturbed, and the next begins from nothing, until so
+many kills were made. SIGKILL comes to the whole process group and to the main process alone in turns: then
+its workers must end by themselves. SIGTERM (a machine that is taken away) and SIGINT (Ctrl-C) must leave a
+checkpoint of the last whole step.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+
+import jax
+
+from experiments.faults import command
+from experiments.faults.compare import differences, metric_rows, steps_saved
+from experiments.faults.reference import TIMEOUT_S, WHOLE, reference, say, start
+
+# What a kill is aimed at, over and over: "any" is a moment drawn from the length of a whole run.
+AIMS = ("any", "checkpoint", "any", "workers", "any", "reward", "checkpoint", "any")
+END_S = 60.0  # a run that is asked to end, and workers whose parent is gone, have ended by then
+# What a run is at, once it has said a line that begins so.
+PHASES = {"rl": "reinforcement", "before:": "reinforcement", "sft": "cold start", "rollout:": "opening"}
+CHECKPOINT_S = 0.3  # about what writing a checkpoint takes
+WORKERS_S = 1.0  # about what starting a worker takes
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One of them: what it was aimed at and what the run was at, as seen from outside."""
+
+    aim: str
+    phase: str
+    whole: bool  # the process group; else the main process alone
+    seconds: float  # until every process was gone
+    faults: tuple[str, ...]  # what should not be
+
+
+def main() -> int:
+    """Print the counts; status 0 if every run ended the same."""
+    options = arguments()
+    jax.config.update("jax_platforms", "cpu")
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    whole_s = reference(options.workdir)
+    kills: list[Kill] = []
+    rounds: list[list[str]] = []
+    for found in disturbed(options, whole_s, kills):
+        rounds.append(found)
+        say(f"run {len(rounds)} with {len(kills)} kills so far: {'; '.join(found[:3]) or 'identical'}")
+        if found and options.stop:
+            break
+    print(table(options, kills, rounds))
+    if options.json:
+        report = {"kills": [asdict(kill) for kill in kills], "differences": rounds}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return int(any(rounds) or any(kill.faults for kill in kills))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="for all runs, and what they share")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="store_true", help="at the first run that ended otherwise")
+    parser.add_argument("--json", type=Path, help="also write what was found here")
+    return parser.parse_args()
+
+
+def disturbed(options: argparse.Namespace, whole_s: float, kills: list[Kill]) -> Iterator[list[str]]:
+    """Runs that are killed and started again; what differs in each, once it has ended. Fills ``kills``."""
+    rng = random.Random(options.seed)
+    aims = cycle(AIMS)
+    number = signal.Signals[f"SIG{options.signal}"]
+    folder = options.workdir / "killed"
+    while len(kills) < options.kills:
+        shutil.rmtree(folder, ignore_errors=True)
+        while True:
+            run = start(options.workdir, "killed")
+            aim = next(aims) if len(kills) < options.kills else ""
+            if aim and command.reached(run, moment(aim, run, rng, whole_s), TIMEOUT_S):
+                kills.append(kill(run, aim, number, whole=whole(number, len(kills))))
+                say(f"kill {len(kills)}: {kills[-1]}")
+                continue
+            status = command.finish(run, TIMEOUT_S)
+            left = command.gone(run.process.pid, END_S)
+            if status != 0:
+                yield [f"ended with status {status}: {command.tail(run.log)}"]
+            elif left is None:
+                yield ["processes are left after the run has ended"]
+            else:
+                yield differences(options.workdir / WHOLE, folder)
+            break
+
+
+def whole(number: signal.Signals, count: int) -> bool:
+    """Who gets the signal: the group and the main process in turns; Ctrl-C reaches the group always."""
+    return number == signal.SIGINT or count % 2 == 0
+
+
+def moment(aim: str, run: command.Run, rng: random.Random, whole_s: float) -> Callable[[], bool]:
+    """Whether it has come; the function is asked again and again while the run goes."""
+    if aim == "any":
+        return elapsed(rng.uniform(0, whole_s))
+    if aim == "checkpoint":
+        return after(lambda: command.saving(run), rng.uniform(0, CHECKPOINT_S))
+    if aim == "workers":
+        return after(lambda: bool(command.children(run)), rng.uniform(0, WORKERS_S))
+    return at_work(run)
+
+
+def elapsed(seconds: float) -> Callable[[], bool]:
+    """So many seconds from now."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+def after(sign: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """So many seconds after the sign was first seen."""
+    end: list[float] = []
+
+    def come() -> bool:
+        if not end and sign():
+            end.append(time.monotonic() + seconds)
+        return bool(end) and time.monotonic() >= end[0]
+
+    return come
+
+
+def at_work(run: command.Run, quiet_s: float = 0.2) -> Callable[[], bool]:
+    """A worker that had waited for something to do has just read what it is to do."""
+    seen: dict[int, tuple[int, float]] = {}  # bytes read, and when that was last more than before
+
+    def come() -> bool:
+        now, found = time.monotonic(), False
+        for pid in command.children(run):
+            count, since = command.characters_read(pid), seen.get(pid, (0, now))
+            if count != since[0]:
+                found |= pid in seen and now - since[1] > quiet_s
+                seen[pid] = (count, now)
+        return found
+
+    return come
+
+
+def kill(run: command.Run, aim: str, number: signal.Signals, whole: bool) -> Kill:
+    """Send the signal, and see that all processes end."""
+    phase = phase_of(run)
+    begin = time.monotonic()
+    command.send(run, number, whole)
+    faults = []
+    if command.finish(run, END_S) is None:
+        faults.append(f"still there {END_S:.0f} s after the signal")
+    elif command.gone(run.process.pid, END_S) is None:
+        faults.append("workers outlive the run")
+        os.killpg(run.process.pid, signal.SIGKILL)
+    elif number != signal.SIGKILL:
+        faults += lost(run)
+    return Kill(aim, phase, whole, round(time.monotonic() - begin, 2), tuple(faults))
+
+
+def phase_of(run: command.Run) -> str:
+    """What it is at, by what it has said and written."""
+    if command.saving(run):
+        return "checkpoint"
+    lines = [line.split()[0] for line in command.tail(run.log, 1000).splitlines() if line.strip()]
+    said = next((word for word in reversed(lines) if word in PHASES), "")
+    return PHASES.get(said, "start")
+
+
+def lost(run: command.Run) -> list[str]:
+    """Steps that were made, and are not in a checkpoint, of a run that was asked to end."""
+    found = []
+    for stage in (".", "cold_start"):
+        rows = metric_rows(run.workdir / stage)
+        made = rows[-1]["step"] if rows else 0
+        saved = (steps_saved(run.workdir / stage) or [0])[-1]
+        if made != saved:
+            found.append(f"{stage}: step {made} was made, {saved} is saved")
+    return found
+
+
+def table(options: argparse.Namespace, kills: list[Kill], rounds: list[list[str]]) -> str:
+    """The report for people."""
+    lines = [f"SIG{options.signal}, seed {options.seed}: {len(kills)} kills, {len(kills)} restarts", ""]
+    aims = sorted({kill.aim for kill in kills})
+    lines.append(f"{'killed while at':24}" + "".join(f"{aim:>12}" for aim in aims) + f"{'all':>12}")
+    for phase in sorted({kill.phase for kill in kills}):
+        counts = Counter(kill.aim for kill in kills if kill.phase == phase)
+        lines.append(
+            f"{phase:24}" + "".join(f"{counts[aim]:12}" for aim in aims) + f"{sum(counts.values()):12}"
+        )
+    alone = [kill.seconds for kill in kills if not kill.whole]
+    if alone:
+        lines.append(f"main process alone: {len(alone)}; all others gone in {max(alone):.1f} s at most")
+    lines += [f"fault: {fault}" for kill in kills for fault in kill.faults]
+    lines += [f"difference: {line}" for found in rounds for line in found[:10]]
+    good = sum(not found for found in rounds)
+    lines.append(f"runs that went on to their end: {len(rounds)}, of which identical: {good}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
