@@ -52,6 +52,10 @@ class _Manager(ocp.CheckpointManager):
         with _writing(Path(self.directory)):
             super().wait_until_finished()
 
+    def close(self) -> None:
+        with _writing(Path(self.directory)):
+            super().close()
+
 
 @dataclass(frozen=True)
 class _Policy:
@@ -100,12 +104,12 @@ def open_manager(directory: Path, keep: int, keep_best: int = 0, best: str = "")
     directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Policy(directory, keep, keep_best, best),
-        create=True,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
         lightweight_initialize=True,  # else a damaged checkpoint stops us here
     )
     with _writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
         return _Manager(directory, options=options)
 
 

@@ -18,8 +18,9 @@ from mmrl.config import Config, from_dict
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
 
-# Keys that change no step: how work is cut up, and when what is saved or measured.
+# Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
 _MAY_CHANGE = (
+    "data.max_broken",
     "data.workers",
     "data.processes",
     "episode.workers",
@@ -33,7 +34,7 @@ _MAY_CHANGE = (
     "train.evaluate_every",
     "train.keep_checkpoints",
     "train.keep_best",
-    "train.best",
+    "train.max_skipped",
     "cold_start.checkpoint_every",
     "cold_start.micro_batch",
     "mesh.",
