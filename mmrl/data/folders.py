@@ -64,6 +64,8 @@ def layout(path: Path, split: str = "") -> Layout:
 
 
 def _kind(file: Path) -> str:
+    if not file.is_file():
+        raise ValueError(f"{file} is neither a file nor a directory")
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file}: not a parquet or JSONL file; its name must end in {', '.join(SUFFIXES)}")
     return SUFFIXES[file.suffix]

@@ -13,6 +13,8 @@ from mmrl.sample import Sample
 
 REQUIRED = ("problem", "answer")
 OPTIONAL = ("images", "verifier", "solution", "turns", "facts")
+LONGEST_PATH = 4096  # characters, what file systems take
+LONGEST_TEXT = 500_000  # characters; of far longer ones tokenizers run for minutes or die
 
 
 def sample_of(
@@ -34,6 +36,9 @@ def sample_of(
         if not isinstance(value.get(key), str | None):
             raise ValueError(f"{name}: {key} is a {type(value[key]).__name__}, not text")
         _check_text(value.get(key) or "", key, name)
+    for key in REQUIRED:
+        if not value[key].strip():
+            raise ValueError(f"{name}: {key} is empty")
     turns = value.get("turns") or []
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
         raise ValueError(f"{name}: turns is not a list of text")
@@ -83,6 +88,8 @@ def _facts(value: Any, name: str) -> dict[str, Any]:
 
 def _check_text(text: str, key: str, name: str) -> None:
     """Half of a surrogate pair is no text: neither a tokenizer nor a file takes it."""
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"{name}: {key} has {len(text)} characters, over {LONGEST_TEXT}")
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError as error:
@@ -97,6 +104,8 @@ def images_of(value: Any, root: Path, name: str) -> tuple[bytes | str, ...]:
         if isinstance(item, dict):
             item = item.get("bytes") or item.get("path")
         if isinstance(item, str) and item:
+            if len(item) > LONGEST_PATH:
+                raise ValueError(f"{name}, image {k}: a path of {len(item)} characters is too long")
             _check_text(item, f"the path of image {k}", name)
             images.append(str(root / item))
         elif isinstance(item, bytes) and item:

@@ -7,14 +7,21 @@ frame-doubled float32 rows that transformers makes.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
+import stat
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
+
+# What is read at all. Pillow knows more formats; some run another program, few are met in data.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+MOST_PIXELS = 89_478_485  # of one image: decoded and made opaque it takes about 1.5 GiB for a moment
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,25 @@ def open_image(image: bytes | str | os.PathLike | Image.Image, name: str) -> Ima
         return image
     what = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
     try:
-        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        if not isinstance(image, bytes) and not stat.S_ISREG(os.stat(image).st_mode):
+            raise ValueError("not a file")  # a pipe would be waited for
+        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=_formats())
+        if opened.width * opened.height > MOST_PIXELS:
+            raise ValueError(f"{opened.width}x{opened.height} pixels, over {MOST_PIXELS}")
+        return opened
     except Exception as error:  # Pillow's decoders raise what they like at damaged files
         # Pillow's own words for this hold an address in memory, and a policy may read them.
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
             f"{name}: cannot read the image ({what}): {reason}. Repair or remove the row."
         ) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def image_size(image: bytes | str | os.PathLike | Image.Image, name: str) -> tuple[int, int]:
@@ -61,8 +80,10 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     """(height, width) after resizing: multiples of ``factor``, area within limits, aspect ratio nearly kept.
 
     The rule of Qwen2-VL's image processor (transformers, ``smart_resize``). Raises ValueError if one side is
-    more than 200 times the other.
+    more than 200 times the other, or if there is no pixel.
     """
+    if min(height, width) < 1:
+        raise ValueError(f"an image of {height}x{width} pixels: there is nothing to see")
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f"an image of {height}x{width} pixels: one side is over 200 times the other")
     rows, columns = round(height / factor), round(width / factor)
@@ -90,7 +111,16 @@ def token_count(size: tuple[int, int], spec: ImageSpec) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Three channels; transparency is composited on white, as transformers 5 does (4.x dropped alpha)."""
+    """Three channels; transparency is composited on white, as transformers 5 does (4.x dropped alpha).
+
+    16 bits of grey are scaled to 8, where transformers, as Pillow, makes nearly all of them white. Raises
+    ValueError for wider pixels, whose range nothing states.
+    """
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
+        wide = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no stated range; store 8 or 16 bits")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         opaque = image.convert("RGBA")
         white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
