@@ -9,6 +9,7 @@ from mmrl.sample import Sample
 from mmrl.workers.pool import Answer, WorkerPool
 
 TABLE = "mmrl.rewards.verifier"
+LARGEST = 1e15  # size of a component: squares of rewards are added up over a batch, in float32
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class RewardPool:
 
 
 def _graded(sample: Sample, answer: Answer) -> Graded:
-    """A verifier's answer, checked: components are finite numbers."""
+    """A verifier's answer, checked: components are finite numbers that float32 can reckon with."""
     if answer.error is not None:
         return Graded({}, False, f"sample {sample.id}: {answer.error}")
     try:
         values = {name: float(value) for name, value in answer.value.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise ValueError(f"verifier {sample.verifier!r} reported a value that is not finite: {values}")
+        if any(abs(value) > LARGEST for value in values.values()):
+            raise ValueError(f"verifier {sample.verifier!r} reported a value beyond {LARGEST:g}: {values}")
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         return Graded({}, False, f"sample {sample.id}: {type(error).__name__}: {error}"[:500])
     return Graded(values)

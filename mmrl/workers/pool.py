@@ -1,5 +1,6 @@
 """Functions of a table in killable processes, under a deadline and a memory limit for each call."""
 
+import itertools
 import os
 import pickle
 import queue
@@ -22,6 +23,8 @@ from mmrl.workers.message import unpack
 START_S = 120.0  # a worker that is not up, or has not loaded a function's libraries, by then is broken
 GRACE_S = 1.0  # by how much the parent waits longer than the worker's own timer
 CHUNK = 16  # jobs in one message
+CHUNK_BYTES = 32 << 20  # of their payloads together, so that no worker runs out of memory over many at once
+RETRY_S = 1.0  # pause after a worker that could not be replaced
 CLOSE_POLL_S = 0.2  # how often a waiting thread looks whether the pool was closed
 
 
@@ -87,9 +90,10 @@ class WorkerPool:
         """Queues one call and returns at once; ``.result()`` of the handle is its ``Answer``.
 
         ``payload``: the arguments, by position or by name. A function that raises, dies, or runs out of time
-        or memory is an answer with an error. Values are JSON and bytes (see ``message``).
+        or memory is an answer with an error. Values are JSON and bytes (see ``message``). So is, once
+        workers have run, that one cannot be replaced: the machine may have room again for later calls.
 
-        ValueError if the pool is closed. ``.result()`` raises RuntimeError if workers cannot be started.
+        ValueError if the pool is closed. ``.result()`` raises RuntimeError if workers cannot start at all.
         """
         if self._closed.is_set():
             raise ValueError(f"the pool of {self._noun}s is closed; submit inside its context")
@@ -108,14 +112,25 @@ class WorkerPool:
         """One thread: owns one worker at a time, gives it chunks of jobs, replaces it when it dies."""
         worker: _Worker | None = None
         jobs: list[_Job] = []
+        begun = False
         try:
             while not self._closed.is_set():
-                worker = worker or _start(self._arguments, self._noun, self._closed)
+                try:
+                    worker = worker or _start(self._arguments, self._noun, self._closed)
+                    begun = True
+                except _CannotStart as error:
+                    if not begun:
+                        raise
+                    jobs = jobs or self._take()
+                    while jobs:
+                        jobs.pop(0).future.set_result(Answer(error=str(error)))
+                    self._closed.wait(RETRY_S)
+                    continue
                 jobs = jobs or self._take()
                 if not _work(worker, jobs, self._noun, self._deadline_s, self._closed):
                     _kill(worker)
                     worker = None
-        except _CannotStart as error:
+        except Exception as error:  # of any kind: whoever waits for these jobs must hear of it
             while not self._closed.is_set():
                 for job in jobs:
                     job.future.set_exception(RuntimeError(str(error)))
@@ -160,14 +175,22 @@ class _CannotStart(Exception):
 def _start(arguments: list[str], noun: str, closed: threading.Event) -> _Worker:
     """Starts a worker and waits until it is ready. ``_CannotStart`` if it ends first."""
     ours, theirs = Pipe()
-    # Not multiprocessing: that would run the parent's main module, and its import of jax, once a worker.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mmrl.workers.worker", str(theirs.fileno()), *arguments],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-    )
-    theirs.close()
+    try:
+        # Not multiprocessing: that would run the parent's main module, and its import of jax, once a worker.
+        # A session of its own: Ctrl-C and a notice of preemption go to the whole group of the parent, which
+        # ends the step that it is in, and needs its workers for that. And what a worker starts dies with it.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mmrl.workers.worker", str(theirs.fileno()), *arguments],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            start_new_session=True,
+        )
+    except OSError as error:  # no memory, or no process left
+        ours.close()
+        raise _CannotStart(f"a {noun} worker could not start: {error}") from error
+    finally:
+        theirs.close()
     worker = _Worker(process, ours)
     message = _receive(worker, START_S, closed)
     if message is None and not closed.is_set():
@@ -180,34 +203,64 @@ def _start(arguments: list[str], noun: str, closed: threading.Event) -> _Worker:
 
 
 def _kill(worker: _Worker) -> None:
-    worker.process.kill()
+    _kill_group(worker)
     worker.process.wait()
     worker.connection.close()
 
 
+def _kill_group(worker: _Worker) -> None:
+    """Kills a worker and what it has started. After its end was waited for its number may be another's."""
+    if worker.process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.process.pid, signal.SIGKILL)
+
+
+def _has_ended(worker: _Worker) -> bool:
+    return os.waitid(os.P_PID, worker.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _work(worker: _Worker, jobs: list[_Job], noun: str, deadline_s: float, closed: threading.Event) -> bool:
-    """Runs ``jobs`` from the front, removing what is done. False if the worker must be replaced."""
+    """Runs ``jobs`` from the front, removing what is done. False if the worker must be replaced.
+
+    Those that do not fit into one message are left for the next.
+    """
+    sent = _fitting(jobs)
+    if not sent or _has_ended(worker):
+        return not sent
     try:
-        worker.connection.send_bytes(pickle.dumps([job.payload for job in jobs]))
+        worker.connection.send_bytes(pickle.dumps([job.payload for job in sent]))
     except (BrokenPipeError, ConnectionResetError):
+        if len(sent) == 1:  # sent alone, and more than the worker could take: it would be so each time
+            job = jobs.pop(0)
+            what = f"{noun} {job.function!r} was given {len(job.payload) >> 20} MiB"
+            job.future.set_result(Answer(error=f"{what}, more than its worker could take"))
         return False
     limit_s = deadline_s + GRACE_S
-    while jobs:
+    left = len(sent)
+    while left:
         message = _receive(worker, limit_s, closed)
         if message is None:
             if closed.is_set():
                 return False
-            worker.process.kill()
+            _kill_group(worker)
             job = jobs.pop(0)
-            why = _why_it_died(worker.process, deadline_s)
-            job.future.set_result(Answer(error=f"{noun} {job.function!r} {why}"))
+            job.future.set_result(Answer(error=_fault(noun, job, worker.process, deadline_s)))
             return False
         if "event" in message:
             limit_s = START_S if message["event"] == "loading" else deadline_s + GRACE_S
             continue
         job = jobs.pop(0)
+        left -= 1
         job.future.set_result(Answer(message.get("value"), message.get("error")))
     return True
+
+
+def _fitting(jobs: list[_Job]) -> list[_Job]:
+    """The first of ``jobs``, and those after it that are together no more than ``CHUNK_BYTES``."""
+    sizes = itertools.accumulate(len(job.payload) for job in jobs)
+    return [
+        job for k, (job, size) in enumerate(zip(jobs, sizes, strict=True)) if not k or size <= CHUNK_BYTES
+    ]
 
 
 def _receive(worker: _Worker, limit_s: float, closed: threading.Event) -> dict[str, Any] | None:
@@ -220,14 +273,15 @@ def _receive(worker: _Worker, limit_s: float, closed: threading.Event) -> dict[s
             if closed.is_set() or time.monotonic() >= end:
                 return None
         return unpack(worker.connection.recv_bytes())
-    except (EOFError, ConnectionResetError, ValueError):
+    except (EOFError, OSError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def _why_it_died(process: subprocess.Popen[bytes], deadline_s: float) -> str:
+def _fault(noun: str, job: _Job, process: subprocess.Popen[bytes], deadline_s: float) -> str:
+    """Why a job whose worker is dead has no value."""
     if process.wait() in (-signal.SIGALRM, -signal.SIGKILL):
-        return f"ran past its deadline of {deadline_s} s"
-    return f"ended its worker ({_how_it_ended(process)})"
+        return f"{noun} {job.function!r} ran past its deadline of {deadline_s} s"
+    return f"{noun} {job.function!r} ended its worker ({_how_it_ended(process)})"
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:

@@ -33,7 +33,6 @@ def main(fd: int, table: str, deadline_s: float, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the pool
     name, _, attribute = table.partition(":")
     module = importlib.import_module(name)
     functions = getattr(module, attribute)
@@ -65,7 +64,12 @@ def _run(functions: Mapping[str, Callable[..., Any]], function: str, payload: An
         value = functions[function](**payload) if named else functions[function](*payload)
         return pack({"value": value})
     except (Exception, RecursionError, MemoryError) as error:
-        return json.dumps({"error": f"{type(error).__name__}: {error}"[:500]}).encode()
+        return json.dumps({"error": _printable(f"{type(error).__name__}: {error}"[:500])[:500]}).encode()
+
+
+def _printable(text: str) -> str:
+    """``text`` for a terminal: an error may quote the hostile text, its escape sequences included."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

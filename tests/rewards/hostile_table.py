@@ -1,7 +1,9 @@
 """Verifiers that misbehave, for the tests of the pool. Imported by its workers."""
 
 import os
+import subprocess
 import time
+from pathlib import Path
 
 from mmrl.sample import Sample
 
@@ -39,7 +41,41 @@ def process_id(sample: Sample, response: str) -> dict[str, float]:
     return {"pid": float(os.getpid())}
 
 
+def too_large(sample: Sample, response: str) -> dict[str, float]:
+    return {"accuracy": 1e39}  # infinity in float32
+
+
+def escapes(sample: Sample, response: str) -> dict[str, float]:
+    raise ValueError("\x1b[2J\ud800" * 999)
+
+
+def starts_another(sample: Sample, response: str) -> dict[str, float]:
+    """Leaves the number of a process of its own in the file that the response names, and hangs."""
+    Path(response).write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+    return sleep(sample, response)
+
+
+def half_a_second(sample: Sample, response: str) -> dict[str, float]:
+    Path(response).write_text("begun")
+    time.sleep(0.5)
+    return {"accuracy": 1.0}
+
+
 VERIFIERS = {
-    f.__name__: f for f in (length, sleep, long_c_call, raises, not_finite, eats_memory, exits, process_id)
+    f.__name__: f
+    for f in (
+        length,
+        sleep,
+        long_c_call,
+        raises,
+        not_finite,
+        eats_memory,
+        exits,
+        process_id,
+        too_large,
+        escapes,
+        starts_another,
+        half_a_second,
+    )
 }
 LOADERS = {"length": lambda: time.sleep(1.5)}  # longer than the deadline of the tests

@@ -1,6 +1,7 @@
 import time
 
 import pytest
+from hostile_responses import ANSWERS as HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,40 +99,6 @@ def test_other_places_of_the_answer():
     assert math_in_tag(sample, "<answer>0.5") == {"accuracy": 0.0}
     assert math_in_line(sample, "steps\nAnswer: 0.5") == {"accuracy": 1.0}
     assert math_in_line(sample, "steps 0.5") == {"accuracy": 0.0}
-
-
-HOSTILE = [
-    "9**9**9",
-    "9^{9^{9}}",
-    "{9^9}^{9^9}",
-    "e^{10^{10}}",
-    "2^{99999999}",
-    r"\sqrt{2}^{999999999}",
-    "10000000!",
-    "((((9!)!)!)!)!",
-    r"\binom{1000000000}{500000000}",
-    r"\sum_{n=1}^{100000000} \sin n",
-    r"\prod_{n=1}^{10^{9}} n",
-    r"\int_0^1 e^{x^{x^x}} dx",
-    r"\lim_{x \to 0} \sin(1/x)^{99}",
-    "(x+y+z)^{1000}",
-    "x^{x^{x^{x^{x^{x^{x^{x^{x^{x}}}}}}}}}",
-    "(" * 200 + "5" + ")" * 199,
-    r"\frac{1}{" * 500 + "5" + "}" * 500,
-    "{" * 4000 + "8" + "}" * 4000,
-    r"\sqrt" * 1000 + "5",
-    "__import__('os').system('touch executed')",
-    "open('executed','w')",
-    "(a+)+$" + "a" * 5000,
-    "1+" * 3000 + "1",
-    "\x00\x01\x02",
-    r"\def\x{\x\x}\x",
-    r"\input{/etc/passwd}",
-    "1e999999999",
-    "0.(" + "9" * 5000 + ")",
-    "\u0665" * 3000,
-    "\ufdfa" * 8000,
-]
 
 
 @pytest.mark.parametrize("truth", ["5", r"\frac{1}{2}", r"\sqrt{2}", "x"])

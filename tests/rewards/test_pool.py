@@ -61,6 +61,8 @@ def test_mathematics_is_graded():
         ("long_c_call", "ran past its deadline of 1.0 s"),
         ("raises", "KeyError: 'no such fact'"),
         ("not_finite", "not finite"),
+        ("too_large", "beyond 1e.15"),
+        ("escapes", r"ValueError: \\x1b\[2J\\ud800"),
         ("eats_memory", "MemoryError"),
         ("exits", "ended its worker .exit status 3."),
         ("unheard_of", "KeyError"),
@@ -77,6 +79,64 @@ def test_a_misbehaving_verifier_makes_its_own_row_invalid_and_no_other(hostile_p
     assert (bad.valid, bad.components) == (False, {})
     with pytest.raises(AssertionError, match=f"test:3.*{reason}"):
         raise AssertionError(bad.error)
+
+
+def test_what_a_verifier_started_dies_with_it(hostile_pool, tmp_path):
+    other = tmp_path / "pid"
+    assert not hostile_pool.grade([(sample("starts_another"), str(other))])[0].valid
+    assert wait_until_dead(int(other.read_text()), seconds=5.0)
+
+
+def test_payloads_larger_than_a_worker_end_neither_the_pool_nor_each_other(monkeypatch):
+    """Many that are too large together are sent apart; one that is too large alone is invalid."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    requests = [(sample("length", row=i), "x" * (8 << 20)) for i in range(24)]
+    requests[5] = (sample("length", row=5), "x" * (260 << 20))
+    with RewardPool(1, deadline_s=20.0, table=HOSTILE, memory_bytes=256 << 20) as pool:
+        graded = pool.grade(requests)
+    assert [i for i, item in enumerate(graded) if not item.valid] == [5]
+    assert "was given 260 MiB" in graded[5].error
+
+
+def test_a_worker_that_cannot_be_replaced_costs_rows_and_not_the_run(hostile_pool, monkeypatch):
+    assert hostile_pool.grade([(sample("length"), "x")]) == [Graded({"length": 1.0})]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/no/such/python")
+        graded = hostile_pool.grade([(sample("exits"), ""), (sample("length"), "x")])
+    assert [item.valid for item in graded] == [False, False]
+    assert "could not start" in graded[1].error
+    assert hostile_pool.grade([(sample("length"), "xx")]) == [Graded({"length": 2.0})]
+
+
+def test_a_pool_whose_first_worker_cannot_start_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with RewardPool(1) as pool, pytest.raises(RuntimeError, match="verifier worker could not start"):
+        pool.grade([(sample("math"), "")])
+
+
+def test_signals_to_the_whole_group_leave_the_workers_at_work(tmp_path):
+    """A notice of preemption reaches every process of the group; the step that it interrupts is finished."""
+    begun = tmp_path / "begun"
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from mmrl.rewards.pool import RewardPool
+from mmrl.sample import Sample
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGINT, lambda *_: None)
+with RewardPool(1, deadline_s=20.0, table={HOSTILE!r}) as pool:
+    handle = pool.submit(Sample("a", "", "", verifier="half_a_second"), {str(begun)!r})
+    while not Path({str(begun)!r}).exists():
+        time.sleep(0.01)
+    os.killpg(0, signal.SIGTERM)
+    os.killpg(0, signal.SIGINT)
+    print(handle.result())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True
+    )
+    assert done.stdout.strip() == str(Graded({"accuracy": 1.0})), done.stderr
 
 
 def test_responses_are_graded_while_others_are_still_to_come(hostile_pool):
