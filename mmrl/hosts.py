@@ -8,13 +8,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 SILENCE_S = 30  # a process that is not heard of for so long is dead to the others
 LOST = 75  # exit status: try again (EX_TEMPFAIL of sysexits.h)
@@ -107,7 +108,7 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def by_row(rows: Iterable[int], values: Sequence[Any]) -> list[Any]:
+def by_row(rows: Int[np.ndarray, "b"], values: Sequence[Any]) -> list[Any]:
     """What all processes know of the rows of a batch, in their order; each gives its own ``rows``."""
-    pairs = [pair for part in exchange(list(zip(map(int, rows), values, strict=True))) for pair in part]
+    pairs = [pair for part in exchange(list(zip(rows.tolist(), values, strict=True))) for pair in part]
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

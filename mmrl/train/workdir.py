@@ -23,6 +23,7 @@ _MAY_CHANGE = (
     "data.max_broken",
     "data.workers",
     "data.processes",
+    "data.max_broken",
     "episode.workers",
     "reward.workers",
     "rollout.lanes",
@@ -34,6 +35,7 @@ _MAY_CHANGE = (
     "train.evaluate_every",
     "train.keep_checkpoints",
     "train.keep_best",
+    "train.max_skipped",
     "train.max_skipped",
     "cold_start.checkpoint_every",
     "cold_start.micro_batch",
@@ -92,12 +94,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     _make(workdir)
     before = _config(workdir)
     if before is not None:
-        keys = differing(config, before)
-        if keys:
-            raise ValueError(
-                f"{workdir} holds a run with another config ({'; '.join(keys)}); name another --workdir, "
-                "or delete this one"
-            )
+        check_same(config, before, f"{workdir}")
     if hosts.first():
         with _told(workdir):
             _write(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
@@ -116,6 +113,16 @@ def read_config(workdir: Path) -> Config:
     if config is None:
         raise ValueError(f"{path} is damaged; starting the run again with the same command writes it anew")
     return config
+
+
+def check_same(config: Config, before: Config, what: str) -> None:
+    """Raises ValueError naming the keys in which ``config`` contradicts that of ``what``."""
+    keys = differing(config, before)
+    if keys:
+        raise ValueError(
+            f"{what} holds a run with another config ({'; '.join(keys)}); name another --workdir, "
+            "or delete this one"
+        )
 
 
 def differing(config: Config, before: Config) -> list[str]:
