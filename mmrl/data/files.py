@@ -32,6 +32,7 @@ class Table(NamedTuple):
     row: Callable[[int], Mapping[str, Any]]  # ValueError without the row's name if it cannot be read
     files: tuple[Path, ...]  # what it reads, in order
     part: str = ""  # which rows of the files, where it is not all
+    paths: bool = True  # whether a row may name an image by its path
 
 
 class Damaged(NamedTuple):

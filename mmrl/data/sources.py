@@ -184,7 +184,7 @@ def fingerprint(source: Source) -> str:
     for file in table.files:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
-    for row in range(table.length):
+    for row in range(table.length if table.paths else 0):
         digest.update(f"{_image_sizes(source, row)}\n".encode())
     return digest.hexdigest()
 

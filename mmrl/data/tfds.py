@@ -115,7 +115,8 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
             raise ValueError(f"its record cannot be read: {error}") from error
         return {name: _plain(values[name], name in bytes_columns) for name in columns.values()}
 
-    return Table(len(rows), row, tuple(files), part=split)
+    paths = "images" in columns and columns["images"] not in pictures
+    return Table(len(rows), row, tuple(files), split, paths)
 
 
 def _is_image(feature: Any) -> bool:

@@ -64,7 +64,7 @@ def inspect(
 
     Raises ValueError for a patch bucket that is not a whole number of windows.
     """
-    check_buckets(processor, form)
+    _check_buckets(processor, form)
     looked = range(start, len(source) if rows is None else min(rows, len(source)), stride)
     broken: list[Broken] = []
     over: list[int] = []
@@ -115,24 +115,7 @@ def usable(source: Source, report: Report, *, max_broken: float, overlong: str) 
     return source.choose(np.flatnonzero(keep))
 
 
-def validate(
-    source: Source,
-    processor: Processor,
-    form: PromptFormat,
-    *,
-    rows: int | None = None,
-    with_solutions: bool = False,
-) -> Report:
-    """`inspect`; ValueError if a row cannot be used, or if all are over budget and images are not resized."""
-    report = inspect(source, processor, form, rows=rows, with_solutions=with_solutions)
-    if report.broken:
-        raise ValueError(_broken_rows(source, report))
-    if len(report.over_budget) == report.rows and form.overlong != "resize":
-        raise _nothing_left(source, report)
-    return report
-
-
-def check_buckets(processor: Processor, form: PromptFormat) -> None:
+def _check_buckets(processor: Processor, form: PromptFormat) -> None:
     """Raises ValueError for a patch bucket that is not a whole number of windows."""
     wrong = [size for size in form.patch_buckets if size % processor.slots]
     if wrong:

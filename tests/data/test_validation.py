@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
-from mmrl.data.validation import Broken, Report, inspect, merged, usable, validate
+from mmrl.data.validation import Broken, Report, inspect, merged, usable
 from mmrl.models.processor import load_processor
 
 FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))
@@ -144,14 +144,6 @@ def test_reasons_are_short(make, processor, monkeypatch):
     (broken,) = inspect(make(["A"]), processor, FORM).broken
     assert broken.reason.startswith("KeyError: 'xxx")
     assert len(broken.reason) < 400
-
-
-def test_validate_names_the_rows(mixed, make, processor):
-    with pytest.raises(ValueError, match=r"(?s)2 of 6 rows.*jsonl:1: image 0.*jsonl:4: the text"):
-        validate(mixed, processor, FORM)
-    with pytest.raises(ValueError, match="all 2 prompts looked at are over budget"):
-        validate(make([LONG, LONG]), processor, FORM)
-    assert validate(make(["A", LONG]), processor, FORM).over_budget == (1,)
 
 
 def test_placeholders_are_counted(make, processor):
