@@ -11,7 +11,7 @@ import numpy as np
 
 from mmrl.train.experience import Experience
 
-KEPT = 8  # folders, the newest; a run that gives up after fewer skipped updates in a row has all of those
+KEPT = 8  # steps, the newest; a run that gives up after fewer skipped updates in a row has all of those
 TEXT_LIMIT = 20_000  # characters of one text; a response's tokens are kept whole, in ``arrays.npz``
 
 
@@ -28,12 +28,13 @@ def save_incident(
     step (dynamic sampling) is kept in ``step_000012_draw_1`` and so on.
 
     - ``rows.jsonl``: a row a prompt: id, problem, answer, fingerprints of its images, its responses' texts.
-    - ``arrays.npz``: ``prompt.*`` [b p], ``response.*`` [b g r] and [b g], ``reward`` and ``component.*`` and
-      ``fact.*`` [b g]. Images are not copied: the ids and fingerprints lead to them.
+    - ``arrays.npz``: ``row`` [b], its number in the whole batch; ``prompt.*`` [b p]; ``response.*`` [b g r]
+      and [b g]; ``reward``, ``component.*`` and ``fact.*`` [b g]. Images are not copied: the ids and
+      fingerprints lead to them.
     - ``metrics.json``: what is known of the step; NaN and Infinity stand there as Python's ``json`` has them.
 
     The folder appears whole or not at all, in the place of an earlier one of the same step. Only the newest
-    ``KEPT`` of a process stay. Gives the folder. Raises ValueError if it cannot be written.
+    ``KEPT`` steps of a process stay. Gives the folder. Raises ValueError if it cannot be written.
     """
     incidents = workdir / "incidents" / (f"process_{process}" if process else "")
     folder = incidents / (f"step_{step:06d}" + (f"_draw_{draw}" if draw else ""))
@@ -48,9 +49,11 @@ def save_incident(
         (part / "metrics.json").write_text(json.dumps(values, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-        others = (path for path in incidents.glob("step_*") if path != folder)
-        for old in sorted(others, key=lambda path: path.stat().st_mtime)[: 1 - KEPT]:
-            shutil.rmtree(old)
+        kept = sorted(incidents.glob("step_*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        steps = list(dict.fromkeys(_step_of(path) for path in (folder, *kept)))[:KEPT]
+        for old in kept:
+            if _step_of(old) not in steps:
+                shutil.rmtree(old)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise ValueError(f"step {step}: its batch cannot be kept in {folder}: {error}") from error
@@ -71,6 +74,10 @@ def count_skipped(in_a_row: int, skipped: bool, most: int, folder: Path) -> int:
     return in_a_row
 
 
+def _step_of(folder: Path) -> str:
+    return folder.name.partition("_draw_")[0]
+
+
 def _rows(experience: Experience) -> Iterator[dict[str, Any]]:
     for sample, texts in zip(experience.samples, experience.texts, strict=True):
         yield {
@@ -89,6 +96,7 @@ def _fingerprint(image: bytes | str) -> str:
 def _arrays(experience: Experience) -> dict[str, Any]:
     prompts, responses = experience.prompts, experience.responses
     arrays = {
+        "row": experience.rows,
         "prompt.tokens": prompts.tokens,
         "prompt.mask": prompts.mask,
         "response.tokens": responses.tokens,

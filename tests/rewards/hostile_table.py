@@ -8,6 +8,10 @@ from pathlib import Path
 from mmrl.sample import Sample
 
 
+def accurate(sample: Sample, response: str) -> dict[str, float]:
+    return {"accuracy": float(response == sample.answer)}
+
+
 def length(sample: Sample, response: str) -> dict[str, float]:
     return {"length": float(len(response))}
 
@@ -64,6 +68,7 @@ def half_a_second(sample: Sample, response: str) -> dict[str, float]:
 VERIFIERS = {
     f.__name__: f
     for f in (
+        accurate,
         length,
         sleep,
         long_c_call,

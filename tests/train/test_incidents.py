@@ -66,6 +66,7 @@ def test_everything_but_the_images_comes_back(tmp_path):
     assert [row["images"] for row in rows] == [[f"sha256:{digest}"], ["images/two.png"]]
 
     with np.load(folder / "arrays.npz") as arrays:
+        np.testing.assert_array_equal(arrays["row"], made.rows)
         np.testing.assert_array_equal(arrays["prompt.tokens"], made.prompts.tokens)
         np.testing.assert_array_equal(arrays["prompt.mask"], made.prompts.mask)
         for name in ("tokens", "mask", "logprob", "stop", "valid"):
@@ -120,6 +121,15 @@ def test_the_newest_stay_and_processes_keep_apart(tmp_path):
     kept = {f"step_{step:06d}" for step in range(3, KEPT + 3)}
     assert {path.name for path in (tmp_path / "incidents").iterdir()} == kept | {"process_1"}
     assert {path.name for path in (tmp_path / "incidents" / "process_1").iterdir()} == kept
+
+
+def test_all_draws_of_a_step_are_kept(tmp_path):
+    save_incident(tmp_path, 1, experience(), METRICS)
+    for draw in range(KEPT + 2):
+        save_incident(tmp_path, 2, experience(), METRICS, draw=draw)
+    names = {path.name for path in (tmp_path / "incidents").iterdir()}
+    draws = {f"step_000002_draw_{draw}" for draw in range(1, KEPT + 2)}
+    assert names == {"step_000001", "step_000002"} | draws
 
 
 def test_a_failed_write_leaves_nothing_half_made(tmp_path, monkeypatch):
