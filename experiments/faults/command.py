@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +16,18 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "experiments/quickstart.py:smoke"
 FLAGS = ("--config.train.steps=10", "--config.train.evaluate_every=5", "--config.train.checkpoint_every=2")
 POLL_S = 0.002
+MARK = "MMRL_FAULTS_RUN"  # variable of the environment that all processes of a run inherit
 TMP = "orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
 
 @dataclass(frozen=True)
 class Run:
-    """A process that trains in ``workdir``, the leader of a group of processes."""
+    """A process that trains in ``workdir``, the leader of a process group, and what it has started."""
 
     process: subprocess.Popen[bytes]
     workdir: Path
     log: Path  # what it says
+    mark: str  # value of `MARK`
     leftovers: frozenset[tuple[Path, int]]  # checkpoints that an earlier run has not finished
 
 
@@ -49,19 +53,19 @@ def command(workdir: Path, flags: Sequence[str] = FLAGS) -> list[str]:
 def start(words: Sequence[str], workdir: Path, log: Path, env: Mapping[str, str], **options) -> Run:
     """Start it in a group of its own; ``options`` are those of `subprocess.Popen`."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    leftovers = frozenset(_unfinished(workdir))
+    leftovers, mark = frozenset(_unfinished(workdir)), uuid.uuid4().hex
     with log.open("wb") as file:
         process = subprocess.Popen(
             words,
             cwd=ROOT,
-            env=dict(env),
+            env={**env, MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             **options,
         )
-    return Run(process, workdir, log, leftovers)
+    return Run(process, workdir, log, mark, leftovers)
 
 
 def finish(run: Run, timeout_s: float) -> int | None:
@@ -69,20 +73,29 @@ def finish(run: Run, timeout_s: float) -> int | None:
     try:
         return run.process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        kill_group(run)
+        kill_all(run)
         return None
 
 
-def kill_group(run: Run) -> None:
+def kill_all(run: Run) -> None:
     """SIGKILL to the process and all it has started."""
-    send(run, signal.SIGKILL, whole=True)
+    send(run, signal.SIGKILL, "all")
     run.process.wait()
 
 
-def send(run: Run, number: signal.Signals, whole: bool) -> None:
-    """A signal to the ``whole`` group, or to its leader alone; none if it has ended."""
-    if run.process.poll() is None:
-        (os.killpg if whole else os.kill)(run.process.pid, number)
+def send(run: Run, number: signal.Signals, to: str) -> None:
+    """A signal to "all" processes of the run, to the "group" that a terminal knows, or to the "main" one.
+
+    None if the run has ended.
+    """
+    if run.process.poll() is not None:
+        return
+    if to == "group":
+        os.killpg(run.process.pid, number)
+        return
+    for pid in members(run.mark) if to == "all" else [run.process.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def reached(run: Run, moment: Callable[[], bool], timeout_s: float) -> bool:
@@ -95,24 +108,24 @@ def reached(run: Run, moment: Callable[[], bool], timeout_s: float) -> bool:
     return False
 
 
-def members(group: int) -> list[int]:
-    """Processes of a group that are alive; those that ended and wait to be collected are not."""
+def members(mark: str) -> list[int]:
+    """Processes that live and inherited the mark; workers in sessions of their own are among them."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            # The name in the second field may hold anything, blanks and brackets included.
-            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            # Empty once the process has ended and waits to be collected.
+            content = path.read_bytes()
         except OSError:
             continue
-        if int(of_group) == group and state != "Z":
+        if f"{MARK}={mark}".encode() in content.split(b"\0"):
             found.append(int(path.parent.name))
     return found
 
 
-def gone(group: int, timeout_s: float) -> float | None:
-    """Seconds until no process of the group is left; None if some are after ``timeout_s``."""
+def gone(mark: str, timeout_s: float) -> float | None:
+    """Seconds until no process with the mark is left; None if some are after ``timeout_s``."""
     begin = time.monotonic()
-    while members(group):
+    while members(mark):
         if time.monotonic() - begin > timeout_s:
             return None
         time.sleep(0.05)

@@ -25,7 +25,8 @@ def differences(left: Path, right: Path) -> list[str]:
     found = []
     for stage in (".", "cold_start"):
         found += _metrics(left / stage, right / stage, stage)
-        found += _checkpoints(left / stage / "checkpoints", right / stage / "checkpoints")
+    # Not the cold start's, whose end is a model, among the files.
+    found += _checkpoints(left / "checkpoints", right / "checkpoints")
     for pattern in FILES:
         found += _files(left, right, pattern)
     return found
@@ -78,7 +79,7 @@ def _checkpoints(left: Path, right: Path) -> list[str]:
     """The newest alone: which older ones are kept is a matter of when the run was interrupted."""
     ours, theirs = steps_saved(left.parent), steps_saved(right.parent)
     if not ours or ours[-1:] != theirs[-1:]:
-        return [f"{left.parent.name}: checkpoints {ours} and {theirs}"]
+        return [f"checkpoints {ours} and {theirs}"]
     first, second = (saved_arrays(folder / str(ours[-1])) for folder in (left, right))
     if first.keys() != second.keys():
         return [f"checkpoint {ours[-1]}: other arrays, {sorted(first.keys() ^ second.keys())[:3]}"]

@@ -4,8 +4,8 @@
     python -m experiments.faults.kill --signal=TERM --kills=8 --workdir=DIR
 
 A run that has ended is compared with one that nobody disturbed, and the next begins from nothing, until so
-many kills were made. SIGKILL comes to the whole process group and to the main process alone in turns: then
-its workers must end by themselves. SIGTERM (a machine that is taken away) and SIGINT (Ctrl-C) must leave a
+many kills were made. SIGKILL comes to all processes of the run and to the main one alone in turns: then its
+workers must end by themselves. SIGTERM (a machine that is taken away) and SIGINT (Ctrl-C) must leave a
 checkpoint of the last whole step.
 """
 
@@ -44,7 +44,8 @@ class Kill:
 
     aim: str
     phase: str
-    whole: bool  # the process group; else the main process alone
+    to: str  # which processes got the signal: "all", "main", or the "group" of a terminal
+    status: int  # that the main process ended with; negative: the signal that ended it
     seconds: float  # until every process was gone
     faults: tuple[str, ...]  # what should not be
 
@@ -93,11 +94,11 @@ def disturbed(options: argparse.Namespace, whole_s: float, kills: list[Kill]) ->
             run = start(options.workdir, "killed")
             aim = next(aims) if len(kills) < options.kills else ""
             if aim and command.reached(run, moment(aim, run, rng, whole_s), TIMEOUT_S):
-                kills.append(kill(run, aim, number, whole=whole(number, len(kills))))
+                kills.append(kill(run, aim, number, receivers(number, len(kills))))
                 say(f"kill {len(kills)}: {kills[-1]}")
                 continue
             status = command.finish(run, TIMEOUT_S)
-            left = command.gone(run.process.pid, END_S)
+            left = command.gone(run.mark, END_S)
             if status != 0:
                 yield [f"ended with status {status}: {command.tail(run.log)}"]
             elif left is None:
@@ -107,9 +108,11 @@ def disturbed(options: argparse.Namespace, whole_s: float, kills: list[Kill]) ->
             break
 
 
-def whole(number: signal.Signals, count: int) -> bool:
-    """Who gets the signal: the group and the main process in turns; Ctrl-C reaches the group always."""
-    return number == signal.SIGINT or count % 2 == 0
+def receivers(number: signal.Signals, count: int) -> str:
+    """Who gets the signal: a terminal sends Ctrl-C to its group; else all and the main process in turns."""
+    if number == signal.SIGINT:
+        return "group"
+    return ("all", "main")[count % 2]
 
 
 def moment(aim: str, run: command.Run, rng: random.Random, whole_s: float) -> Callable[[], bool]:
@@ -157,20 +160,26 @@ def at_work(run: command.Run, quiet_s: float = 0.2) -> Callable[[], bool]:
     return come
 
 
-def kill(run: command.Run, aim: str, number: signal.Signals, whole: bool) -> Kill:
+def kill(run: command.Run, aim: str, number: signal.Signals, to: str) -> Kill:
     """Send the signal, and see that all processes end."""
     phase = phase_of(run)
     begin = time.monotonic()
-    command.send(run, number, whole)
+    command.send(run, number, to)
     faults = []
-    if command.finish(run, END_S) is None:
+    status = command.finish(run, END_S)
+    if status is None:
         faults.append(f"still there {END_S:.0f} s after the signal")
-    elif command.gone(run.process.pid, END_S) is None:
+    elif command.gone(run.mark, END_S) is None:
         faults.append("workers outlive the run")
-        os.killpg(run.process.pid, signal.SIGKILL)
+        for pid in command.members(run.mark):
+            os.kill(pid, signal.SIGKILL)
     elif number != signal.SIGKILL:
         faults += lost(run)
-    return Kill(aim, phase, whole, round(time.monotonic() - begin, 2), tuple(faults))
+        # 0: it came after the last step. A shell tells of a signal by the same number.
+        if status not in (-number, 128 + number, 0):
+            faults.append(f"ended with status {status}: {command.tail(run.log, 3)}")
+    seconds = round(time.monotonic() - begin, 2)
+    return Kill(aim, phase, to, -signal.SIGKILL if status is None else status, seconds, tuple(faults))
 
 
 def phase_of(run: command.Run) -> str:
@@ -185,11 +194,14 @@ def phase_of(run: command.Run) -> str:
 def lost(run: command.Run) -> list[str]:
     """Steps that were made, and are not in a checkpoint, of a run that was asked to end."""
     found = []
-    for stage in (".", "cold_start"):
+    # The cold start's end is a model, and no checkpoint.
+    done = (run.workdir / "cold_start" / "model" / "config.json").is_file()
+    for stage in (".",) if done else (".", "cold_start"):
         rows = metric_rows(run.workdir / stage)
         made = rows[-1]["step"] if rows else 0
         saved = (steps_saved(run.workdir / stage) or [0])[-1]
-        if made != saved:
+        # A step whose evaluation was cut short is saved, and logged by the next start.
+        if saved not in (made, made + 1):
             found.append(f"{stage}: step {made} was made, {saved} is saved")
     return found
 
@@ -204,9 +216,16 @@ def table(options: argparse.Namespace, kills: list[Kill], rounds: list[list[str]
         lines.append(
             f"{phase:24}" + "".join(f"{counts[aim]:12}" for aim in aims) + f"{sum(counts.values()):12}"
         )
-    alone = [kill.seconds for kill in kills if not kill.whole]
-    if alone:
-        lines.append(f"main process alone: {len(alone)}; all others gone in {max(alone):.1f} s at most")
+    for to, label in (
+        ("all", "all processes"),
+        ("main", "the main process"),
+        ("group", "a terminal's group"),
+    ):
+        seconds = [kill.seconds for kill in kills if kill.to == to]
+        if seconds:
+            lines.append(f"to {label}: {len(seconds)}; nothing left after {max(seconds):.1f} s at most")
+    statuses = Counter(kill.status for kill in kills)
+    lines.append("exit status: " + ", ".join(f"{status} ({count})" for status, count in statuses.items()))
     lines += [f"fault: {fault}" for kill in kills for fault in kill.faults]
     lines += [f"difference: {line}" for found in rounds for line in found[:10]]
     good = sum(not found for found in rounds)

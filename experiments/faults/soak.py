@@ -56,7 +56,7 @@ def main() -> int:
     if status != 0:
         print(f"the run failed with status {status}:\n{command.tail(run.log)}")
         return 1
-    left = command.members(run.process.pid)
+    left = command.members(run.mark)
     seconds = [row["time/step"] for row in metric_rows(folder) if "time/step" in row]
     found = faults(looks, left)
     print(table(looks, seconds, left))
