@@ -120,7 +120,7 @@ def vocabulary_mismatch(world, folder):
 
 def unreadable_image(world, folder):
     (folder / "red.png").write_bytes(b"not a picture")
-    return f"--config.data.train={write_rows(folder / 'd.jsonl', [image_row()])}", "d.jsonl:0, image 0"
+    return f"--config.data.train={write_rows(folder / 'd.jsonl', [image_row()])}", "d.jsonl:0: image 0"
 
 
 def missing_image(world, folder):
