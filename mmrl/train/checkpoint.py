@@ -178,8 +178,9 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, say: Callable[[str
         except _Damaged as fault:
             damaged[step] = str(fault)
             continue
-        _set_aside(directory, damaged, f"going on from step {step}", say)
-        manager.reload()
+        if damaged:
+            _set_aside(directory, damaged, f"going on from step {step}", say)
+            manager.reload()
         state = TrainState(tree["params"], tree["optimizer"]["state"], tree["optimizer"]["updates"])
         return Saved(step, state, run["facts"])
     if damaged:

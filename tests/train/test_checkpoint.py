@@ -20,7 +20,7 @@ from mmrl.train.checksums import checksums
 from mmrl.train.optimizer import initial_state
 from mmrl.train.programs import TrainState
 
-SHAPES = {"embed": (40, 16), "layers": {"up": (3, 16, 32), "scale": (3, 16)}}
+SHAPES = {"embed": (40, 16), "layers": {"up": (8, 16, 32), "scale": (8, 16)}}
 FACTS = {"data": {"batch": 12}, "config": {"seed": 3, "name": "größer"}, "nothing": None}
 
 
@@ -260,6 +260,18 @@ def test_two_damaged_in_a_row(tmp_path):
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2", "2-2", "3"]
 
 
+@pytest.mark.parametrize("left", [(), ("run",), ("params", "optimizer"), ("_CHECKPOINT_METADATA",)])
+def test_an_older_one_that_is_half_deleted_does_not_matter(two_steps, tmp_path, left):
+    """A run may be killed while it deletes."""
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "1").iterdir():
+        if path.name not in left:
+            (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    assert assert_restores(tmp_path, 2) == []
+    write(tmp_path, [3], keep=2)
+    assert checkpoint.saved_steps(tmp_path) == [2, 3]
+
+
 def test_all_damaged_is_an_error_that_moves_nothing(tmp_path):
     write(tmp_path, [1, 2])
     spoil(tmp_path, 1)
@@ -377,14 +389,19 @@ def over(*shape):
     return NamedSharding(mesh, PartitionSpec("fsdp" if mesh.shape["fsdp"] > 1 else None))
 
 
+@pytest.fixture
+def eight():
+    """The test is for eight devices."""
+    if jax.device_count() < 8:
+        pytest.skip("on the child's devices")
+
+
 class TestMeshes:
     def test_in_a_child(self):
         run_on(8, __file__, "-k", "TestMeshes")
 
-    @pytest.mark.skipif(jax.device_count() < 8, reason="on the child's devices")
     @pytest.mark.parametrize(("there", "here"), [((8, 1), (1, 1)), ((1, 1), (8, 1)), ((2, 4), (4, 1))])
-    def test_other_shape(self, tmp_path, there, here, monkeypatch):
-        monkeypatch.setitem(SHAPES, "layers", {"up": (8, 16, 32), "scale": (8, 16)})
+    def test_other_shape(self, eight, tmp_path, there, here):
         before = make_state(4, over(*there))
         with (
             checkpoint.open_manager(tmp_path, 2) as manager,
@@ -397,8 +414,7 @@ class TestMeshes:
         assert_same(saved.state, before)
         assert jax.tree.map(lambda x: x.sharding, saved.state) == jax.tree.map(lambda x: x.sharding, like)
 
-    @pytest.mark.skipif(jax.device_count() < 8, reason="on the child's devices")
-    def test_checksums_are_the_same(self):
+    def test_checksums_are_the_same(self, eight):
         x = {"x": jnp.asarray(np.random.default_rng(0).standard_normal((8, 12)), jnp.float32)}
         cuts = [over(1, 1), over(8, 1), over(2, 4), over(4, 2)]
         assert len({checksums(jax.device_put(x, cut))["x"] for cut in cuts}) == 1
