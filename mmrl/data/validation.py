@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Report:
 
     rows: int  # looked at
     broken: tuple[Broken, ...]
-    over_budget: tuple[int, ...]  # rows that need more than the largest buckets, as they stand
+    over_budget: tuple[int, ...]  # rows that need more than the largest buckets, resized if that is the rule
 
 
 def inspect(
@@ -87,7 +87,7 @@ def merged(reports: Sequence[Report]) -> Report:
 
 
 def usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:
-    """The view of a source without broken rows and, unless images are resized, without those over budget.
+    """The view of a source without broken rows and without those over budget.
 
     Args: ``report``, of all rows of this source; ``max_broken``, the share of rows that may be broken;
     ``overlong``, as in `PromptFormat`.
@@ -106,8 +106,7 @@ def usable(source: Source, report: Report, *, max_broken: float, overlong: str) 
             f"{source.name}: {len(report.over_budget)} of {report.rows} rows are over budget: {first}. Raise"
             ' the largest prompt or patch bucket, or set overlong="drop" or "resize".'
         )
-    left_out = [one.row for one in report.broken]
-    left_out += report.over_budget if overlong != "resize" else ()
+    left_out = [*(one.row for one in report.broken), *report.over_budget]
     if len(left_out) >= len(source):
         raise _nothing_left(source, report)
     keep = np.ones(len(source), bool)
@@ -130,13 +129,22 @@ def _over_budget(
     """Whether a row needs more than there is. Raises if it cannot be used."""
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
     conversation = messages(sample.problem, form.system, form.suffix)
-    tokens, slots = measure(processor, conversation, sizes, sample.id)
     written = _written(sample, processor) if with_solutions else 0
-    return (
-        tokens > max(form.prompt_buckets)
-        or slots > max(form.patch_buckets)
-        or (longest is not None and written > longest)
-    )
+
+    def fits(processor: Processor) -> bool:
+        tokens, slots = measure(processor, conversation, sizes, sample.id)
+        return tokens <= max(form.prompt_buckets) and slots <= max(form.patch_buckets)
+
+    if longest is not None and written > longest:
+        return True
+    return not fits(processor) and not (form.overlong == "resize" and fits(_seeing_least(processor)))
+
+
+def _seeing_least(processor: Processor) -> Processor:
+    """The processor with images as small as resizing to fit makes them: one token each, if shape allows."""
+    token = (processor.image.patch * processor.image.merge) ** 2
+    image = replace(processor.image, max_pixels=token, min_pixels=min(processor.image.min_pixels, token))
+    return replace(processor, image=image)
 
 
 def _written(sample: Sample, processor: Processor) -> int:

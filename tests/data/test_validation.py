@@ -1,6 +1,7 @@
 """The look through a data set before a run, and the view of what can be used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
 from mmrl.data.validation import Broken, Report, inspect, merged, usable
 from mmrl.models.processor import load_processor
+from mmrl.models.prompts import OverBudget, encode, messages
 
 FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))
 LONG = "word and more words " * 60
@@ -78,9 +80,36 @@ def test_usable_rows(mixed, processor):
     view = usable(mixed, report, max_broken=0.5, overlong="drop")
     assert [sample.problem for sample in view] == ["A", "C", "E"]
     assert [sample.id for sample in view] == ["rows.jsonl:0", "rows.jsonl:2", "rows.jsonl:5"]
-    assert len(usable(mixed, report, max_broken=0.5, overlong="resize")) == 4
     view = usable(view, inspect(view, processor, FORM), max_broken=0, overlong="error")
     assert [sample.problem for sample in view] == ["A", "C", "E"]
+
+
+def test_images_that_may_be_resized(make, processor):
+    """What resizing lets in is what `encode` then takes, and no more."""
+    source = make(["A", "<image>" * 16, "<image>" * 17, LONG, "<image>B"])  # 17 windows are over 256 slots
+    form = PromptFormat(prompt_buckets=(90,), patch_buckets=(256,))
+    assert inspect(source, processor, form).over_budget == (1, 2, 3)
+    report = inspect(source, processor, replace(form, overlong="resize"))
+    assert report.over_budget == _refused(source, processor, form) == (2, 3)
+    assert len(usable(source, report, max_broken=0, overlong="resize")) == 3
+
+
+def _refused(source, processor, form):
+    """Rows that are over budget however small their images are made."""
+    rows = []
+    for row, sample in enumerate(source):
+        try:
+            encode(
+                processor,
+                messages(sample.problem),
+                sample.images,
+                prompt_budget=max(form.prompt_buckets),
+                patch_budget=max(form.patch_buckets),
+                overlong="resize",
+            )
+        except OverBudget:
+            rows.append(row)
+    return tuple(rows)
 
 
 def test_too_many_are_broken(mixed, processor):
