@@ -43,9 +43,10 @@ def evaluate(
     The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
 
     Returns:
-      ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "skipped": ...}``, and a
-      JSON row a response: the sample's id, problem and answer, the text, its components. Responses whose
-      grading failed are left out; "skipped" counts prompts that could not be used.
+      ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "skipped": ...,
+      "invalid": ...}``, and a JSON row a response: the sample's id, problem and answer, the text, its
+      components. "skipped" counts prompts that could not be used, and "invalid" responses whose grading
+      failed; means leave them out, and are left out themselves if no response could be graded.
 
     Raises:
       Interrupted: ``notice`` was given.
@@ -117,18 +118,23 @@ def _responses(experience: Experience) -> list[list[dict[str, Any]]]:
 
 
 def _summary(whole: Overview) -> dict[str, float]:
+    counts = {
+        "skipped": float(len(whole.skipped)),
+        "invalid": float((~whole.valid & (whole.lengths > 0)).sum()),
+    }
     if not whole.valid.any():
-        raise ValueError("evaluation: no response could be graded; see the verifier's errors")
+        return counts
 
     def mean(values: np.ndarray) -> float:
-        return float(values[whole.valid & ~np.isnan(values)].mean())
+        known = whole.valid & ~np.isnan(values)
+        return float(values[known].mean()) if known.any() else 0.0
 
     return {
+        **counts,
         **{name: mean(values) for name, values in sorted({**whole.facts, **whole.components}.items())},
         "reward": mean(whole.rewards),
         "length": mean(whole.lengths.astype(float)),
         "truncated": mean(whole.truncated.astype(float)),
-        "skipped": float(len(whole.skipped)),
     }
 
 

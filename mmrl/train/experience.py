@@ -33,6 +33,7 @@ class Experience:
     components: Table  # NaN where a verifier does not report it
     facts: Table = field(default_factory=dict)  # of episodes; NaN likewise
     skipped: tuple[Skipped, ...] = ()
+    failures: tuple[str, ...] = ()  # why gradings failed
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Overview:
     sizes: Int[np.ndarray, "b 3"]  # prompt tokens, patches, response tokens of each row
     slots: Int[np.ndarray, "b 3"]  # the same with padding
     skipped: tuple[Skipped, ...]
+    failures: tuple[str, ...]  # the first reasons for which gradings failed, of each process
 
     @property
     def accuracy(self) -> Float[np.ndarray, "b g"]:
@@ -89,6 +91,7 @@ def overview(experience: Experience) -> Overview:
         sizes=np.array(all_rows("sizes"), np.int32),
         slots=np.array(all_rows("slots"), np.int32),
         skipped=tuple(Skipped(*pair) for part in parts for pair in part["skipped"]),
+        failures=tuple(reason for part in parts for reason in part["failures"]),
     )
 
 
@@ -117,6 +120,7 @@ def _figures(experience: Experience) -> dict[str, Any]:
         "sizes": np.stack([mask.sum(axis=1) for mask in masks], axis=1).tolist(),
         "slots": [[mask.shape[1] for mask in masks]] * count,
         "skipped": [[one.id, one.reason] for one in experience.skipped],
+        "failures": list(experience.failures[:1]),
     }
 
 
@@ -220,6 +224,7 @@ def concatenated(left: Overview, right: Overview) -> Overview:
         components=tables(left.components, right.components),
         facts=tables(left.facts, right.facts),
         skipped=left.skipped + right.skipped,
+        failures=left.failures + right.failures,
     )
 
 
@@ -239,6 +244,7 @@ def _rows_of(whole: Overview, chosen: Sequence[int]) -> Overview:
         components=table(whole.components),
         facts=table(whole.facts),
         skipped=whole.skipped,
+        failures=whole.failures,
     )
 
 

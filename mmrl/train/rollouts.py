@@ -236,6 +236,7 @@ def sample_and_grade(
         components=_table([row.components for row in rows], shape),
         facts=_table([ended[seat].facts if seat in ended else {} for seat in seats], shape),
         skipped=batch.skipped,
+        failures=tuple(row.error for row in graded.values() if row.error is not None),
     )
     with phases("wait"):
         return experience, overview(experience)

@@ -45,6 +45,6 @@ def describe_scores(
             value = jnp.nanpercentile(present, percent)
             out[f"perception/p{percent}"] = jnp.where(mask.any(), value, 0.0)
     if "reference" in scores:
-        log_ratio = scores["reference"] - logprob
+        log_ratio = jnp.clip(scores["reference"] - logprob, -20, 20)
         out["policy/reference_kl"] = mean(jnp.expm1(log_ratio) - log_ratio)
     return out

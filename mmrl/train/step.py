@@ -69,7 +69,9 @@ class Run:
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
 
-def take_step(stage: Stage, state: TrainState, run: Run, phases: Phases) -> tuple[TrainState, dict[str, float]]:
+def take_step(
+    stage: Stage, state: TrainState, run: Run, phases: Phases
+) -> tuple[TrainState, dict[str, float]]:
     """One batch of experience and the updates on it; gives the new state and metrics.
 
     Raises:
@@ -85,6 +87,8 @@ def take_step(stage: Stage, state: TrainState, run: Run, phases: Phases) -> tupl
     bound = config.rollout.max_batches if stage.algorithm.group_filter else 1
     drawn, chosen, whole, values = collect(draw, keep, config.rollout.prompts, bound)
     note(run.ledger, whole.skipped)
+    if whole.failures:
+        say(f"step {step}: responses are left out, as they could not be graded: {whole.failures[0]}")
     values |= describe(whole) | merged(hosts.exchange(dataclasses.asdict(stats))).metrics()
     del acting
     with phases("score"):
