@@ -30,7 +30,7 @@ from experiments.faults.compare import differences, metric_rows, steps_saved
 from experiments.faults.reference import TIMEOUT_S, WHOLE, reference, say, start
 
 # What a kill is aimed at, over and over: "any" is a moment drawn from the length of a whole run.
-AIMS = ("any", "checkpoint", "any", "workers", "any", "reward", "checkpoint", "any")
+AIMS = "any,checkpoint,any,workers,any,reward,checkpoint,any"
 END_S = 60.0  # a run that is asked to end, and workers whose parent is gone, have ended by then
 # What a run is at, once it has said a line that begins so.
 PHASES = {"rl": "reinforcement", "before:": "reinforcement", "sft": "cold start", "rollout:": "opening"}
@@ -76,6 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workdir", type=Path, required=True, help="for all runs, and what they share")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
+    parser.add_argument("--aims", default=AIMS, help="in turns, with commas (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="store_true", help="at the first run that ended otherwise")
     parser.add_argument("--json", type=Path, help="also write what was found here")
@@ -85,7 +86,7 @@ def arguments() -> argparse.Namespace:
 def disturbed(options: argparse.Namespace, whole_s: float, kills: list[Kill]) -> Iterator[list[str]]:
     """Runs that are killed and started again; what differs in each, once it has ended. Fills ``kills``."""
     rng = random.Random(options.seed)
-    aims = cycle(AIMS)
+    aims = cycle(options.aims.split(","))
     number = signal.Signals[f"SIG{options.signal}"]
     folder = options.workdir / "killed"
     while len(kills) < options.kills:
