@@ -70,7 +70,7 @@ class _Policy:
         values = []
         for info in checkpoints:
             metrics = info.metrics
-            if metrics is None:  # of an earlier call of the run
+            if not metrics:  # perhaps of an earlier call of the run
                 try:
                     metrics = _read_run(self.directory / str(info.step))["metrics"]
                 except _Damaged:
@@ -106,7 +106,6 @@ def open_manager(directory: Path, keep: int, keep_best: int = 0, best: str = "")
         preservation_policy=_Policy(directory, keep, keep_best, best),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
-        lightweight_initialize=True,  # else a damaged checkpoint stops us here
     )
     with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
