@@ -47,8 +47,11 @@ def saved_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of the checkpoint of one step, by its path in the tree."""
     leaves: dict[str, np.ndarray] = {}
     for item in ITEMS:
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore((path / item).absolute())
+        # To the host: it may have been written by more processes than there are here.
+        with ocp.PyTreeCheckpointer() as reader:
+            like = reader.metadata((path / item).absolute()).item_metadata.tree
+            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+            tree = reader.restore((path / item).absolute(), restore_args=how)
         for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
             leaves[item + jax.tree_util.keystr(place)] = np.asarray(leaf)
     return leaves

@@ -18,12 +18,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from experiments.faults import command
 from experiments.faults.compare import TIMES, differences, metric_rows, saved_arrays, steps_saved
-from experiments.faults.reference import TIMEOUT_S, WHOLE, reference, say
+from experiments.faults.reference import TIMEOUT_S, WHOLE, compare_quietly, reference, say
 
 END_S = 60.0  # the others have ended by then
 RELATIVE, ABSOLUTE = 1e-5, 1e-8
@@ -48,7 +47,7 @@ class Loss:
 def main() -> int:
     """Print what was found; status 0 if it is as it should be."""
     options = arguments()
-    jax.config.update("jax_platforms", "cpu")
+    compare_quietly()
     options.workdir.mkdir(parents=True, exist_ok=True)
     reference(options.workdir)
     counts = [int(word) for word in options.processes.split(",")]

@@ -23,11 +23,9 @@ from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 
-import jax
-
 from experiments.faults import command
 from experiments.faults.compare import differences, metric_rows, steps_saved
-from experiments.faults.reference import TIMEOUT_S, WHOLE, reference, say, start
+from experiments.faults.reference import TIMEOUT_S, WHOLE, compare_quietly, reference, say, start
 
 # What a kill is aimed at, over and over: "any" is a moment drawn from the length of a whole run.
 AIMS = "any,checkpoint,any,workers,any,reward,checkpoint,any"
@@ -53,7 +51,7 @@ class Kill:
 def main() -> int:
     """Print the counts; status 0 if every run ended the same."""
     options = arguments()
-    jax.config.update("jax_platforms", "cpu")
+    compare_quietly()
     options.workdir.mkdir(parents=True, exist_ok=True)
     whole_s = reference(options.workdir)
     kills: list[Kill] = []

@@ -1,11 +1,14 @@
 """The run that nobody disturbs, which all others are compared with."""
 
 import json
+import logging
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import jax
 
 from experiments.faults import command
 from experiments.faults.compare import differences
@@ -51,6 +54,12 @@ def start(workdir: Path, name: str, prefix: Sequence[str] = (), **more: str) -> 
     log = workdir / "logs" / f"{name}.log"
     words = [*prefix, *command.command(folder)]
     return command.start(words, folder, log, command.environment(workdir / "cache", more))
+
+
+def compare_quietly() -> None:
+    """Read checkpoints on the CPU, and without the libraries' remarks."""
+    jax.config.update("jax_platforms", "cpu")
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def say(line: str) -> None:
