@@ -80,7 +80,9 @@ def write_splits(
     try:
         for split, size in sizes.items():
             table = pa.Table.from_pylist([row(split, index) for index in range(size)], schema=schema)
-            pq.write_table(table, partial[split], compression="zstd", row_group_size=1024)
+            pq.write_table(
+                table, partial[split], compression="zstd", row_group_size=1024, write_page_checksum=True
+            )
         for split in sizes:
             os.replace(partial[split], paths[split])
     finally:

@@ -183,6 +183,13 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
     """
     parts = mixture(config.data.train)
     found = [_looked_through(config, path, workdir, model, "data.train", None) for path, _ in parts]
+    names = [source.name for source, _ in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f"config.data.train={config.data.train!r}: several data sets are called {twice[0]!r}, and rows "
+            "are named by that; rename a file"
+        )
     weights = [weight for _, weight in parts if weight is not None]
     return TrainingData(
         sources=tuple(source for source, _ in found),

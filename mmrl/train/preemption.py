@@ -33,7 +33,7 @@ def interrupt(notice: Notice) -> None:
 
 @contextmanager
 def watch() -> Iterator[Notice]:
-    """While open, SIGTERM and SIGINT (Ctrl-C) only mark the notice, so that the step can be ended and saved.
+    """While open, SIGTERM and SIGINT (Ctrl-C) only mark the notice, so that the last step can be saved.
 
     Ctrl-C after that raises `KeyboardInterrupt` at once. On leaving, the handlers are as they were.
 
@@ -52,7 +52,7 @@ def watch() -> Iterator[Notice]:
         notice.given = signal.Signals(number).name
         more = "; Ctrl-C ends it at once" if number == signal.SIGINT else ""
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{notice.given}: the step is finished and saved, then the run ends{more}\n".encode())
+        os.write(2, f"\n{notice.given}: the last step is saved, then the run ends{more}\n".encode())
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:

@@ -50,7 +50,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, 
         readers=readers(config),
     )
     ledger = open_ledger(workdir / "skipped_rows.jsonl", len(source), config.data.max_broken, ())
-    manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
+    manager = checkpoint.open_manager(workdir / "checkpoints", keep=2)
     saved = checkpoint.restore(manager, state, say)
     first, unlucky = 0, 0
     if saved is not None:
