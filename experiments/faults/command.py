@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def command(workdir: Path, flags: Sequence[str] = FLAGS) -> list[str]:
 def start(words: Sequence[str], workdir: Path, log: Path, env: Mapping[str, str], **options) -> Run:
     """Start it in a group of its own; ``options`` are those of `subprocess.Popen`."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    leftovers, mark = frozenset(_unfinished(workdir)), uuid.uuid4().hex
+    leftovers, mark = frozenset(_unfinished(workdir)), f"{os.getpid()}-{uuid.uuid4().hex}"
     with log.open("wb") as file:
         process = subprocess.Popen(
             words,
@@ -83,6 +83,17 @@ def kill_all(run: Run) -> None:
     run.process.wait()
 
 
+@contextmanager
+def none_left() -> Iterator[None]:
+    """On leaving, however that comes, all runs that this process has started are killed."""
+    try:
+        yield
+    finally:
+        for pid in members(f"{os.getpid()}-"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def send(run: Run, number: signal.Signals, to: str) -> None:
     """A signal to "all" processes of the run, to the "group" that a terminal knows, or to the "main" one.
 
@@ -109,7 +120,7 @@ def reached(run: Run, moment: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def members(mark: str) -> list[int]:
-    """Processes that live and inherited the mark; workers in sessions of their own are among them."""
+    """Processes that live and inherited a mark that begins so, workers in sessions of their own included."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -117,7 +128,7 @@ def members(mark: str) -> list[int]:
             content = path.read_bytes()
         except OSError:
             continue
-        if f"{MARK}={mark}".encode() in content.split(b"\0"):
+        if any(one.startswith(f"{MARK}={mark}".encode()) for one in content.split(b"\0")):
             found.append(int(path.parent.name))
     return found
 

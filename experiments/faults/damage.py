@@ -276,4 +276,5 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with command.none_left():
+        sys.exit(main())

@@ -175,7 +175,7 @@ def lose_one(workdir: Path, count: int, again: int, rng: random.Random) -> Loss:
     begun = command.reached(runs[0], lambda: len(metric_rows_so_far(folder)) > step, TIMEOUT_S)
     time.sleep(wait_s)
     logged = len(metric_rows_so_far(folder)) - 1
-    command.send(runs[victim], signal.SIGKILL, "all")
+    command.kill_all(runs[victim])
     begin = time.monotonic()
     others = [run for index, run in enumerate(runs) if index != victim]
     faults = [] if begun else ["ended before one could be killed"]
@@ -219,4 +219,5 @@ def table(losses: list[Loss]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with command.none_left():
+        sys.exit(main())

@@ -233,4 +233,5 @@ def table(options: argparse.Namespace, kills: list[Kill], rounds: list[list[str]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with command.none_left():
+        sys.exit(main())

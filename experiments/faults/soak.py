@@ -179,4 +179,5 @@ def slope(looks: list[Look]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with command.none_left():
+        sys.exit(main())

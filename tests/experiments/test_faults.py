@@ -62,6 +62,14 @@ def test_every_process_of_a_run_is_found_and_killed(start_python):
     assert run.process.returncode == -signal.SIGKILL
 
 
+def test_an_error_leaves_no_run(start_python):
+    with pytest.raises(KeyboardInterrupt), command.none_left():
+        run = start_python(PARENT)
+        assert heard(run, "child")
+        raise KeyboardInterrupt
+    assert command.gone(run.mark, 10) is not None
+
+
 def test_the_main_process_alone_is_killed(start_python):
     run = start_python(PARENT)
     assert heard(run, "child")
