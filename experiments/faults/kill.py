@@ -31,7 +31,14 @@ from experiments.faults.reference import TIMEOUT_S, WHOLE, compare_quietly, refe
 AIMS = "any,checkpoint,any,workers,any,reward,checkpoint,any"
 END_S = 60.0  # a run that is asked to end, and workers whose parent is gone, have ended by then
 # What a run is at, once it has said a line that begins so.
-PHASES = {"rl": "reinforcement", "before:": "reinforcement", "sft": "cold start", "rollout:": "opening"}
+PHASES = {
+    "rl ": "reinforcement",
+    "before:": "reinforcement",
+    "resuming after": "reinforcement",
+    "sft ": "cold start",
+    "resuming the supervised": "cold start",
+    "rollout:": "opening, evaluating",
+}
 CHECKPOINT_S = 0.3  # about what writing a checkpoint takes
 WORKERS_S = 1.0  # about what starting a worker takes
 
@@ -185,9 +192,11 @@ def phase_of(run: command.Run) -> str:
     """What it is at, by what it has said and written."""
     if command.saving(run):
         return "checkpoint"
-    lines = [line.split()[0] for line in command.tail(run.log, 1000).splitlines() if line.strip()]
-    said = next((word for word in reversed(lines) if word in PHASES), "")
-    return PHASES.get(said, "start")
+    for line in reversed(command.tail(run.log, 1000).splitlines()):
+        for words, phase in PHASES.items():
+            if line.startswith(words):
+                return phase
+    return "start"
 
 
 def lost(run: command.Run) -> list[str]:
