@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from runs import assert_same_run, without_times
 
 from mmrl.models.checkpoint import load
 from mmrl.models.qwen2_5_vl_config import describe, read_config
@@ -20,7 +21,6 @@ from mmrl.train.stages import run
 
 STEPS = 4
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
-TIMES = ("time/", "speed/", "rollout/tokens_per_second", "compiles")
 
 
 def params_of(workdir, step=None):
@@ -31,10 +31,6 @@ def params_of(workdir, step=None):
 def assert_same(left, right):
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def without_times(rows):
-    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
 
 
 def test_leaves_what_it_promises(smoke_run):
@@ -115,15 +111,7 @@ def test_eight_devices_make_the_same_run(smoke_run, tmp_path):
         command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=900
     )
     assert child.returncode == 0, child.stderr[-3000:]
-    for stage in (".", "cold_start"):
-        alone, together = (without_times(read_metrics(folder / stage)) for folder in (smoke_run, tmp_path))
-        assert len(alone) == len(together)
-        for row, other in zip(alone, together, strict=True):
-            assert row.keys() == other.keys()
-            for name, value in row.items():
-                # Differences of nearly equal logprobs: rounding is all there is to compare.
-                bound = 1e-6 if name.startswith(("sampler/", "perception/", "loss/approx_kl")) else 1e-8
-                assert other[name] == pytest.approx(value, rel=1e-5, abs=bound), (row["step"], name)
+    assert_same_run(smoke_run, tmp_path)
 
 
 def test_refuses_the_folder_of_another_run(smoke_config, smoke_run):

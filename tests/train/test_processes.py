@@ -1,0 +1,80 @@
+"""Several real processes as one run: what they compute, and what becomes of the others when one is killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import assert_same_run
+
+from mmrl.hosts import LOST
+from mmrl.train.metrics import read_metrics
+
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
+
+
+def start(processes: int, workdir: Path) -> list[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "mmrl.cli", "train", f"--config={EXPERIMENT}:smoke"]
+    command += [f"--workdir={workdir}", "--config.train.checkpoint_every=1"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
+    each = [[*several, f"--process={k}"] if processes > 1 else [] for k in range(processes)]
+    return [
+        subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for words in each
+    ]
+
+
+def finish(running: list[subprocess.Popen[str]]) -> list[str]:
+    said = [process.communicate(timeout=600)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)[-4000:]
+    return said
+
+
+@pytest.mark.parametrize(
+    "after", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.exhaustive)]
+)
+def test_two_processes_make_the_same_run_and_end_together(smoke_run, tmp_path, after):
+    """One of the two is killed in the middle; ``after`` processes then end the run that one would make."""
+    running = start(2, tmp_path)
+    while len(read_metrics(tmp_path)) < 4:  # the second checkpoint is begun: the first is complete
+        time.sleep(0.02)
+        assert all(process.poll() is None for process in running)
+    running[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = running[0].communicate(timeout=120)
+    assert time.monotonic() - killed < 60
+    assert running[0].returncode == LOST
+    assert "another process of the run has" in said
+    assert running[1].communicate() is not None
+    assert len(read_metrics(tmp_path)) < 5
+    said, *quiet = finish(start(after, tmp_path))
+    assert "resuming after step" in said
+    assert not any("resuming" in text for text in quiet)
+    assert_same_run(smoke_run, tmp_path)
+
+
+@pytest.mark.exhaustive
+def test_the_first_process_is_lost(tmp_path):
+    running = start(2, tmp_path)
+    while len(read_metrics(tmp_path)) < 2:
+        time.sleep(0.02)
+    running[0].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = running[1].communicate(timeout=120)
+    assert time.monotonic() - killed < 60
+    assert running[1].returncode not in (0, None)
+    assert said
+    os.waitpid(running[0].pid, 0)
+
+
+@pytest.mark.exhaustive
+def test_four_processes_make_the_same_run(smoke_run, tmp_path):
+    finish(start(4, tmp_path))
+    assert_same_run(smoke_run, tmp_path)
