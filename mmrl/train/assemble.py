@@ -130,8 +130,9 @@ def uneven(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh | Abstrac
 
 def check_processes(config: Config, mesh: Mesh) -> None:
     """Raises ValueError if several processes cannot share the batches of ``config`` (see `own_rows`)."""
-    for size in (config.rollout.prompts, config.train.update_prompts, config.cold_start.batch):
-        own_rows(mesh, size)
+    own_rows(mesh, config.rollout.prompts)
+    if config.cold_start.steps:
+        own_rows(mesh, config.cold_start.batch)
 
 
 def sampling_of(config: Config) -> Sampling:

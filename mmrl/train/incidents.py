@@ -61,15 +61,15 @@ def save_incident(
 
 
 def count_skipped(in_a_row: int, skipped: bool, most: int, folder: Path) -> int:
-    """Updates skipped in a row, now that one more was tried; ``folder`` has the last batch that was.
+    """Updates skipped in a row, now that one more was tried; ``folder`` has what is known of them.
 
     Raises ValueError when they are ``most``: a policy that gives no finite loss does not mend by itself.
     """
     in_a_row = in_a_row + 1 if skipped else 0
     if in_a_row >= most:
         raise ValueError(
-            f"{in_a_row} updates in a row had a loss or gradient that is not finite; their batches are in "
-            f"{folder.parent}. Lower optimizer.learning_rate, or go on from an earlier checkpoint"
+            f"{in_a_row} updates in a row had a loss or gradient that is not finite; what is known of them"
+            f" is in {folder}. Lower optimizer.learning_rate, or go on from an earlier checkpoint"
         )
     return in_a_row
 

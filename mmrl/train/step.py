@@ -113,7 +113,7 @@ def take_step(
             totals[name] = totals.get(name, 0.0) + value * size / config.rollout.prompts
         if made["loss/skipped"]:
             _tell_skipped(stage, step, whole.ids[rows], drawn, made)
-        folder = stage.workdir / "incidents" / f"step_{step:06d}"
+        folder = stage.workdir / "incidents"
         run.unlucky = count_skipped(run.unlucky, bool(made["loss/skipped"]), config.train.max_skipped, folder)
     with phases("score"):
         told = describe_scores(scores, responses.logprob, responses.mask, responses.valid)
