@@ -130,11 +130,11 @@ def _summary(whole: Overview) -> dict[str, float]:
         return float(values[known].mean()) if known.any() else 0.0
 
     return {
-        **counts,
         **{name: mean(values) for name, values in sorted({**whole.facts, **whole.components}.items())},
         "reward": mean(whole.rewards),
         "length": mean(whole.lengths.astype(float)),
         "truncated": mean(whole.truncated.astype(float)),
+        **counts,
     }
 
 
