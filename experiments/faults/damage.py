@@ -81,8 +81,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def judged(workdir: Path, name: str, run: command.Run) -> Outcome:
-    """Wait for the run; what it said, and whether it ended as the undisturbed one did."""
+def judged(workdir: Path, name: str, run: command.Run, newest: int = 0) -> Outcome:
+    """Wait for the run; what it said, and whether it ended as the undisturbed one did.
+
+    ``newest``: the checkpoint that it should go on from, unless it says something; 0: the undisturbed one's.
+    """
     status = command.finish(run, TIMEOUT_S)
     lines = command.tail(run.log, 1000).splitlines()
     if status is None:
@@ -95,7 +98,7 @@ def judged(workdir: Path, name: str, run: command.Run) -> Outcome:
     found = differences(workdir / WHOLE, workdir / name)
     if found:
         return Outcome("WRONG", "; ".join(found[:3]))
-    newest = steps_saved(workdir / WHOLE)[-1]
+    newest = newest or steps_saved(workdir / WHOLE)[-1]
     resumed = re.findall(r"resuming after step (\d+)", "\n".join(lines))
     if resumed and int(resumed[-1]) < newest:
         warnings = [line for line in lines if "damaged" in line]
@@ -183,7 +186,8 @@ def try_full(workdir: Path) -> Outcome:
 
 def tried_again(workdir: Path, name: str, outcome: Outcome) -> Outcome:
     """A refused run without the fault must come to the same end."""
-    again = judged(workdir, name, start(workdir, name))
+    newest = (steps_saved(workdir / name) or [0])[-1]
+    again = judged(workdir, name, start(workdir, name), newest)
     return Outcome(REFUSED, f"{outcome.note}; then: {again.kind}") if again.kind == SAME else again
 
 
