@@ -69,7 +69,7 @@ def train(
         run.unlucky, run.pending = saved.facts["unlucky"], saved.facts["pending"]
         run.batches.seek(saved.facts["batches"])
         say(f"resuming after step {run.step} of {config.train.steps}")
-    metrics = Metrics(workdir, run.step - (run.pending is not None))
+    metrics = Metrics(workdir, -1 if saved is None else run.step - (run.pending is not None))
     with (
         jax.set_mesh(model.mesh),
         manager,

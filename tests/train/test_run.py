@@ -84,6 +84,18 @@ def test_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     assert without_times(read_metrics(resumed)) == without_times(read_metrics(smoke_run))
 
 
+def test_begins_anew_without_a_checkpoint(smoke_config, smoke_run, tmp_path):
+    """As if killed before its first checkpoint, when it had logged the first evaluation and a step."""
+    again = tmp_path / "run"
+    shutil.copytree(smoke_run, again)
+    shutil.rmtree(again / "checkpoints")
+    lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (again / "metrics.jsonl").write_text("".join(lines[:2]))
+    run(smoke_config, again)
+    assert_same(params_of(smoke_run)[1], params_of(again)[1])
+    assert without_times(read_metrics(again)) == without_times(read_metrics(smoke_run))
+
+
 def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     from mmrl.train.assemble import open_model
     from mmrl.train.preemption import Notice
