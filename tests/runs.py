@@ -20,6 +20,7 @@ def assert_same_run(left: Path, right: Path) -> None:
         assert len(ours) == len(theirs) > 0
         for row, other in zip(ours, theirs, strict=True):
             assert row.keys() == other.keys()
+            assert row.get("rollout/digest") == other.get("rollout/digest"), row["step"]
             for name, value in row.items():
                 # Differences of nearly equal logprobs: rounding is all there is to compare.
                 bound = 1e-6 if name.startswith(("sampler/", "perception/", "loss/approx_kl")) else 1e-8

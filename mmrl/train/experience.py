@@ -1,5 +1,6 @@
 """What was sampled and graded: each process has its own rows, and all have the figures of the whole batch."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -48,6 +49,7 @@ class Overview:
     truncated: Bool[np.ndarray, "b g"]
     components: Table
     facts: Table
+    digests: Int[np.ndarray, "b"]  # of each row's id and the tokens sampled
     sizes: Int[np.ndarray, "b 3"]  # prompt tokens, patches, response tokens of each row
     slots: Int[np.ndarray, "b 3"]  # the same with padding
     skipped: tuple[Skipped, ...]
@@ -88,6 +90,7 @@ def overview(experience: Experience) -> Overview:
         truncated=np.array(all_rows("truncated"), bool),
         components=table("components"),
         facts=table("facts"),
+        digests=np.array(all_rows("digests"), np.int64),
         sizes=np.array(all_rows("sizes"), np.int32),
         slots=np.array(all_rows("slots"), np.int32),
         skipped=tuple(Skipped(*pair) for part in parts for pair in part["skipped"]),
@@ -115,6 +118,10 @@ def _figures(experience: Experience) -> dict[str, Any]:
         "valid": np.asarray(responses.valid).tolist(),
         "lengths": responses.mask.sum(axis=-1).tolist(),
         "truncated": (responses.mask.any(axis=-1) & (responses.stop == StopReason.LENGTH)).tolist(),
+        "digests": [
+            zlib.crc32(tokens.tobytes(), zlib.crc32(sample.id.encode()))
+            for sample, tokens in zip(experience.samples, responses.tokens, strict=True)
+        ],
         "components": each(experience.components),
         "facts": each(experience.facts),
         "sizes": np.stack([mask.sum(axis=1) for mask in masks], axis=1).tolist(),
@@ -228,7 +235,7 @@ def concatenated(left: Overview, right: Overview) -> Overview:
     )
 
 
-_ARRAYS = ("rewards", "valid", "lengths", "truncated", "sizes", "slots")
+_ARRAYS = ("rewards", "valid", "lengths", "truncated", "digests", "sizes", "slots")
 
 
 def _rows_of(whole: Overview, chosen: Sequence[int]) -> Overview:
@@ -249,12 +256,17 @@ def _rows_of(whole: Overview, chosen: Sequence[int]) -> Overview:
 
 
 def describe(whole: Overview) -> dict[str, float]:
-    """Metrics of sampled and graded responses; apart for each data set where there are several."""
+    """Metrics of sampled and graded responses; apart for each data set where there are several.
+
+    "rollout/digest" is equal in two runs that have drawn the same rows in the same order and sampled the same
+    tokens.
+    """
     valid, lengths = whole.valid, whole.lengths
     sampled = lengths > 0  # False in empty slots
     padding = 1.0 - whole.sizes.sum(axis=0) / np.maximum(whole.slots.sum(axis=0), 1)
     out = {
         "data/skipped": float(len(whole.skipped)),
+        "rollout/digest": float(zlib.crc32(whole.digests.tobytes())),
         "reward/mean": _mean(whole.rewards, valid),
         "reward/invalid": _mean(~valid, sampled),
         "reward/equal_groups": float(_without_spread(whole.rewards, valid).mean()),

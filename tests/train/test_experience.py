@@ -134,3 +134,17 @@ def test_figures_of_each_source():
     assert values["source/b/accuracy"] == 1
     assert values["source/a/reward"] == pytest.approx(1.0)
     assert values["source/b/length"] == 5
+
+
+def test_digest_tells_order_and_tokens():
+    made = experience(0)
+
+    def digest(one):
+        return describe(overview(one))["rollout/digest"]
+
+    tokens = made.responses.tokens.copy()
+    tokens[1, 1, 2] += 1
+    swapped = replace(made, samples=[made.samples[k] for k in (1, 0, 2)])
+    others = [replace(made, responses=replace(made.responses, tokens=tokens)), swapped]
+    assert digest(made) == digest(experience(0))
+    assert len({digest(one) for one in (made, *others)}) == 3
