@@ -7,6 +7,8 @@ import sys
 import jax
 import pytest
 
+IN_HASTE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # children spend most of their time compiling
+
 
 def run_on(devices: int, file: str, *words: str) -> None:
     """Run the tests of ``file`` in a process with so many virtual devices; skip in that process itself."""
@@ -16,7 +18,7 @@ def run_on(devices: int, file: str, *words: str) -> None:
     options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", ""]  # of any marker
     child = subprocess.run(
         [sys.executable, "-m", "pytest", *options, file, *words],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, **IN_HASTE, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         timeout=900,

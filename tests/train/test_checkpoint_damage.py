@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_checkpoint import DESCRIPTION, FACTS, assert_restores, assert_same, make_state, read, write
+from test_train_checkpoint import DESCRIPTION, FACTS, assert_restores, assert_same, make_state, read, write
 
 from mmrl.train import checkpoint
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_checkpoint import assert_same, make_state, over, read
 from test_checkpoint_damage import flip
+from test_train_checkpoint import assert_same, make_state, over, read
 
 from mmrl import hosts
 from mmrl.train import checkpoint

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from devices import IN_HASTE
 from runs import assert_same_run
 
 from mmrl.hosts import LOST
@@ -25,10 +26,11 @@ def start(processes: int, workdir: Path) -> list[subprocess.Popen[str]]:
         port = free.getsockname()[1]
     several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
     each = [[*several, f"--process={k}"] if processes > 1 else [] for k in range(processes)]
-    return [
-        subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for words in each
-    ]
+    env = dict(os.environ)
+    if processes > 1:  # each compiles for itself: let that be in haste
+        env |= IN_HASTE
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [subprocess.Popen([*command, *words], env=env, **pipes) for words in each]
 
 
 def finish(running: list[subprocess.Popen[str]]) -> list[str]:

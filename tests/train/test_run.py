@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from devices import IN_HASTE
 from runs import assert_same_run, without_times
 
 from mmrl.models.checkpoint import load
@@ -120,7 +121,11 @@ def test_eight_devices_make_the_same_run(smoke_run, tmp_path):
     command += [f"--workdir={tmp_path}", *(f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor"))]
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     child = subprocess.run(
-        command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=900
+        command,
+        env={**os.environ, **IN_HASTE, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert child.returncode == 0, child.stderr[-3000:]
     assert_same_run(smoke_run, tmp_path)

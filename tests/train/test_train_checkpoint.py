@@ -212,7 +212,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[3], sys.argv[4]]
-from test_checkpoint import FACTS, make_state
+from test_train_checkpoint import FACTS, make_state
 from mmrl.train import checkpoint
 directory, limit = Path(sys.argv[1]), int(sys.argv[2])
 try:
