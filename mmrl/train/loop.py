@@ -121,7 +121,7 @@ def _run(
 
     if run.pending is not None:
         finish(run.pending)
-    elif run.step == 0:
+    elif run.step == 0 and stage.heldout is not None:
         values = _evaluate(stage, state.params, 0)
         metrics.write(0, values)
         say(f"before: {_headline(values)}")
