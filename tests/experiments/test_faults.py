@@ -304,7 +304,7 @@ def benchmark(name: str, folder: Path, *flags: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_and_started_again(tmp_path):
     """The least that shows it: one run, killed while it writes a checkpoint and while it grades."""
     told = benchmark("kill", tmp_path, "--kills=2", "--aims=checkpoint,reward")
