@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -155,27 +155,26 @@ def _spill(batches: Iterable[pa.RecordBatch | Damaged]) -> list[pa.RecordBatch |
 
 def jsonl_table(files: Sequence[Path]) -> Table:
     """Rows of files with one JSON object a line; blank lines do not count."""
-    maps: list[mmap.mmap] = []
-    spans: list[tuple[int, int, int]] = []  # (file, first byte, end) of every line that is not blank
+    # Read by position, not mapped into memory: of a mapped file that is cut short, a read kills the process.
+    handles: list[BinaryIO] = []
+    spans: list[tuple[int, int, int]] = []  # (file, first byte, length) of every line that is not blank
     for file in files:
-        if file.stat().st_size == 0:
-            continue
-        with file.open("rb") as handle:
-            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        start = len(UTF8_MARK) if data[: len(UTF8_MARK)] == UTF8_MARK else 0
-        while start < len(data):
-            newline = data.find(b"\n", start)
-            end = len(data) if newline < 0 else newline
-            if data[start:end].strip():
-                spans.append((len(maps), start, end))
-            start = end + 1
-        maps.append(data)
+        handle, start = file.open("rb"), 0
+        for line in handle:
+            mark = len(UTF8_MARK) if not start and line.startswith(UTF8_MARK) else 0
+            if line[mark:].strip():
+                spans.append((len(handles), start + mark, len(line.removesuffix(b"\n")) - mark))
+            start += len(line)
+        handles.append(handle)
     table = np.array(spans, np.int64).reshape(-1, 3)
 
     def row(index: int) -> Mapping[str, Any]:
-        k, start, end = (int(x) for x in table[index])
+        k, start, length = (int(x) for x in table[index])
+        text = os.pread(handles[k].fileno(), length, start)
+        if len(text) < length:
+            raise ValueError(f"{handles[k].name} was cut short after it was opened")
         try:
-            value = parse_json(maps[k][start:end].decode("utf-8"))
+            value = parse_json(text.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise ValueError(f"not UTF-8: {error.reason} at byte {error.start} of the line") from error
         except ValueError as error:

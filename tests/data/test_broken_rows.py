@@ -333,6 +333,16 @@ def test_text_of_parquet_that_is_no_utf8(tmp_path, processor):
     assert [source[row].problem for row in (0, 2)] == ["a", "b"]
 
 
+def test_a_file_that_is_cut_short_while_it_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"Row {k}", "answer": "1"}) + "\n" for k in range(3)))
+    source = read(path)
+    os.truncate(path, path.stat().st_size - 5)
+    assert source[1].problem == "Row 1"
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*rows.jsonl was cut short"):
+        source[2]
+
+
 def test_the_mark_of_utf8_before_the_first_row(tmp_path, processor):
     (tmp_path / "good.png").write_bytes(saved())
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + line() + b"\r\n" + line())
