@@ -22,6 +22,7 @@ from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice
 from mmrl.train.programs import Policy
 from mmrl.train.rollouts import acting_weights, prompt_keys, sample_and_grade
+from mmrl.train.whole_file import write_whole
 from mmrl.types import Params
 from mmrl.workers.pool import WorkerPool
 
@@ -140,6 +141,4 @@ def _summary(whole: Overview) -> dict[str, float]:
 
 def write_responses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows of `evaluate` as JSONL; the file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -12,6 +12,7 @@ import jax.monitoring
 from tensorboardX import SummaryWriter
 
 from mmrl import hosts
+from mmrl.train.whole_file import write_whole
 
 
 class Metrics:
@@ -65,9 +66,7 @@ def _keep_rows(path: Path, step: int) -> None:
     if not path.is_file():
         return
     rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    temporary = path.with_suffix(".jsonl.part")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class Phases:

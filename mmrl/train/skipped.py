@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmrl import hosts
 from mmrl.data.pipeline import Skipped
+from mmrl.train.whole_file import write_whole
 
 
 @dataclass
@@ -40,10 +41,8 @@ def note(ledger: Ledger, skipped: Iterable[Skipped]) -> None:
         return
     ledger.reasons |= new
     if hosts.first():
-        part = ledger.path.with_suffix(".jsonl.part")
         rows = ({"id": name, "reason": reason} for name, reason in ledger.reasons.items())
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        part.replace(ledger.path)
+        write_whole(ledger.path, "".join(json.dumps(row) + "\n" for row in rows))
     if len(ledger.reasons) > ledger.most * ledger.rows:
         last = ", ".join(f"{name} ({reason})" for name, reason in [*new.items()][:5])
         raise ValueError(

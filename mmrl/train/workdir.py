@@ -17,6 +17,7 @@ from mmrl import hosts
 from mmrl.config import Config, from_dict
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
+from mmrl.train.whole_file import write_whole
 
 # Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
 _MAY_CHANGE = (
@@ -97,7 +98,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
         check_same(config, before, f"{workdir}")
     if hosts.first():
         with _told(workdir):
-            _write(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+            write_whole(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 
 def read_config(workdir: Path) -> Config:
@@ -235,16 +236,6 @@ def _told(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be written: {error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing, even if the machine stops."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _append(path: Path, line: str) -> None:
