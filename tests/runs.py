@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.faults.compare import TIMES
 from mmrl.train.metrics import read_metrics
-
-TIMES = ("time/", "speed/", "rollout/tokens_per_second", "compiles")
 
 
 def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from experiments.faults import command
 from experiments.faults.compare import differences, steps_saved
-from experiments.faults.reference import TIMEOUT_S, WHOLE, compare_quietly, reference, say, start
+from experiments.faults.reference import TIMEOUT_S, WHOLE, reference, say, start
 
 CLOCK = Path(__file__).parent / "clock"  # has a sitecustomize.py
 SAME, ASIDE, REFUSED = "same end", "older one used, same end", "refused"
@@ -52,8 +52,6 @@ class Case:
 def main() -> int:
     """Print what became of every case; status 0 if all are good."""
     options = arguments()
-    compare_quietly()
-    options.workdir.mkdir(parents=True, exist_ok=True)
     reference(options.workdir)
     cases = [case for what in options.what or CASES for case in CASES[what](options.workdir)]
     if options.cases:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from experiments.faults import command
 from experiments.faults.compare import differences, metric_rows, steps_saved
-from experiments.faults.reference import TIMEOUT_S, WHOLE, compare_quietly, reference, say, start
+from experiments.faults.reference import TIMEOUT_S, WHOLE, reference, say, start
 
 # What a kill is aimed at, over and over: "any" is a moment drawn from the length of a whole run.
 AIMS = "any,checkpoint,any,workers,any,reward,checkpoint,any"
@@ -58,8 +58,6 @@ class Kill:
 def main() -> int:
     """Print the counts; status 0 if every run ended the same."""
     options = arguments()
-    compare_quietly()
-    options.workdir.mkdir(parents=True, exist_ok=True)
     whole_s = reference(options.workdir)
     kills: list[Kill] = []
     rounds: list[list[str]] = []

@@ -25,6 +25,8 @@ def reference(workdir: Path) -> float:
     Raises:
       RuntimeError: a run failed, or the two are not the same.
     """
+    _compare_quietly()
+    workdir.mkdir(parents=True, exist_ok=True)
     mark = workdir / "seconds.json"
     if mark.is_file():
         return json.loads(mark.read_text())
@@ -56,7 +58,7 @@ def start(workdir: Path, name: str, prefix: Sequence[str] = (), **more: str) -> 
     return command.start(words, folder, log, command.environment(workdir / "cache", more))
 
 
-def compare_quietly() -> None:
+def _compare_quietly() -> None:
     """Read checkpoints on the CPU, and without the libraries' remarks."""
     jax.config.update("jax_platforms", "cpu")
     logging.getLogger("absl").setLevel(logging.ERROR)
