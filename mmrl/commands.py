@@ -84,6 +84,8 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
             config.evaluation, samples=options.samples, prompts=options.batch, limit=0
         ),
     )
+    # The run's config says how prompts are made, but not where the images of other data lie.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_root=""))
     source = open_source(config, str(options.data), Path(), model, key="data")
     policy = model.policy(config.evaluation.temperature)
     with (

@@ -144,7 +144,7 @@ def prompts(
       readers: who reads ahead.
     """
     mine = np.arange(batch_size) if rows is None else rows
-    work = partial(_prompt, sources=tuple(sources), processor=processor, form=form)
+    work = partial(_item, sources=tuple(sources), processor=processor, form=form)
     order = _order(sources, weights, seed)
 
     def start(given: int) -> Iterator[Batch]:
@@ -178,9 +178,8 @@ def solutions(
       observation_patches: slots of all images that a response may read; 0 if episodes read nothing.
     """
     mine = np.arange(batch_size) if rows is None else rows
-    work = partial(
-        _solution, source=source, processor=processor, form=form, episode=episode, longest=max_tokens
-    )
+    demonstrate = partial(_demonstration, processor=processor, episode=episode, longest=max_tokens)
+    work = partial(_item, sources=(source,), processor=processor, form=form, demonstrate=demonstrate)
     order = _order([source], None, seed)
 
     def batch(items: list[_Item]) -> SolutionBatch:
@@ -219,7 +218,7 @@ def evaluation(
 ) -> Iterator[Batch]:
     """Every row once, in order; the last batch may have empty slots. Arguments as for `prompts`."""
     mine = np.arange(batch_size) if rows is None else rows
-    work = partial(_prompt, sources=(source,), processor=processor, form=form)
+    work = partial(_item, sources=(source,), processor=processor, form=form)
     order = [(0, k) for k in range(len(source))]
     for items in _ahead(order, work, mine, batch_size, 0, -(-len(source) // batch_size), readers):
         yield _batch(mine, items, processor, form)
@@ -332,41 +331,25 @@ def _without_devices(worker: int, workers: int) -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _prompt(
-    number: int, row: int, *, sources: Sequence[Source], processor: Processor, form: PromptFormat
+def _item(
+    number: int,
+    row: int,
+    *,
+    sources: Sequence[Source],
+    processor: Processor,
+    form: PromptFormat,
+    demonstrate: Callable[[Sample], Trajectory] | None = None,
 ) -> _Item:
     source = sources[number]
     try:
         sample = source[row]
-        return _Item(sample, _encoded(sample, processor, form))
-    except ValueError as error:
-        return _unusable(source, row, error, form)
-
-
-def _solution(
-    _: int,
-    row: int,
-    *,
-    source: Source,
-    processor: Processor,
-    form: PromptFormat,
-    episode: Callable[[Sample], Episode],
-    longest: int,
-) -> _Item:
-    try:
-        sample = source[row]
-        response = _demonstration(sample, processor, episode, longest)
+        response = None if demonstrate is None else demonstrate(sample)
         return _Item(sample, _encoded(sample, processor, form), response)
     except ValueError as error:
-        return _unusable(source, row, error, form)
-
-
-def _unusable(source: Source, row: int, error: ValueError, form: PromptFormat) -> _Item:
-    if isinstance(error, OverBudget) and form.overlong == "error":
-        raise error
-    return _Item(
-        Sample(id=source.id(row), problem="", answer="", source=source.name), None, reason=str(error)
-    )
+        if isinstance(error, OverBudget) and form.overlong == "error":
+            raise
+        nothing = Sample(id=source.id(row), problem="", answer="", source=source.name)
+        return _Item(nothing, None, reason=str(error))
 
 
 def _encoded(sample: Sample, processor: Processor, form: PromptFormat) -> Encoded:
@@ -385,8 +368,7 @@ def _batch(
     rows: Int[np.ndarray, "b"], items: Sequence[_Item], processor: Processor, form: PromptFormat
 ) -> Batch:
     """A batch in the smallest buckets that hold the rows of all processes."""
-    blank = encode(processor, messages(""))
-    encoded = [item.encoded or blank for item in items]
+    encoded = [item.encoded or encode(processor, messages("")) for item in items]
     widths = hosts.most(max(len(e.tokens) for e in encoded), max(len(e.patches) for e in encoded))
     tokens, slots = bucket(widths[0], form.prompt_buckets), bucket(widths[1], form.patch_buckets)
     return Batch(

@@ -176,6 +176,11 @@ def readers(config: Config) -> Readers:
     return Readers(config.data.workers, config.data.processes)
 
 
+def data_at(config: Config, path: str, workdir: Path) -> Source:
+    """The data set that the config calls ``path``, as it lies there; ValueError if it cannot be opened."""
+    return read(located(path, workdir), image_root=config.data.image_root or None)
+
+
 def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingData:
     """Open the data sets of ``config.data.train`` and look through them.
 
@@ -219,7 +224,7 @@ def _looked_through(
     """A data set without the rows that cannot be used, and what the look through all of it found."""
     if not path:
         raise ValueError(f"config.{key} is empty: name a data set")
-    source = read(located(path, workdir), image_root=config.data.image_root or None)
+    source = data_at(config, path, workdir)
     form, size = prompt_format(config), len(source)
     part = inspect(
         source,

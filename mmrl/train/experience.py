@@ -63,72 +63,66 @@ class Overview:
 
 def overview(experience: Experience) -> Overview:
     """Exchange the figures of all rows; every process of the run must call it."""
-    parts = hosts.exchange(_figures(experience))
-    order = np.argsort([row for part in parts for row in part["rows"]])
+    rows = hosts.by_row(experience.rows, _figures(experience))
+    parts = hosts.exchange([[[one.id, one.reason] for one in experience.skipped], experience.failures[:1]])
+    grid = (len(rows), experience.rewards.shape[1])
 
-    def all_rows(name: str) -> list[Any]:
-        values = [value for part in parts for value in part[name]]
-        return [values[k] for k in order]
-
-    grid = (len(order), experience.rewards.shape[1])
+    def column(name: str, kind: Any) -> np.ndarray:
+        return np.array([row[name] for row in rows], kind)
 
     def table(kind: str) -> Table:
-        names = sorted({name for part in parts for name in part[kind]})
-        missing = {id(part): [[None] * grid[1]] * len(part["rows"]) for part in parts}
-        out = {}
-        for name in names:
-            values = [row for part in parts for row in part[kind].get(name, missing[id(part)])]
-            out[name] = np.array([values[k] for k in order], np.float32).reshape(grid)
-        return out
+        names = sorted({name for row in rows for name in row[kind]})
+        missing = [None] * grid[1]
+        return {
+            name: np.array([row[kind].get(name, missing) for row in rows], np.float32).reshape(grid)
+            for name in names
+        }
 
     return Overview(
-        ids=all_rows("ids"),
-        sources=all_rows("sources"),
-        rewards=np.array(all_rows("rewards"), np.float32),
-        valid=np.array(all_rows("valid"), bool),
-        lengths=np.array(all_rows("lengths"), np.int32),
-        truncated=np.array(all_rows("truncated"), bool),
+        ids=[row["id"] for row in rows],
+        sources=[row["source"] for row in rows],
+        rewards=column("rewards", np.float32),
+        valid=column("valid", bool),
+        lengths=column("lengths", np.int32),
+        truncated=column("truncated", bool),
         components=table("components"),
         facts=table("facts"),
-        digests=np.array(all_rows("digests"), np.int64),
-        sizes=np.array(all_rows("sizes"), np.int32),
-        slots=np.array(all_rows("slots"), np.int32),
-        skipped=tuple(Skipped(*pair) for part in parts for pair in part["skipped"]),
-        failures=tuple(reason for part in parts for reason in part["failures"]),
+        digests=column("digest", np.int64),
+        sizes=column("sizes", np.int32),
+        slots=column("slots", np.int32),
+        skipped=tuple(Skipped(*pair) for skipped, _ in parts for pair in skipped),
+        failures=tuple(reason for _, failures in parts for reason in failures),
     )
 
 
-def _figures(experience: Experience) -> dict[str, Any]:
-    """One process's part of an `Overview`, as JSON; None stands for NaN."""
+def _figures(experience: Experience) -> list[dict[str, Any]]:
+    """What an `Overview` tells of each row, as JSON; None stands for NaN."""
     prompts, responses = experience.prompts, experience.responses
     count = len(experience.rows)
+    truncated = responses.mask.any(axis=-1) & (responses.stop == StopReason.LENGTH)
+    masks = (prompts.mask, prompts.images.image >= 0, responses.mask.reshape(count, -1))
 
-    def each(table: Table) -> dict[str, Any]:
+    def of(table: Table, b: int) -> dict[str, Any]:
         return {
-            name: [[None if np.isnan(x) else float(x) for x in row] for row in np.asarray(values)]
-            for name, values in table.items()
+            name: [None if np.isnan(x) else float(x) for x in values[b]] for name, values in table.items()
         }
 
-    masks = (prompts.mask, prompts.images.image >= 0, responses.mask.reshape(count, -1))
-    return {
-        "rows": experience.rows.tolist(),
-        "ids": [sample.id for sample in experience.samples],
-        "sources": [sample.source for sample in experience.samples],
-        "rewards": experience.rewards.tolist(),
-        "valid": np.asarray(responses.valid).tolist(),
-        "lengths": responses.mask.sum(axis=-1).tolist(),
-        "truncated": (responses.mask.any(axis=-1) & (responses.stop == StopReason.LENGTH)).tolist(),
-        "digests": [
-            zlib.crc32(tokens.tobytes(), zlib.crc32(sample.id.encode()))
-            for sample, tokens in zip(experience.samples, responses.tokens, strict=True)
-        ],
-        "components": each(experience.components),
-        "facts": each(experience.facts),
-        "sizes": np.stack([mask.sum(axis=1) for mask in masks], axis=1).tolist(),
-        "slots": [[mask.shape[1] for mask in masks]] * count,
-        "skipped": [[one.id, one.reason] for one in experience.skipped],
-        "failures": list(experience.failures[:1]),
-    }
+    return [
+        {
+            "id": sample.id,
+            "source": sample.source,
+            "rewards": experience.rewards[b].tolist(),
+            "valid": np.asarray(responses.valid)[b].tolist(),
+            "lengths": responses.mask[b].sum(axis=-1).tolist(),
+            "truncated": truncated[b].tolist(),
+            "components": of(experience.components, b),
+            "facts": of(experience.facts, b),
+            "digest": zlib.crc32(responses.tokens[b].tobytes(), zlib.crc32(sample.id.encode())),
+            "sizes": [int(mask[b].sum()) for mask in masks],
+            "slots": [mask.shape[1] for mask in masks],
+        }
+        for b, sample in enumerate(experience.samples)
+    ]
 
 
 def collect(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from mmrl import hosts
 from mmrl.config import ColdStart, Config, Optimizer
@@ -19,7 +20,8 @@ from mmrl.train.assemble import Model, prompt_format, readers
 from mmrl.train.incidents import count_skipped
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
 from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.train.preemption import Interrupted, Notice
+from mmrl.train.preemption import Interrupted, Notice, interrupt
+from mmrl.train.programs import Policy, TrainState
 from mmrl.train.rollouts import episodes_of, observed_slots
 from mmrl.train.skipped import note, open_ledger
 
@@ -37,18 +39,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, 
     optimizer = make_optimizer(_optimizer(stage, config.optimizer), params, stage.steps)
     state = initial_state(params, optimizer)
     del params  # the update gives its input's memory away
-    batches = pipeline.solutions(
-        source,
-        model.processor,
-        prompt_format(config),
-        episode=episodes_of(config, model.processor, Sampling(max_tokens=stage.max_tokens)),
-        max_tokens=stage.max_tokens,
-        observation_patches=observed_slots(config),
-        seed=config.seed,
-        batch_size=stage.batch,
-        rows=own_rows(model.mesh, stage.batch),
-        readers=readers(config),
-    )
+    batches = _batches(config, model, source)
     ledger = open_ledger(workdir / "skipped_rows.jsonl", len(source), config.data.max_broken, ())
     manager = checkpoint.open_manager(workdir / "checkpoints", keep=2)
     saved = checkpoint.restore(manager, state, say)
@@ -62,52 +53,91 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, 
     progress = Progress("sft", stage.steps)
     shown_every = max(1, stage.steps // 40)
     phases = Phases()
+
+    def save(step: int) -> None:
+        checkpoint.save(manager, step, state, {"batches": batches.given, "unlucky": unlucky})
+
     with jax.set_mesh(model.mesh), manager, hosts.noticing_loss(), CompileCounter() as compiles:
         for step in range(first + 1, stage.steps + 1):
+            try:
+                with phases("wait"):
+                    interrupt(notice)
+            except Interrupted:
+                if step > 1:
+                    save(step - 1)
+                raise
             with phases("data"):
                 batch = next(batches)
             with phases("update"):
-                state, made = programs.imitate(
-                    state,
-                    policy,
-                    *put((batch.prompts, batch.responses), model.mesh),
-                    optimizer=optimizer,
-                    micro_batches=stage.batch // stage.micro_batch,
-                )
-                values = {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
+                state, values = _update(stage, model, policy, optimizer, state, batch)
             with phases("wait"):
-                told = hosts.exchange(
-                    {
-                        "facts": list(map(dict, batch.facts)),
-                        "skipped": [[one.id, one.reason] for one in batch.skipped],
-                        "ids": [sample.id for sample in batch.samples],
-                        "notice": notice.given,
-                    }
-                )
-            skipped = [pipeline.Skipped(*pair) for part in told for pair in part["skipped"]]
+                skipped, told = _told(batch)
+            values |= told
             note(ledger, skipped)
-            values |= _means([row for part in told for row in part["facts"]])
-            values |= {"data/skipped": float(len(skipped))}
             if values["loss/skipped"]:
-                ids = ", ".join(name for part in told for name in part["ids"])
-                say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
+                _say_skipped(step, batch)
             unlucky = count_skipped(unlucky, bool(values["loss/skipped"]), config.train.max_skipped, workdir)
-            last = step == stage.steps
             metrics.write(step, {**values, **phases.metrics(), "compiles": float(compiles.count)})
+            last = step == stage.steps
             if last or step % shown_every == 0:
                 progress.show(step, loss=values["loss/loss"])
             phases = Phases()
-            given = [part["notice"] for part in told if part["notice"]]
-            if not last and (given or step % stage.checkpoint_every == 0):
+            if step % stage.checkpoint_every == 0 and not last:
                 with phases("checkpoint"):
-                    checkpoint.save(manager, step, state, {"batches": batches.given, "unlucky": unlucky})
-            if given and not last:
-                raise Interrupted(given[0])
+                    save(step)
     metrics.close()
     params = whole(state.params)
     with hosts.first_alone() as writes:
         if writes:
             hf.save(params, model.description, out, base=model.directory)
+
+
+def _batches(config: Config, model: Model, source: Source) -> pipeline.Batches[pipeline.SolutionBatch]:
+    stage = config.cold_start
+    return pipeline.solutions(
+        source,
+        model.processor,
+        prompt_format(config),
+        episode=episodes_of(config, model.processor, Sampling(max_tokens=stage.max_tokens)),
+        max_tokens=stage.max_tokens,
+        observation_patches=observed_slots(config),
+        seed=config.seed,
+        batch_size=stage.batch,
+        rows=own_rows(model.mesh, stage.batch),
+        readers=readers(config),
+    )
+
+
+def _update(
+    stage: ColdStart,
+    model: Model,
+    policy: Policy,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: pipeline.SolutionBatch,
+) -> tuple[TrainState, dict[str, float]]:
+    state, made = programs.imitate(
+        state,
+        policy,
+        *put((batch.prompts, batch.responses), model.mesh),
+        optimizer=optimizer,
+        micro_batches=stage.batch // stage.micro_batch,
+    )
+    return state, {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
+
+
+def _told(batch: pipeline.SolutionBatch) -> tuple[list[pipeline.Skipped], dict[str, float]]:
+    """Rows of all processes that could not be used, and metrics of the rows that could."""
+    told = hosts.exchange(
+        [[[one.id, one.reason] for one in batch.skipped], [dict(facts) for facts in batch.facts]]
+    )
+    skipped = [pipeline.Skipped(*pair) for pairs, _ in told for pair in pairs]
+    return skipped, {**_means([row for _, rows in told for row in rows]), "data/skipped": float(len(skipped))}
+
+
+def _say_skipped(step: int, batch: pipeline.SolutionBatch) -> None:
+    ids = ", ".join(name for part in hosts.exchange([one.id for one in batch.samples]) for name in part)
+    say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
 
 
 def _means(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -8,13 +8,14 @@ from mmrl import hosts
 from mmrl.config import Config, algorithm
 from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
-from mmrl.data.sources import Source, fingerprint, read
+from mmrl.data.sources import Source, fingerprint
 from mmrl.data.zoom_world import write_zoom_model, write_zoom_world
 from mmrl.train.assemble import (
     Model,
     TrainingData,
     check_corruption,
     check_processes,
+    data_at,
     located,
     open_model,
     open_source,
@@ -97,7 +98,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, Source 
     heldout = None
     fingerprints = {f"data.train[{k}]": _fingerprint(source) for k, source in enumerate(data.sources)}
     if config.cold_start.steps:
-        demonstrations = read(located(config.cold_start.data, workdir))
+        demonstrations = data_at(config, config.cold_start.data, workdir)
         fingerprints["cold_start.data"] = _fingerprint(demonstrations)
     if config.data.heldout:
         heldout = open_source(config, config.data.heldout, workdir, model, key="data.heldout")
