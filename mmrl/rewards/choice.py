@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from mmrl.rewards.text import canonical, last_boxed, to_latex
+from mmrl.rewards.answers import answer_of
+from mmrl.rewards.text import canonical, to_latex
 from mmrl.sample import Sample
 
 _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
@@ -46,7 +47,7 @@ def choice(sample: Sample, response: str) -> dict[str, float]:
     ``sample.facts["options"]``, a list in the order A, B, ... or a mapping from letter to text, lets answer
     and truth be given as text; without it, text is compared with text.
     """
-    boxed = last_boxed(response)
+    boxed = answer_of(sample, response)
     if not boxed:
         return {"accuracy": 0.0}
     options = _options(sample.facts.get("options", {}))

@@ -2,10 +2,30 @@ r"""The response format of PAPO, VPPO and EasyR1: ``<think> ... </think> ... \bo
 
 import re
 
+from mmrl.rewards.facts import text_fact
 from mmrl.sample import Sample
 
 # A run of blanks is tried from its beginning only, which keeps the time linear.
 _BLANKS_AT_TAGS = re.compile(r"(?<=[<>/])\s++|(?<!\s)\s++(?=[<>/])")
+
+
+def form(sample: Sample, response: str) -> dict[str, float]:
+    """``{"format": 1.0}`` if a response has the form that goes with ``facts["answer_in"]``.
+
+    "box": `think_boxed`; "tag" and "tag_or_all": `think_answer`; others: a thinking and then something else.
+    """
+    where = text_fact(sample, "answer_in", "box")
+    return {"box": think_boxed, "tag": think_answer, "tag_or_all": think_answer}.get(where, think_then)(
+        sample, response
+    )
+
+
+def think_then(sample: Sample, response: str) -> dict[str, float]:
+    """``{"format": 1.0}`` if the response is ``<think>.*</think>`` and then anything but blanks."""
+    _, opening, rest = response.lstrip().partition("<think>")
+    thinking, closing, answer = rest.rpartition("</think>")
+    starts = response.lstrip().startswith("<think>")
+    return {"format": float(bool(starts and opening and closing and thinking.strip() and answer.strip()))}
 
 
 def think_boxed(sample: Sample, response: str) -> dict[str, float]:

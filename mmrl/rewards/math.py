@@ -10,12 +10,11 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from mmrl.rewards.answers import answer_of
 from mmrl.rewards.number import is_decimal, parse_number, same_number
 from mmrl.rewards.text import (
     canonical,
-    first_tagged,
     has_control_characters,
-    last_answer_line,
     last_boxed,
     nesting,
     to_latex,
@@ -37,26 +36,12 @@ _BOXED_TRUTH = re.compile(r"\s*\\boxed\{")
 
 
 def math(sample: Sample, response: str) -> dict[str, float]:
-    r"""``{"accuracy": 1.0}`` if the last ``\boxed{}`` of ``response`` equals ``sample.answer``, else 0.
+    """``{"accuracy": 1.0}`` if the answer of ``response`` (`answer_of`) equals ``sample.answer``, else 0.
 
-    A missing, unclosed or empty last box is 0 whatever the truth is. May run long on hostile answers: meant
+    No answer or an empty one is 0 whatever the truth is. May run long on hostile answers: meant
     to be called by a ``RewardPool``, under its deadline.
     """
-    return _accuracy(last_boxed(response), sample.answer)
-
-
-def math_in_tag(sample: Sample, response: str) -> dict[str, float]:
-    """``math`` for the first ``<answer>...</answer>``, or the whole of a response without that tag.
-
-    As in EasyR1's ``examples/reward_function/r1v.py``.
-    """
-    answer = first_tagged(response) if "<answer>" in response else response[: MAX_PARSED + 1].strip()
-    return _accuracy(answer, sample.answer)
-
-
-def math_in_line(sample: Sample, response: str) -> dict[str, float]:
-    """``math`` for what follows the last ``Answer:``; in EasyR1's ``dapo.py``, the same as 1 or -1."""
-    return _accuracy(last_answer_line(response), sample.answer)
+    return _accuracy(answer_of(sample, response), sample.answer)
 
 
 def _accuracy(answer: str | None, truth: str) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import re
 from fractions import Fraction
 
-from mmrl.rewards.text import last_boxed, to_latex
+from mmrl.rewards.answers import answer_of
+from mmrl.rewards.text import to_latex
 from mmrl.sample import Sample
 
 MAX_DIGITS = 400  # characters of one number; longer ones are compared as text
@@ -87,7 +88,7 @@ def number(sample: Sample, response: str) -> dict[str, float]:
         raise ValueError(
             f"sample {sample.id}: answer {sample.answer[:80]!r} is not a number; use another verifier"
         )
-    boxed = last_boxed(response)
+    boxed = answer_of(sample, response)
     value = None if boxed is None else _only_number(boxed)
     if value is None:
         return {"accuracy": 0.0}

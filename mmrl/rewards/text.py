@@ -5,6 +5,7 @@ import unicodedata
 
 MAX_ANSWER = 8192  # characters; a box with more in it is no answer
 
+_LAST_NUMBERS = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?![\w])")
 _ANSWER_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BRACE_OR_PARENTHESIS = re.compile(r"\\.|[{}()]", re.DOTALL)
@@ -65,6 +66,12 @@ def last_answer_line(text: str) -> str | None:
     """What follows the last ``Answer:`` (in any case) on its line, within the last 300 characters."""
     lines = _ANSWER_LINE.findall(text[-300:])
     return lines[-1].strip() if lines else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number of ``text`` as it is written, with its sign, thousands' commas and fraction."""
+    numbers = _LAST_NUMBERS.findall(text[-MAX_ANSWER:])
+    return numbers[-1] if numbers else None
 
 
 def _closing_brace(text: str, start: int, limit: int) -> int | None:

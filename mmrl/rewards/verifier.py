@@ -4,13 +4,14 @@ A verifier is a pure function ``(sample, response) -> {component: value}``. Comp
 weighed by the config: PAPO and EasyR1 use ``PAPO_WEIGHTS``, VPPO accuracy alone.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from mmrl.rewards.choice import choice
-from mmrl.rewards.format import think_answer, think_boxed
+from mmrl.rewards.format import form
 from mmrl.rewards.math import load as load_math
-from mmrl.rewards.math import math, math_in_line, math_in_tag
+from mmrl.rewards.math import math
 from mmrl.rewards.number import number
 from mmrl.rewards.shapes import shapes
 from mmrl.sample import Sample
@@ -41,20 +42,35 @@ def together(*verifiers: Verifier) -> Verifier:
 
 VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {
-        "math": together(math, think_boxed),
-        "math_in_tag": together(math_in_tag, think_answer),
-        "math_in_line": math_in_line,
-        "choice": together(choice, think_boxed),
-        "number": together(number, think_boxed),
-        "format": think_boxed,
+        # the answer is right
+        "math": together(math, form),
+        "choice": together(choice, form),
+        "number": together(number, form),
+        # the built-in world
         "shapes": shapes,
+        # how the response is written; report no accuracy
+        "format": form,
     }
 )
 
 # What a worker does before its first sample of a verifier, outside that sample's deadline.
-LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType(
-    {name: load_math for name in ("math", "math_in_tag", "math_in_line")}
-)
+LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType({"math": load_math})
+
+
+def names_of(verifier: str) -> tuple[str, ...]:
+    """The verifiers that a sample names, joined by "+": ``"box+repetition"``.
+
+    Raises ValueError for an unknown name or one that stands twice.
+    """
+    names = tuple(name.strip() for name in verifier.split("+"))
+    for name in names:
+        if name not in VERIFIERS:
+            close = difflib.get_close_matches(name, VERIFIERS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(VERIFIERS)}"
+            raise ValueError(f"verifier {name!r} is unknown; {hint}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"verifier {verifier!r} names one twice")
+    return names
 
 
 def score(components: Mapping[str, float], weights: Mapping[str, float]) -> float:
