@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from mmrl import commands
+from mmrl.commands import data, runs
 
 _EXAMPLES = {
     "train": """\
@@ -109,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     for name, summary, run in (
-        ("train", "Run every stage of an experiment, reinforcement learning last.", commands.train),
-        ("sft", "Run the supervised stage of an experiment.", commands.sft),
+        ("train", "Run every stage of an experiment, reinforcement learning last.", runs.train),
+        ("sft", "Run the supervised stage of an experiment.", runs.sft),
     ):
         sub = command(name, summary, run)
         _experiment(sub)
@@ -118,11 +118,11 @@ def _parser() -> argparse.ArgumentParser:
             "--workdir", type=Path, help="the run's folder (default: runs/<name of the experiment>)"
         )
         _hosts(sub)
-    _evaluation(command("eval", "Measure a model or a run on a data file.", commands.evaluate))
-    _generation(command("generate", "Sample responses to prompts.", commands.generate))
-    _planning(command("plan", "Compile a run for TPUs, and say what fits.", commands.plan))
-    _benchmark(command("bench", "Time the programs of a run where we are.", commands.bench))
-    sub = command("export", "Write a step of a run as a Hugging Face directory.", commands.export)
+    _evaluation(command("eval", "Measure a model or a run on a data file.", runs.evaluate))
+    _generation(command("generate", "Sample responses to prompts.", runs.generate))
+    _planning(command("plan", "Compile a run for TPUs, and say what fits.", runs.plan))
+    _benchmark(command("bench", "Time the programs of a run where we are.", runs.bench))
+    sub = command("export", "Write a step of a run as a Hugging Face directory.", runs.export)
     sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     sub.add_argument("--out", type=Path, required=True, help="directory to be made")
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the weights (default: %(default)s)",
     )
-    _data(command("data", "Make data.", commands.shapes))
+    _data(command("data", "Make data.", data.shapes))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What each command does. Heavy libraries are imported when a command runs, so that ``--help`` is quick."""
+"""What the commands around a run do. Heavy libraries are imported when one runs, so that ``--help`` is quick."""
 
 import argparse
 import dataclasses
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl train``."""
-    config, workdir = _experiment(options, overrides)
+    config, workdir = experiment(options, overrides)
     _together(options, lambda: _train(config, workdir))
 
 
@@ -32,7 +32,7 @@ def _train(config: "Config", workdir: Path) -> None:
 
 def sft(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl sft``."""
-    config, workdir = _experiment(options, overrides)
+    config, workdir = experiment(options, overrides)
     if not config.cold_start.steps:
         raise ValueError("config.cold_start.steps=0: this experiment has no supervised stage")
     _together(options, lambda: _sft(config, workdir))
@@ -130,7 +130,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl plan``."""
     if options.suggest and options.smallest:
         raise ValueError("--suggest looks at one slice: name it with --topology, instead of --smallest")
-    config, workdir = _experiment(options, overrides)
+    config, workdir = experiment(options, overrides)
     _compile_without_devices()
     from mmrl.plan import report, search
     from mmrl.plan.chips import parse_topology
@@ -169,7 +169,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl bench``."""
     if options.repeats < 1:
         raise ValueError(f"--repeats={options.repeats}: time at least one call")
-    config, workdir = _experiment(options, overrides)
+    config, workdir = experiment(options, overrides)
     from mmrl.bench import measure, report
     from mmrl.mesh import make_mesh
     from mmrl.plan.workload import PROGRAMS, workload
@@ -222,32 +222,8 @@ def _sizes(name: str | None, config: "Config", workdir: Path) -> tuple[str, "qwe
     return directory, read_config(directory)
 
 
-def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
-    """``mmrl data shapes``."""
-    from mmrl.data.shapes import PRIOR, example
-    from mmrl.data.shapes_files import contact_sheet, write_world
-    from mmrl.data.shapes_model import write_model
-
-    prior = PRIOR if options.prior is None else options.prior
-    paths = write_world(
-        options.out,
-        options.seed,
-        cold_start=options.cold_start,
-        train=options.train,
-        heldout=options.heldout,
-        prior=prior,
-    )
-    write_model(options.out / "model", options.seed)
-    for name, path in paths.items():
-        print(f"{name:<12}{path}")
-    print(f"{'model':<12}{options.out / 'model'}")
-    if options.sheet:
-        records = [example(options.seed, "train", index, prior=prior) for index in range(24)]
-        contact_sheet(records).save(options.sheet)
-        print(f"{'sheet':<12}{options.sheet}")
-
-
-def _experiment(options: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path]:
+def experiment(options: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path]:
+    """The config that ``--config`` and the overrides give, and the run's folder. Raises ValueError."""
     from mmrl.config import resolve
     from mmrl.experiment import load
 
