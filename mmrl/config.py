@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
+from mmrl.rewards.composition import rule
 from mmrl.rollout.tools import TOOLS
 
 
@@ -110,10 +111,18 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Reward:
-    """How responses are graded. The reward is the weighted sum of the verifier's components."""
+    """How responses are graded and paid (docs/rewards.md): the reward is a weighted sum of components."""
 
-    weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
+    # Component -> a number, or ((share of the run, weight), ...) between which it is interpolated.
+    weights: dict[str, Any] = field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
+    # Component -> condition(s) without which it does not count: "format", "iou>=0.5", ("format", "accuracy").
+    gates: dict[str, Any] = field(default_factory=dict)
+    bonuses: tuple[str, ...] = ()  # components that compare a response with its group, e.g. "brevity"
     verifier: str = ""  # overrules the verifier that the samples name; "" leaves it
+    also: tuple[str, ...] = ()  # verifiers that grade every response besides, e.g. "repetition"
+    options: dict[str, Any] = field(default_factory=dict)  # facts for rows that do not have them
+    # Name of a data set -> what holds for its rows instead: weights, gates, bonuses, verifier, also, options.
+    sources: dict[str, Any] = field(default_factory=dict)
     workers: int = 2  # grading processes
     deadline_seconds: float = 5.0  # a grading that takes longer is killed and its row left out
 
@@ -180,7 +189,7 @@ class ColdStart:
 class World:
     """A built-in world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
 
-    name: str = "shapes"  # or "zoom"
+    name: str = "shapes"  # or "zoom", or "mixed", which has so many rows of each of its tasks
     train: int = 0
     heldout: int = 0
     cold_start: int = 0
@@ -221,7 +230,8 @@ def template(algorithm: str = "grpo") -> ConfigDict:
     tree["algorithm"] = ConfigDict({"name": algorithm})
     config = ConfigDict(tree)
     with config.unlocked():
-        config.reward.weights = ConfigDict(tree["reward"]["weights"])
+        for name in ("weights", "gates", "options", "sources"):
+            config.reward[name] = ConfigDict(tree["reward"][name])
         for name, kind in sorted(_hyper_parameters().items()):
             config.algorithm[name] = config_dict.placeholder(kind)
     config.lock()
@@ -299,7 +309,14 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
         return tuple(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
         raise ValueError(f"{path}={value!r} should be of type {origin.__name__}")
-    return value
+    return _unchanging(value) if origin is dict else value
+
+
+def _unchanging(value: Any) -> Any:
+    """A tree of dicts with tuples for lists, so that what comes back from JSON is what went there."""
+    if isinstance(value, dict):
+        return {key: _unchanging(part) for key, part in value.items()}
+    return tuple(map(_unchanging, value)) if isinstance(value, list | tuple) else value
 
 
 def _nearest(key: str, valid: typing.Iterable[str]) -> str:
@@ -315,7 +332,7 @@ def _check(config: Config) -> None:
     _choice("model.remat", config.model.remat, ("none", "dots", "full"))
     _choice("data.overlong", config.data.overlong, ("drop", "resize", "error"))
     _choice("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine"))
-    _choice("world.name", config.world.name, ("shapes", "zoom"))
+    _choice("world.name", config.world.name, ("shapes", "zoom", "mixed"))
     if config.rollout.group < 2:
         raise ValueError(
             f"config.rollout.group={config.rollout.group}: a group of one has no advantage; use 2 or more"
@@ -333,8 +350,9 @@ def _check(config: Config) -> None:
         raise ValueError(f"config.rollout.columns={config.rollout.columns} should be 0 (the group) or more")
     for tool in config.episode.tools:
         _choice("episode.tools", tool, TOOLS)
-    if not config.reward.weights:
-        raise ValueError("config.reward.weights is empty: every reward would be 0")
+    reward = dataclasses.asdict(config.reward)
+    for source in ("", *config.reward.sources):
+        rule(reward, source)
     for path, share in (
         ("corruption.probability", config.corruption.probability),
         ("data.max_broken", config.data.max_broken),

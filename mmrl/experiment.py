@@ -9,6 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Parts of a config that have whatever keys are given.
+FREE = ("reward.weights", "reward.gates", "reward.options")
+
 
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Run ``get_config(ARG)`` of an experiment file and apply overrides.
@@ -37,6 +40,11 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
+    parents_path, _, name = key.rpartition(".")
+    if parents_path in FREE:
+        with config.unlocked(), config.ignore_type():
+            config[parents_path][name] = _literal(text)
+        return
     known = _keys(config)
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
@@ -49,6 +57,14 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         config[name] = _parse(text, kind)
     except (ValueError, SyntaxError, TypeError) as error:
         raise ValueError(f"config.{key}={text} should be of type {kind.__name__}") from error
+
+
+def _literal(text: str) -> Any:
+    """A number, a tuple or a truth value as Python writes it; anything else is text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _parse(text: str, kind: type) -> Any:

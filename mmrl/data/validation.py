@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,7 +35,6 @@ class Report:
     rows: int  # looked at
     broken: tuple[Broken, ...]
     over_budget: tuple[int, ...]  # rows that need more than the largest buckets, resized if that is the rule
-    components: tuple[tuple[str, ...], ...] = ()  # sets of names that ``probe`` gave, sorted
 
 
 def inspect(
@@ -48,7 +47,7 @@ def inspect(
     longest: int | None = None,
     start: int = 0,
     stride: int = 1,
-    probe: Callable[[Sample], Iterable[str]] | None = None,
+    probe: Callable[[Sample], object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check rows: columns, placeholders, image headers, length of the prompt.
@@ -62,7 +61,7 @@ def inspect(
       with_solutions: also ask for a solution or turns in each.
       longest: tokens of a solution, or of all turns together, beyond which a row is over budget.
       start, stride: look at rows start, start + stride, ... only; `merged` puts such reports together.
-      probe: the names of the reward components of a row; raises ValueError if the row cannot be graded.
+      probe: raises ValueError if responses to a row could not be graded.
       progress: called now and then, and at the end, with rows looked at and rows to look at.
 
     Raises ValueError for a patch bucket that is not a whole number of windows.
@@ -71,29 +70,25 @@ def inspect(
     looked = range(start, len(source) if rows is None else min(rows, len(source)), stride)
     broken: list[Broken] = []
     over: list[int] = []
-    components: set[tuple[str, ...]] = set()
     for count, row in enumerate(looked, 1):
         try:
             sample = source[row]
             if probe:
-                components.add(tuple(sorted(probe(sample))))
+                probe(sample)
             if _over_budget(sample, processor, form, with_solutions, longest):
                 over.append(row)
         except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
             broken.append(Broken(row, source.id(row), _reason(error, source.id(row))))
         if progress and (count % EVERY == 0 or count == len(looked)):
             progress(count, len(looked))
-    return Report(len(looked), tuple(broken), tuple(over), tuple(sorted(components)))
+    return Report(len(looked), tuple(broken), tuple(over))
 
 
 def merged(reports: Sequence[Report]) -> Report:
     """Reports on different rows of one source as one."""
     broken = sorted((one for report in reports for one in report.broken), key=lambda one: one.row)
     over = sorted(row for report in reports for row in report.over_budget)
-    components = {names for report in reports for names in report.components}
-    return Report(
-        sum(report.rows for report in reports), tuple(broken), tuple(over), tuple(sorted(components))
-    )
+    return Report(sum(report.rows for report in reports), tuple(broken), tuple(over))
 
 
 def usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:

@@ -1,6 +1,8 @@
 """Grading in killable processes, under a deadline and a memory limit for each sample."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -53,10 +55,19 @@ class RewardPool:
     def submit(self, sample: Sample, response: str) -> Future[Graded]:
         """Queues one response and returns at once; ``.result()`` of the handle is its ``Graded``.
 
+        Several verifiers, joined by "+", each have the deadline for themselves; if one fails, all is invalid.
         Verifiers see the sample without its images; what they need of these belongs into ``facts``.
         ValueError if the pool is closed. ``.result()`` raises RuntimeError if workers cannot be started.
         """
-        sample = replace(sample, images=())  # megabytes that no verifier reads
+        parts = [
+            self._submit(
+                replace(sample, verifier=name, images=()), response
+            )  # images: megabytes nobody reads
+            for name in sample.verifier.split("+")
+        ]
+        return parts[0] if len(parts) == 1 else _joined(sample, parts)
+
+    def _submit(self, sample: Sample, response: str) -> Future[Graded]:
         graded: Future[Graded] = Future()
 
         def settle(answered: Future[Answer]) -> None:
@@ -77,6 +88,37 @@ class RewardPool:
     def close(self) -> None:
         """Kills the workers and waits for their end. What was not graded yet becomes invalid."""
         self._pool.close()
+
+
+def _joined(sample: Sample, parts: Sequence[Future[Graded]]) -> Future[Graded]:
+    """What several verifiers say of one response, when the last has spoken."""
+    whole: Future[Graded] = Future()
+    left = itertools.count(len(parts) - 1, -1)
+
+    def settle(_: Future[Graded]) -> None:
+        if next(left):  # atomic: who comes last settles it
+            return
+        failure = next((error for part in parts if (error := part.exception()) is not None), None)
+        if failure is not None:
+            whole.set_exception(failure)
+        else:
+            whole.set_result(_merged(sample, [part.result() for part in parts]))
+
+    for part in parts:
+        part.add_done_callback(settle)
+    return whole
+
+
+def _merged(sample: Sample, parts: Sequence[Graded]) -> Graded:
+    errors = [part.error for part in parts if part.error is not None]
+    if errors:
+        return Graded({}, False, "; ".join(errors))
+    names = [name for part in parts for name in part.components]
+    twice = sorted(name for name in set(names) if names.count(name) > 1)
+    if twice:
+        error = f"sample {sample.id}: two verifiers of {sample.verifier!r} report {twice[0]!r}"
+        return Graded({}, False, error)
+    return Graded({name: value for part in parts for name, value in part.components.items()})
 
 
 def _graded(sample: Sample, answer: Answer) -> Graded:

@@ -6,6 +6,7 @@ weighed by the config: PAPO and EasyR1 use ``PAPO_WEIGHTS``, VPPO accuracy alone
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from mmrl.rewards.choice import choice
@@ -71,6 +72,21 @@ def names_of(verifier: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"verifier {verifier!r} names one twice")
     return names
+
+
+def reports(sample: Sample) -> frozenset[str]:
+    """The components that responses to ``sample`` will have.
+
+    Raises ValueError if a verifier is unknown, cannot use this sample, or reports what another does.
+    """
+    found: set[str] = set()
+    for name in names_of(sample.verifier):
+        components = VERIFIERS[name](replace(sample, verifier=name), "")
+        twice = found & components.keys()
+        if twice:
+            raise ValueError(f"verifier {sample.verifier!r}: two of these report {min(twice)!r}")
+        found |= components.keys()
+    return frozenset(found)
 
 
 def score(components: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -21,6 +21,7 @@ from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.sampling import Sampling
+from mmrl.train.grading import probe
 from mmrl.train.metrics import say
 from mmrl.train.programs import Policy
 from mmrl.types import Params
@@ -234,6 +235,7 @@ def _looked_through(
         longest=longest,
         start=jax.process_index(),
         stride=jax.process_count(),
+        probe=probe(config) if longest is None else None,
         progress=partial(_show_progress, source.name, time.monotonic()),
     )
     parts = hosts.exchange(dataclasses.asdict(part))

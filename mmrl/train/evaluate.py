@@ -86,6 +86,7 @@ def evaluate(
             stats=Stats(),
             phases=Phases(),
             notice=notice,
+            progress=1.0,
         )
         seen.append(whole)
         told += [row for rows in hosts.by_row(batch.rows, _responses(experience)) for row in rows]

@@ -278,7 +278,10 @@ def describe(whole: Overview) -> dict[str, float]:
         of = (sources == name)[:, None]
         out[f"source/{name}/share"] = float(of.mean())
         out[f"source/{name}/reward"] = _mean(whole.rewards, valid & of)
-        out[f"source/{name}/accuracy"] = _mean(whole.accuracy, valid & of)
+        for component, values in {"accuracy": whole.accuracy, **whole.components}.items():
+            known = valid & of & ~np.isnan(values)
+            if known.any():
+                out[f"source/{name}/{component}"] = _mean(values, known)
         out[f"source/{name}/length"] = _mean(lengths, np.broadcast_to(of, lengths.shape))
     return out
 

@@ -17,7 +17,6 @@ from mmrl.mesh import own_copy, own_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
 from mmrl.rewards.pool import Graded, RewardPool
-from mmrl.rewards.verifier import score
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import gather, groups_of
@@ -30,6 +29,7 @@ from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train.assemble import Model
 from mmrl.train.experience import Experience, Overview, overview
+from mmrl.train.grading import facts_of, paid, rules_of, told
 from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice, interrupt
 from mmrl.train.programs import Policy
@@ -182,16 +182,18 @@ def sample_and_grade(
     stats: Stats,
     phases: Phases,
     notice: Notice,
+    progress: float,
 ) -> tuple[Experience, Overview]:
     """Play ``group`` episodes of each prompt of this process, and grade each as it ends.
 
-    ``params`` are laid out for decoding on this process's part of the mesh. A verifier sees the facts of the
-    episode as ``sample.facts["episode"]``. Every process of the run must call this.
+    ``params`` are laid out for decoding on this process's part of the mesh; ``progress`` is the share of the
+    run that is done. A verifier sees the facts of the episode as ``sample.facts["episode"]``, and those of
+    the rollout as ``sample.facts["rollout"]``. Every process of the run must call this.
 
     Raises:
       Interrupted: one of the processes was asked to stop.
     """
-    reward, shape = config.reward, (len(batch.samples), group)
+    rules, shape = rules_of(config), (len(batch.samples), group)
     ended: dict[tuple[int, int], Trajectory] = {}
     handles = {}
     with phases("rollout"), jax.set_mesh(own_mesh(model.mesh)):
@@ -211,8 +213,8 @@ def sample_and_grade(
             given_up=lambda: notice.given is not None,
         ):
             sample = batch.samples[one.group]
-            facts = {**sample.facts, "episode": dict(one.facts)} if one.facts else sample.facts
-            sample = replace(sample, verifier=reward.verifier or sample.verifier, facts=facts)
+            rollout = facts_of(one, sampling.max_tokens, progress)
+            sample = told(sample, rules(sample), rollout, one.facts)
             handles[one.group, one.member] = pool.submit(sample, one.text)
             ended[one.group, one.member] = one
     interrupt(notice)
@@ -223,9 +225,15 @@ def sample_and_grade(
         graded = {seat: handle.result() for seat, handle in handles.items()}
     nothing = Graded({}, valid=False)
     seats = [(b, g) for b in range(shape[0]) for g in range(group)]
-    rows = [graded.get(seat, nothing) for seat in seats]
-    valid: Any = np.array([row.valid for row in rows]).reshape(shape)
-    rewards = [score(row.components, reward.weights) if row.valid else 0.0 for row in rows]
+    valid: Any = np.array([graded.get(seat, nothing).valid for seat in seats]).reshape(shape)
+    lengths = responses.mask.sum(axis=-1)
+    rewards: list[float] = []
+    components: list[dict[str, float]] = []
+    for b, sample in enumerate(batch.samples):
+        of_group = [graded.get((b, g), nothing) for g in range(group)]
+        pay = paid(rules(sample), of_group, lengths[b].tolist(), sampling.max_tokens, progress)
+        rewards += pay[0]
+        components += pay[1]
     experience = Experience(
         rows=batch.rows,
         samples=batch.samples,
@@ -233,7 +241,7 @@ def sample_and_grade(
         responses=replace(responses, valid=valid),
         texts=[[ended[b, g].text if (b, g) in ended else "" for g in range(group)] for b in range(shape[0])],
         rewards=np.array(rewards, np.float32).reshape(shape),
-        components=_table([row.components for row in rows], shape),
+        components=_table(components, shape),
         facts=_table([ended[seat].facts if seat in ended else {} for seat in seats], shape),
         skipped=batch.skipped,
         failures=tuple(row.error for row in graded.values() if row.error is not None),

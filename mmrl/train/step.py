@@ -148,6 +148,7 @@ def _draw(
         stats=stats,
         phases=phases,
         notice=stage.notice,
+        progress=(step - 1) / config.train.steps,
     )
 
 

@@ -85,6 +85,7 @@ def step(policy, smoke_config, monkeypatch):
                 stats=Stats(),
                 phases=Phases(),
                 notice=Notice(),
+                progress=0.0,
             )
 
     return run

@@ -1,0 +1,87 @@
+"""From a response that has ended to its reward: what its verifiers are told, and how it is paid."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from mmrl.config import Config
+from mmrl.rewards.composition import Rule, pay, rule, weights_of
+from mmrl.rewards.facts import Rollout
+from mmrl.rewards.group import Group
+from mmrl.rewards.pool import Graded
+from mmrl.rewards.verifier import reports
+from mmrl.rollout.trajectory import Trajectory
+from mmrl.sample import Sample
+from mmrl.types import StopReason
+
+Rules = Callable[[Sample], Rule]
+
+
+def rules_of(config: Config) -> Rules:
+    """The rule for each sample, by its data set and its own ``facts["weights"]``.
+
+    The result raises ValueError naming the sample if its weights are none.
+    """
+    reward = dataclasses.asdict(config.reward)
+    of_source = cache(lambda source: rule(reward, source))
+
+    def of_sample(sample: Sample) -> Rule:
+        found = of_source(sample.source)
+        own = sample.facts.get("weights")
+        if own is None:
+            return found
+        weights = weights_of(own, f'{sample.id}: facts["weights"]')
+        return replace(found, weights=weights, gates={k: v for k, v in found.gates.items() if k in weights})
+
+    return of_sample
+
+
+def told(sample: Sample, found: Rule, rollout: Rollout, episode: Mapping[str, float]) -> Sample:
+    """The sample as verifiers see it: the config's options below its own facts, the rollout's above them."""
+    facts: dict[str, Any] = {**(found.options or {}), **sample.facts, "rollout": dataclasses.asdict(rollout)}
+    if episode:
+        facts["episode"] = dict(episode)
+    return replace(sample, verifier=found.verifiers(sample.verifier), facts=facts)
+
+
+def facts_of(response: Trajectory, max_tokens: int, progress: float) -> Rollout:
+    """What verifiers are told of a response."""
+    return Rollout(progress, int(response.written.sum()), max_tokens, response.stop == StopReason.LENGTH)
+
+
+def probe(config: Config) -> Callable[[Sample], None]:
+    """What raises ValueError if responses to a row could not be graded and paid as the config says."""
+    rules = rules_of(config)
+
+    def look(sample: Sample) -> None:
+        found = rules(sample)
+        sample = told(sample, found, Rollout(), {})
+        there = reports(sample)
+        missing = sorted(found.needs - there)
+        if missing:
+            raise ValueError(
+                f"config.reward asks for {', '.join(map(repr, missing))}, which the verifier "
+                f"{sample.verifier!r} does not report; it reports {', '.join(sorted(there))}"
+            )
+
+    return look
+
+
+def paid(
+    found: Rule,
+    graded: Sequence[Graded],
+    lengths: Sequence[int],
+    max_tokens: int,
+    progress: float,
+) -> tuple[list[float], list[dict[str, float]]]:
+    """Rewards of the responses of a group, and their components with bonuses; 0 and {} where not valid."""
+    valid = [k for k, one in enumerate(graded) if one.valid]
+    group = Group(np.array([lengths[k] for k in valid], np.int64), max_tokens)
+    rewards, components = pay(found, [graded[k].components for k in valid], group, progress)
+    by_seat = dict(zip(valid, zip(rewards, components, strict=True), strict=True))
+    pairs = [by_seat.get(k, (0.0, {})) for k in range(len(graded))]
+    return [reward for reward, _ in pairs], [one for _, one in pairs]

@@ -1,0 +1,77 @@
+"""What verifiers are told, what is asked of rows before a run, and how groups are paid."""
+
+import dataclasses
+
+import pytest
+
+from mmrl.config import Config, Reward, resolve, template
+from mmrl.rewards.facts import Rollout, rollout
+from mmrl.rewards.pool import Graded
+from mmrl.sample import Sample
+from mmrl.train.grading import paid, probe, rules_of, told
+
+
+def config(**reward):
+    return dataclasses.replace(Config(), reward=Reward(**reward))
+
+
+def row(**facts):
+    return Sample("a.jsonl:3", "How many?", "3", verifier="number", facts=facts, source="a.jsonl")
+
+
+def test_a_verifier_is_told_of_options_the_row_and_the_rollout():
+    given = config(options={"tolerance": 0.5, "answer_in": "tag"}, also=("format",))
+    sample = row(tolerance=0.1, rollout={"progress": 9.0})
+    seen = told(sample, rules_of(given)(sample), Rollout(progress=0.25, tokens=7), {"tool_calls": 2.0})
+    assert seen.verifier == "number+format"
+    assert (seen.facts["tolerance"], seen.facts["answer_in"]) == (0.1, "tag")
+    assert rollout(seen) == Rollout(progress=0.25, tokens=7)
+    assert seen.facts["episode"] == {"tool_calls": 2.0}
+
+
+def test_a_rows_own_weights():
+    given = config(gates={"format": "accuracy"})
+    assert dict(rules_of(given)(row(weights={"accuracy": 1})).weights) == {"accuracy": ((0.0, 1.0),)}
+    assert rules_of(given)(row(weights={"accuracy": 1})).gates == {}
+    with pytest.raises(ValueError, match=r"a.jsonl:3: facts\[\"weights\"\]\['accuracy'\]='x' should be"):
+        rules_of(given)(row(weights={"accuracy": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("reward", "sample", "message"),
+    [
+        ({}, row(), None),
+        (
+            {"weights": {"acuracy": 1.0}},
+            row(),
+            "asks for 'acuracy', which the verifier 'number' does",
+        ),
+        ({"gates": {"accuracy": "iou>=0.5"}}, row(), "asks for 'iou'"),
+        ({"also": ("format",)}, row(), "two of these report 'format'"),
+        ({}, dataclasses.replace(row(), verifier="nummber"), "did you mean 'number'"),
+        ({}, dataclasses.replace(row(), answer="red"), "is not a number"),
+        ({"options": {"answer_in": "bax"}}, row(), "should be one of"),
+    ],
+)
+def test_rows_are_probed_before_a_run(reward, sample, message):
+    look = probe(config(**reward))
+    if message is None:
+        look(sample)
+    else:
+        with pytest.raises(ValueError, match=message):
+            look(sample)
+
+
+def test_a_group_is_paid_without_those_that_failed():
+    rule = rules_of(config(weights={"accuracy": 1.0, "brevity": 1.0}, bonuses=("brevity",)))(row())
+    graded = [Graded({"accuracy": 1.0}), Graded({}, False, "slow"), Graded({"accuracy": 1.0})]
+    rewards, components = paid(rule, graded, [10, 5, 20], 100, 0.0)
+    assert rewards == [1.5, 0.0, 0.5]
+    assert components == [{"accuracy": 1.0, "brevity": 0.5}, {}, {"accuracy": 1.0, "brevity": -0.5}]
+
+
+def test_a_wrong_reward_is_refused_with_the_config():
+    values = template()
+    values.reward.bonuses = ("brevity",)
+    with pytest.raises(ValueError, match="give 'brevity' a weight"):
+        resolve(values)
