@@ -1,9 +1,10 @@
 """From a response that has ended to its reward: what its verifiers are told, and how it is paid."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,17 @@ def rules_of(config: Config) -> Rules:
         return replace(found, weights=weights, gates={k: v for k, v in found.gates.items() if k in weights})
 
     return of_sample
+
+
+def check_sources(config: Config, names: Collection[str]) -> None:
+    """Raises ValueError if ``config.reward.sources`` has a key for none of the data sets ``names``."""
+    known = {*names, *(PurePath(name).stem for name in names)}
+    for source in config.reward.sources:
+        if source not in known:
+            raise ValueError(
+                f"config.reward.sources[{source!r}]: no data set of this run is called so; there are "
+                f"{', '.join(sorted(names))}"
+            )
 
 
 def told(sample: Sample, found: Rule, rollout: Rollout, episode: Mapping[str, float]) -> Sample:

@@ -8,7 +8,7 @@ from mmrl.config import Config, Reward, resolve, template
 from mmrl.rewards.facts import Rollout, rollout
 from mmrl.rewards.pool import Graded
 from mmrl.sample import Sample
-from mmrl.train.grading import paid, probe, rules_of, told
+from mmrl.train.grading import check_sources, paid, probe, rules_of, told
 
 
 def config(**reward):
@@ -75,3 +75,10 @@ def test_a_wrong_reward_is_refused_with_the_config():
     values.reward.bonuses = ("brevity",)
     with pytest.raises(ValueError, match="give 'brevity' a weight"):
         resolve(values)
+
+
+def test_keys_for_a_data_set_that_is_not_there():
+    given = config(sources={"boxes": {"weights": {"accuracy": 1.0}}})
+    check_sources(given, ["boxes.parquet", "math:train"])
+    with pytest.raises(ValueError, match=r"sources\['boxes'\]: no data set .* there are box.parquet, math"):
+        check_sources(given, ["math", "box.parquet"])
