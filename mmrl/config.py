@@ -50,7 +50,7 @@ class Data:
     # Parquet or JSONL in the public schema, and other data sets (docs/data.md); "{workdir}" stands for the
     # run's folder. "FILE@3,FILE@1" mixes several, with weights; without, they count by their rows.
     train: str = ""
-    heldout: str = ""  # for evaluation; "" switches it off
+    heldout: str = ""  # for evaluation, "FILE,FILE" of several; "" switches it off
     image_root: str = ""  # relative image paths start here; "" means the data file's folder
     system: str = ""  # system message; "" leaves the chat template's own
     suffix: str = ""  # appended to every problem: the format prompt
@@ -162,7 +162,7 @@ class Evaluation:
     """How held-out accuracy is measured: the mean over ``samples`` responses to each prompt."""
 
     prompts: int = 128  # a batch
-    limit: int = 0  # rows of the held-out file that are used; 0 means all
+    limit: int = 0  # rows of each held-out data set that are used; 0 means all
     samples: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
@@ -231,10 +231,12 @@ def template(algorithm: str = "grpo") -> ConfigDict:
     config = ConfigDict(tree)
     with config.unlocked():
         for name in ("weights", "gates", "options", "sources"):
-            config.reward[name] = ConfigDict(tree["reward"][name])
+            config.reward[name] = ConfigDict(tree["reward"][name], type_safe=False)
         for name, kind in sorted(_hyper_parameters().items()):
             config.algorithm[name] = config_dict.placeholder(kind)
     config.lock()
+    for name in ("weights", "gates", "options", "sources"):  # have whatever keys are given
+        config.reward[name].unlock()
     return config
 
 
