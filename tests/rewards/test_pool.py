@@ -54,6 +54,17 @@ def test_mathematics_is_graded():
         ]
 
 
+def test_several_verifiers_of_one_response(hostile_pool):
+    graded = hostile_pool.grade(
+        [(sample(name), "A") for name in ("accurate+length", "length+raises+not_finite", "length+length")]
+    )
+    assert graded[0] == Graded({"accuracy": 1.0, "length": 1.0})
+    assert not graded[1].valid
+    assert "no such fact" in graded[1].error
+    assert "not finite" in graded[1].error
+    assert graded[2].error == "sample test:0: two verifiers of 'length+length' report 'length'"
+
+
 @pytest.mark.parametrize(
     ("verifier", "reason"),
     [
