@@ -1,0 +1,110 @@
+"""Responses that answer, reflect and answer again; and whether the thinking concludes what is answered."""
+
+import itertools
+import re
+
+from mmrl.rewards.answers import answer_of
+from mmrl.rewards.facts import text_fact
+from mmrl.rewards.format import in_stages, says_something
+from mmrl.rewards.math import equal
+from mmrl.rewards.number import parse_number, same_number
+from mmrl.rewards.text import MAX_ANSWER, canonical, last_boxed, last_number
+from mmrl.sample import Sample
+
+STAGES = ("think", "answer", "reflection", "think", "answer")
+# By whether the first and the second answer are right.
+GRADES = {(False, True): 1.0, (True, True): 0.75, (True, False): 0.25, (False, False): 0.0}
+ONLY_ANSWER = 0.5  # if right
+
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*+)</answer>", re.DOTALL)
+_REFLECTION = re.compile(r"\s*<reflection>((?:(?!</?reflection>).)*+)</reflection>", re.DOTALL)
+_CONCLUSION = re.compile(
+    r"\b(?:answer|option|choice)(?:\s+is|\s*[:=])\s*:?\s*([^\n]{1,200}?)(?=[.;](?!\d)|\s*(?:\n|$))",
+    re.IGNORECASE,
+)
+
+
+def reflection(sample: Sample, response: str) -> dict[str, float]:
+    """Grades a first answer, a reflection on it and a second answer, in ``<answer>`` and ``<reflection>``.
+
+    Returns:
+      ``reflection``: 1 wrong, then right; 0.75 right twice; 0.25 right, then wrong; 0 wrong twice; and 0.5
+        for a right answer without a second one. More answers than two are all wrong, and so are two without
+        a reflection that says something between them.
+      ``accuracy``: the last answer is right (0 or 1).
+      ``format``: the response is ``STAGES`` in this order and nothing else (0 or 1).
+
+    Answers are compared as mathematics (`equal`), or with ``facts["compare"] = "text"`` as text. Source:
+    SRPO, Wan et al. 2025, ``srpo_reward_func.py``, without its fallback that pays 1 for naming the right
+    letter. Raises ValueError if the sample's answer is blank.
+    """
+    truth = sample.answer.strip()
+    if not truth:
+        raise ValueError(f"sample {sample.id}: the answer is empty; give the text that a right response has")
+    as_text = text_fact(sample, "compare", "math", choices=("math", "text")) == "text"
+    right = [_right(answer, truth, as_text) for answer in _answers(response)]
+    grade = GRADES[right[0], right[1]] if len(right) == 2 else ONLY_ANSWER if right == [True] else 0.0
+    return {
+        "reflection": grade,
+        "accuracy": float(bool(right) and right[-1]),
+        "format": float(in_stages(response, STAGES)),
+    }
+
+
+def _answers(response: str) -> list[str]:
+    """The only answer, or the two around a reflection; none if there are others."""
+    found = list(itertools.islice(_ANSWER.finditer(response), 3))
+    if len(found) == 2:
+        between = _REFLECTION.match(response, found[0].end(), found[1].start())
+        if between is None or not says_something(between[1]):
+            return []
+    elif len(found) != 1:
+        return []
+    return [match[1].strip() for match in found]
+
+
+def _right(answer: str, truth: str, as_text: bool) -> bool:
+    given = _unboxed(answer)
+    if not given or len(given) > MAX_ANSWER:
+        return False
+    return canonical(given) == canonical(truth) if as_text else equal(given, truth)
+
+
+def _unboxed(answer: str) -> str:
+    return (last_boxed(answer) or "") if "\\boxed{" in answer else answer
+
+
+def consistency(sample: Sample, response: str) -> dict[str, float]:
+    """``{"consistency": 1.0}`` if the thinking concludes what is answered (`answer_of`), right or wrong.
+
+    The thinking is what stands between ``<think>`` and the last ``</think>``. Its conclusion is its last box,
+    else what its last "answer is", "Answer:" or "option is" says, else, if the answer is a number, its last
+    number. Both are the same if they are one number, or one text (`canonical`). 0 without an answer, a
+    thinking or a conclusion that can be read.
+    """
+    answer = _unboxed(answer_of(sample, response) or "")
+    is_number = parse_number(answer) is not None
+    concluded = _conclusions(_thinking(response), is_number) if canonical(answer) else ()
+    return {"consistency": float(any(_same(answer, text) for text in concluded))}
+
+
+def _same(answer: str, conclusion: str) -> bool:
+    given, concluded = parse_number(answer), parse_number(conclusion)
+    if given is not None and concluded is not None:
+        return same_number(given, concluded, rounded=False)
+    return canonical(conclusion) == canonical(answer)
+
+
+def _thinking(response: str) -> str:
+    inside = response.partition("<think>")[2].rpartition("</think>")[0]
+    return inside[-MAX_ANSWER:]
+
+
+def _conclusions(thinking: str, number: bool) -> tuple[str, ...]:
+    """Readings of the conclusion: where a sentence goes on after a comma, with and without the rest."""
+    if "\\boxed{" in thinking:
+        return (last_boxed(thinking) or "",)
+    said = _CONCLUSION.findall(thinking)
+    if said:
+        return (said[-1], said[-1].split(", ")[0])
+    return (last_number(thinking) or "",) if number else ()
