@@ -42,3 +42,8 @@ def answer_of(sample: Sample, response: str) -> str | None:
     thinking). Raises ValueError for another.
     """
     return READERS[text_fact(sample, "answer_in", "box", choices=READERS)](response)
+
+
+def wrong_answer(sample: Sample, what: str) -> ValueError:
+    """The error of a row whose own answer a verifier cannot use: ``what`` is wrong with it, and the mend."""
+    return ValueError(f"sample {sample.id}: answer {sample.answer[:80]!r} {what}")

@@ -1,11 +1,9 @@
-"""Numbers: exact rationals read from text, and a verifier with a tolerance."""
+"""Numbers: exact rationals read from text."""
 
 import re
 from fractions import Fraction
 
-from mmrl.rewards.answers import answer_of
 from mmrl.rewards.text import to_latex
-from mmrl.sample import Sample
 
 MAX_DIGITS = 400  # characters of one number; longer ones are compared as text
 DECIMAL_SLACK = Fraction(1, 10**6)  # math-verify rounds decimals to six places as well
@@ -20,7 +18,6 @@ _SCIENTIFIC = re.compile(
     rf"(?P<m>{_PLAIN})\s?(?:(?:\\times|\\cdot|\*)\s?10\s?\^\s?(?:\{{\s?(?P<x>-?\d{{1,2}})\s?\}}|(?P<y>\d))"
     r"|[eE](?P<z>[+-]?\d{1,2}))"
 )
-_IN_TEXT = re.compile(rf"(?<![\w.])-?(?:{_PLAIN})(?!\w)")
 
 
 def parse_number(answer: str) -> Fraction | None:
@@ -74,36 +71,3 @@ def same_number(answer: Fraction, truth: Fraction, rounded: bool) -> bool:
     """Equality; with ``rounded``, up to a millionth of the truth and a millionth in absolute size."""
     slack = DECIMAL_SLACK * min(Fraction(1), abs(truth)) if rounded else Fraction(0)
     return abs(answer - truth) <= slack
-
-
-def number(sample: Sample, response: str) -> dict[str, float]:
-    r"""``{"accuracy": 1.0}`` if the last box holds one number within tolerance of ``sample.answer``.
-
-    ``sample.facts`` may give ``tolerance`` (absolute) and ``relative_tolerance`` (of the truth), each 0 by
-    default; either suffices. Units and words may stand around the number, a second number may not.
-    ValueError if ``sample.answer`` holds no number.
-    """
-    truth = _only_number(sample.answer)
-    if truth is None:
-        raise ValueError(
-            f"sample {sample.id}: answer {sample.answer[:80]!r} is not a number; use another verifier"
-        )
-    boxed = answer_of(sample, response)
-    value = None if boxed is None else _only_number(boxed)
-    if value is None:
-        return {"accuracy": 0.0}
-    slack = max(
-        Fraction(str(sample.facts.get("tolerance", 0))),  # as written: 0.01 is one hundredth
-        Fraction(str(sample.facts.get("relative_tolerance", 0))) * abs(truth),
-    )
-    return {"accuracy": float(abs(value - truth) <= slack)}
-
-
-def _only_number(text: str) -> Fraction | None:
-    if len(text) > MAX_DIGITS:
-        return None
-    value = parse_number(text)
-    if value is not None:
-        return value
-    found = _IN_TEXT.findall(to_latex(text))
-    return parse_number(found[0]) if len(found) == 1 else None

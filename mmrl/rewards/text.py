@@ -137,6 +137,11 @@ def _without_spacing(match: re.Match[str]) -> str:
     return "" if match[0] == "\\!" else " "
 
 
+def plain_fonts(latex: str) -> str:
+    r"""``latex`` with the content of ``\text{...}`` and other fonts in their place."""
+    return _FONT.sub(r"\1", latex)
+
+
 def canonical(answer: str) -> str:
     """The key under which two spellings of one answer are equal: no fonts, lower case, and no blanks but one
     between digits, which tells ``2 1/2`` from ``21/2``.
@@ -144,7 +149,7 @@ def canonical(answer: str) -> str:
     Degrees and percent signs are dropped, and brackets around a single item: ``(A)`` is ``a``. Meant for
     comparison only.
     """
-    text = _FONT.sub(r"\1", _DEGREE.sub("", to_latex(answer)))
+    text = plain_fonts(_DEGREE.sub("", to_latex(answer)))
     text = text.replace("\\%", "").replace("%", "").strip()
     bracketed = _ONE_IN_BRACKETS.fullmatch(text)
     if bracketed:

@@ -10,11 +10,19 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from mmrl.rewards.choice import choice
-from mmrl.rewards.format import form
+from mmrl.rewards.counting import count
+from mmrl.rewards.format import form, stages, thought
+from mmrl.rewards.language import language
+from mmrl.rewards.length import length_target, overlong
+from mmrl.rewards.lists import list_, order, rank, set_
 from mmrl.rewards.math import load as load_math
 from mmrl.rewards.math import math
-from mmrl.rewards.number import number
+from mmrl.rewards.numeric import number
+from mmrl.rewards.reflection import consistency, reflection
+from mmrl.rewards.repetition import repetition
 from mmrl.rewards.shapes import shapes
+from mmrl.rewards.structure import json_answer, triples
+from mmrl.rewards.words import anls, edit, exact, text, yes_no
 from mmrl.sample import Sample
 
 Verifier = Callable[[Sample, str], dict[str, float]]
@@ -47,15 +55,35 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
         "math": together(math, form),
         "choice": together(choice, form),
         "number": together(number, form),
+        "count": together(count, form),
+        "yes_no": together(yes_no, form),
+        "exact": together(exact, form),
+        "text": together(text, form),
+        "anls": together(anls, form),
+        "edit": together(edit, form),
+        "list": together(list_, form),
+        "set": together(set_, form),
+        "order": together(order, form),
+        "rank": together(rank, form),
+        "json": together(json_answer, form),
+        "triples": together(triples, form),
+        "reflection": reflection,
         # the built-in world
         "shapes": shapes,
         # how the response is written; report no accuracy
         "format": form,
+        "thought": thought,
+        "stages": stages,
+        "overlong": overlong,
+        "length_target": length_target,
+        "repetition": repetition,
+        "language": language,
+        "consistency": consistency,
     }
 )
 
 # What a worker does before its first sample of a verifier, outside that sample's deadline.
-LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType({"math": load_math})
+LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType({"math": load_math, "reflection": load_math})
 
 
 def names_of(verifier: str) -> tuple[str, ...]:

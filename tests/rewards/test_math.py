@@ -5,7 +5,7 @@ from hostile_responses import ANSWERS as HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.math import equal, math, math_in_line, math_in_tag
+from mmrl.rewards.math import equal, math
 from mmrl.sample import Sample
 
 
@@ -92,13 +92,27 @@ def test_a_truth_may_be_boxed():
     assert grade("\\boxed{\\boxed{7}}", "\\boxed{7") == 0.0
 
 
-def test_other_places_of_the_answer():
-    sample = Sample("test:0", "", "1/2")
-    assert math_in_tag(sample, "<think>a</think><answer>0.5</answer>") == {"accuracy": 1.0}
-    assert math_in_tag(sample, "0.5") == {"accuracy": 1.0}
-    assert math_in_tag(sample, "<answer>0.5") == {"accuracy": 0.0}
-    assert math_in_line(sample, "steps\nAnswer: 0.5") == {"accuracy": 1.0}
-    assert math_in_line(sample, "steps 0.5") == {"accuracy": 0.0}
+@pytest.mark.parametrize(
+    ("place", "right", "wrong"),
+    [
+        ("tag", "<think>1</think><answer>0.5</answer>", "0.5"),
+        ("tag_or_all", "<think>1</think><answer>0.5</answer>", "<answer>0.5"),
+        ("tag_or_all", "0.5", ""),
+        ("line", "steps\nAnswer: 0.5", "steps 0.5"),
+        ("number", "it is 1, no, 0.5", "it is 0.5, no, 1"),
+        ("all", "<think>1</think> 0.5", "<think>0.5</think> 1"),
+        ("box", "\\boxed{0.5}", "0.5"),
+    ],
+)
+def test_places_of_the_answer(place, right, wrong):
+    sample = Sample("test:0", "", "1/2", facts={"answer_in": place})
+    assert math(sample, right) == {"accuracy": 1.0}
+    assert math(sample, wrong) == {"accuracy": 0.0}
+
+
+def test_another_place_is_an_error_of_the_data():
+    with pytest.raises(ValueError, match="answer_in"):
+        math(Sample("test:0", "", "1", facts={"answer_in": "end"}), "")
 
 
 @pytest.mark.parametrize("truth", ["5", r"\frac{1}{2}", r"\sqrt{2}", "x"])
@@ -116,8 +130,8 @@ def test_hostile_answers_score_nothing_quickly_and_run_nothing(truth, tmp_path, 
     st.text(st.sampled_from("\\{}()[]^_,.=+-*/!%$& 0129xyfracsqt"), max_size=25),
     st.sampled_from(["7", "x+1", r"\sqrt{2}"]),
 )
-def test_no_text_raises(boxed, truth):
-    assert grade("\\boxed{" + boxed + "}", truth) in (0.0, 1.0)
+def test_no_text_raises(answer, truth):
+    assert grade("\\boxed{" + answer + "}", truth) in (0.0, 1.0)
 
 
 ANSWERS = st.one_of(

@@ -1,0 +1,137 @@
+"""Answers in words: yes or no, text as it stands, text by its words, and text by its characters."""
+
+import re
+import unicodedata
+
+from mmrl.rewards.answers import answer_of, wrong_answer
+from mmrl.rewards.edit_distance import normalized_distance
+from mmrl.rewards.facts import list_fact
+from mmrl.rewards.text import plain_fonts
+from mmrl.sample import Sample
+
+ANLS_THRESHOLD = 0.5  # a normalised distance of this or more is no credit
+
+_MEANINGFUL = "#%&*@"  # punctuation to Unicode, but "C#" is not "C"
+_ARTICLES = frozenset(("a", "an", "the"))
+_UNSPOKEN = re.compile(r"['\u2019]|\*\*")  # apostrophes, bold type in Markdown
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_LEAD = re.compile(r"(?:the )?(?:correct |final )?answer(?: is)?(?: |$)")
+_YES, _NO = frozenset(("yes", "true", "correct", "right")), frozenset(("no", "false", "incorrect", "wrong"))
+
+
+def yes_no(sample: Sample, response: str) -> dict[str, float]:
+    """``accuracy``: the answer says yes where ``sample.answer`` does, or no where that does.
+
+    "Yes" or "no" may have words behind it, unless the other of the two is among them; "true", "correct",
+    "right" and their opposites count only as the whole answer. ValueError if ``sample.answer`` is neither.
+    """
+    truth = says_yes(sample.answer)
+    if truth is None:
+        raise wrong_answer(sample, "is neither yes nor no; use the verifier 'text'")
+    return {"accuracy": float(says_yes(answer_of(sample, response) or "") == truth)}
+
+
+def says_yes(text: str) -> bool | None:
+    """Whether ``text`` says yes (True) or no (False); None if it says neither, or both."""
+    plain = _LEAD.sub("", words_of(text), count=1)
+    if plain in _YES or plain in _NO:
+        return plain in _YES
+    words = plain.split()
+    if not words or words[0] not in ("yes", "no") or {"yes", "no"} <= set(words):
+        return None
+    return words[0] == "yes"
+
+
+def exact(sample: Sample, response: str) -> dict[str, float]:
+    """``accuracy``: the answer is ``sample.answer``, or one of ``facts["aliases"]``, to the character.
+
+    Blanks around it do not count. ValueError if the row has no answer.
+    """
+    wanted = {truth.strip() for truth in truths(sample)}
+    return {"accuracy": float(answer_of(sample, response) in wanted)}
+
+
+def text(sample: Sample, response: str) -> dict[str, float]:
+    """``accuracy``: the answer has the words of ``sample.answer``, or of one of ``facts["aliases"]``.
+
+    See `words_of`. ValueError if the row has no answer.
+    """
+    wanted = {words_of(truth) for truth in truths(sample)}
+    answer = answer_of(sample, response)
+    return {"accuracy": float(bool(answer) and words_of(answer or "") in wanted)}
+
+
+def words_of(answer: str) -> str:
+    """``answer`` as words with a blank between them: no case, articles or punctuation, compatibility forms
+    made plain (NFKC).
+
+    In the manner of SQuAD's official evaluation (Rajpurkar et al. 2016), but for what stands in or before a
+    number (3.5 is not 35, -3 is not 3) and for ``#%&*@``. Of an answer that is nothing else than articles and
+    punctuation nothing is taken.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", plain_fonts(answer)).casefold().split())
+    spelt = _THOUSANDS.sub("", _UNSPOKEN.sub("", folded.replace("\u2212", "-")))
+    kept = "".join(
+        character if _is_kept(spelt, place, character) else " " for place, character in enumerate(spelt)
+    )
+    words = [word for word in kept.split() if word not in _ARTICLES]
+    return " ".join(words) or folded
+
+
+def _is_kept(text: str, place: int, character: str) -> bool:
+    if character in _MEANINGFUL or not unicodedata.category(character).startswith("P"):
+        return True
+    before, after = text[place - 1 : place], text[place + 1 : place + 2]
+    if character in "-." and not (before.isalnum() or before == character):
+        return after.isdigit() or (character == "-" and after == ".")
+    return before.isdigit() and after.isdigit()
+
+
+def anls(sample: Sample, response: str) -> dict[str, float]:
+    """``accuracy``: the normalised Levenshtein similarity of an answer, 0 where it is no more than a half.
+
+    ``1 - d`` with d the Levenshtein distance over the longer length, if d < 0.5, else 0; the best over
+    ``sample.answer`` and ``facts["aliases"]``, in lower case and with single blanks. Biten et al. 2019 (Scene
+    Text Visual Question Answering, equation 1), the score of ST-VQA and DocVQA for one question.
+    ValueError if the row has no answer.
+    """
+    wanted = {blanks_single(truth).lower() for truth in truths(sample)}
+    answer = answer_of(sample, response)
+    if not answer:
+        return {"accuracy": 0.0}
+    distance = min(normalized_distance(blanks_single(answer).lower(), truth) for truth in wanted)
+    return {"accuracy": 1.0 - distance if distance < ANLS_THRESHOLD else 0.0}
+
+
+def edit(sample: Sample, response: str) -> dict[str, float]:
+    """``accuracy``: the same text; ``similarity``: 1 minus the Levenshtein distance over the longer length.
+
+    The best over ``sample.answer`` and ``facts["aliases"]``; case counts, how many blanks there are does not.
+    ValueError if the row has no answer.
+    """
+    wanted = {blanks_single(truth) for truth in truths(sample)}
+    answer = answer_of(sample, response)
+    if not answer:
+        return {"accuracy": 0.0, "similarity": 0.0}
+    distance = min(normalized_distance(blanks_single(answer), truth) for truth in wanted)
+    return {"accuracy": float(distance == 0.0), "similarity": 1.0 - distance}
+
+
+def blanks_single(text: str) -> str:
+    """``text`` with one blank for every run of them, and none around it."""
+    return " ".join(text.split())
+
+
+def truths(sample: Sample) -> list[str]:
+    """``sample.answer`` and ``facts["aliases"]``, other texts that are as right.
+
+    ValueError if one of them is empty, or no text.
+    """
+    every = [sample.answer, *list_fact(sample, "aliases", [])]
+    for truth in every:
+        if not isinstance(truth, str) or not truth.strip():
+            raise ValueError(
+                f"sample {sample.id}: {str(truth)[:80]!r} is no text to compare with; give the answer and "
+                'facts["aliases"] as text that is not empty'
+            )
+    return every

@@ -1,0 +1,116 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrl.rewards.quantity import UNITS, Quantity, in_terms_of, read_quantity
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        (r"about 5 \text{ apples}", 5),
+        ("5 (five)", 5),
+        ("x = -5", -5),
+        (r"\approx 5", 5),
+        ("≈5", 5),
+        ("€5", 5),
+        ("53,855 people", 53855),
+        ("1/2 cup", Fraction(1, 2)),
+        (r"\frac{3}{2}\text{ km}", Fraction(3, 2)),
+        ("-.5 m", Fraction(-1, 2)),
+        ("5°C", 5),
+        ("5 m/s^2", 5),
+        ("5cm", 5),
+        ("$5M", 5),
+    ],
+)
+def test_one_number_among_words(text, value):
+    quantity = read_quantity(text)
+    assert quantity is not None
+    assert quantity.value == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "five",
+        "5 or 6",
+        "5 and 600",
+        "5, 6",
+        "5x",
+        "x5",
+        "2nd",
+        "x-5",
+        "5+x",
+        "<5",
+        r"\pm 5",
+        "5!",
+        "x^2 = 5",
+        "2 x^2",
+        "1e999999999",
+        "0x10",
+        "9**9**9",
+        "7:30",
+        "5;5",
+        "5 ± 1",
+    ],
+)
+def test_what_is_no_one_number(text):
+    assert read_quantity(text) is None
+
+
+def meant(truth, given):
+    truth, given = read_quantity(truth), read_quantity(given)
+    return set(in_terms_of(truth, given))
+
+
+def test_units_count_where_both_state_one():
+    assert meant("0.5 m", "50 cm") == {Fraction(1, 2)}
+    assert meant("0.5 m", "0.5") == {Fraction(1, 2)}
+    assert meant("0.5", "50 cm") == {50}
+    assert meant("5 kg", "5 m") == set()
+    assert meant("5 m^2", "5 m") == set()
+    assert meant("1 l", "1000 cm^3") == {1}
+    assert meant("90 min", "1.5 hours") == {90}
+    assert meant("5 apples", "5 pears") == {5}
+
+
+def test_a_percent_sign_or_a_word_of_scale_may_belong_to_the_question():
+    assert Fraction(15, 100) in meant("0.15", "15%")
+    assert 15 in meant("15", "15%")
+    assert meant("15%", "0.15") == {15, Fraction(15, 100)}
+    assert meant("15%", "15 percent") == {15}
+    assert meant("1500000", "1.5 million") == {1500000, Fraction(3, 2)}
+    assert meant("1.5 billion", "1500 million") == {Fraction(3, 2)}
+
+
+VALUES = st.fractions(-1000, 1000, max_denominator=100)
+
+
+@settings(max_examples=40, deadline=None)
+@given(VALUES, st.sampled_from(sorted(UNITS)), st.sampled_from(sorted(UNITS)))
+def test_a_change_of_unit_is_invisible(value, unit, other):
+    kind, power, size = UNITS[unit]
+    truth = Quantity(value, kind=f"{kind}^{power}", unit=size)
+    kind, power, size = UNITS[other]
+    given_ = Quantity(value * truth.unit / size, kind=f"{kind}^{power}", unit=size)
+    assert in_terms_of(truth, given_) == ([value] if truth.kind == given_.kind else [])
+
+
+@settings(max_examples=40, deadline=None)
+@given(VALUES, st.sampled_from(["", " cm", "cm", " million", "%", " people", r"\,\text{kg}", " m^2"]))
+def test_what_is_written_is_read_back(value, beside):
+    written = read_quantity(f"{value.numerator}/{value.denominator}{beside}")
+    assert written is not None
+    assert written.value == value
+    assert in_terms_of(written, written) == [value]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text() | st.text("0123456789.,-+/^{}\\%cm xk", max_size=20))
+def test_no_text_raises(text):
+    read_quantity(text)
