@@ -152,7 +152,7 @@ def _source_of_weights(sub: argparse.ArgumentParser) -> None:
 
 def _evaluation(sub: argparse.ArgumentParser) -> None:
     _source_of_weights(sub)
-    sub.add_argument("--data", type=Path, required=True, help="parquet or JSONL in the public schema")
+    sub.add_argument("--data", required=True, help="a data set, or several with commas between")
     sub.add_argument("--samples", type=int, default=1, help="responses to each prompt (default: %(default)s)")
     sub.add_argument(
         "--out", type=Path, help="also write every response, with its grades, to this JSONL file"

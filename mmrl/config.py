@@ -189,7 +189,7 @@ class ColdStart:
 class World:
     """A built-in world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
 
-    name: str = "shapes"  # or "zoom", or "mixed", which has so many rows of each of its tasks
+    name: str = "shapes"  # or "zoom", or "mixed": train and heldout are then rows of each of its four tasks
     train: int = 0
     heldout: int = 0
     cold_start: int = 0

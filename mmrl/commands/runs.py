@@ -1,4 +1,4 @@
-"""What the commands around a run do. Heavy libraries are imported when one runs, so that ``--help`` is quick."""
+"""What the commands around a run do. Heavy libraries are imported when one runs: ``--help`` is quick."""
 
 import argparse
 import dataclasses
@@ -72,7 +72,7 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     import jax
 
     from mmrl.rewards.pool import RewardPool
-    from mmrl.train.assemble import open_source
+    from mmrl.train.assemble import open_heldout
     from mmrl.train.evaluate import evaluate as measure
     from mmrl.train.evaluate import write_responses
     from mmrl.train.preemption import Notice
@@ -86,17 +86,17 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     )
     # The run's config says how prompts are made, but not where the images of other data lie.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_root=""))
-    source = open_source(config, str(options.data), Path(), model, key="data")
+    sources = open_heldout(config, options.data, Path(), model, key="data")
     policy = model.policy(config.evaluation.temperature)
     with (
         jax.set_mesh(model.mesh),
         RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
         tool_pool(config) as tools,
     ):
-        values, responses = measure(params, policy, model, source, pool, tools, config, Notice())
+        values, responses = measure(params, policy, model, sources, pool, tools, config, Notice())
     if options.out:
         write_responses(options.out, responses)
-    print(json.dumps({"rows": len(source), "samples": options.samples, **values}, indent=1))
+    print(json.dumps({"rows": sum(map(len, sources)), "samples": options.samples, **values}, indent=1))
 
 
 def generate(options: argparse.Namespace, _: Sequence[str]) -> None:

@@ -208,7 +208,7 @@ def solutions(
 
 
 def evaluation(
-    source: Source,
+    sources: Sequence[Source],
     processor: Processor,
     form: PromptFormat,
     *,
@@ -216,11 +216,14 @@ def evaluation(
     rows: Int[np.ndarray, "b"] | None = None,
     readers: Readers = Readers(),
 ) -> Iterator[Batch]:
-    """Every row once, in order; the last batch may have empty slots. Arguments as for `prompts`."""
+    """Every row once, in order, source after source; the last batch may have empty slots.
+
+    Arguments as for `prompts`.
+    """
     mine = np.arange(batch_size) if rows is None else rows
-    work = partial(_item, sources=(source,), processor=processor, form=form)
-    order = [(0, k) for k in range(len(source))]
-    for items in _ahead(order, work, mine, batch_size, 0, -(-len(source) // batch_size), readers):
+    work = partial(_item, sources=tuple(sources), processor=processor, form=form)
+    order = [(k, row) for k, source in enumerate(sources) for row in range(len(source))]
+    for items in _ahead(order, work, mine, batch_size, 0, -(-len(order) // batch_size), readers):
         yield _batch(mine, items, processor, form)
 
 

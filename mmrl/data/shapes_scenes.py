@@ -7,6 +7,7 @@ the bytes of a picture do not depend on the versions of an imaging or a compress
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,9 +146,13 @@ def _digit_mask(digit: str, radius: int, offset: tuple[int, int]) -> Bool[np.nda
     return pixels
 
 
-def render(scene: Scene) -> bytes:
-    """PNG bytes of a scene, 28 x 28 pixels a cell, a palette entry for each cell and each object."""
-    board = [board_colour(row, column) for row in range(scene.rows) for column in range(scene.columns)]
+def render(scene: Scene, ground: Sequence[tuple[int, int]] | None = None) -> bytes:
+    """PNG bytes of a scene, 28 x 28 pixels a cell, a palette entry for each cell and each object.
+
+    ``ground``: the (row, column) whose colour each place of the board has, in reading order; None: its own.
+    """
+    ground = ground or [(row, column) for row in range(scene.rows) for column in range(scene.columns)]
+    board = [board_colour(*cell) for cell in ground]
     cells = np.arange(len(board), dtype=np.uint8).reshape(scene.rows, scene.columns)
     pixels = cells.repeat(CELL, axis=0).repeat(CELL, axis=1)
     for index, item in enumerate(scene.objects, start=len(board)):

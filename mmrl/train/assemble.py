@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -190,13 +191,7 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
     """
     parts = mixture(config.data.train)
     found = [_looked_through(config, path, workdir, model, "data.train", None) for path, _ in parts]
-    names = [source.name for source, _ in found]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(
-            f"config.data.train={config.data.train!r}: several data sets are called {twice[0]!r}, and rows "
-            "are named by that; rename a file"
-        )
+    _check_names([source for source, _ in found], "data.train", config.data.train)
     weights = [weight for _, weight in parts if weight is not None]
     return TrainingData(
         sources=tuple(source for source, _ in found),
@@ -204,6 +199,19 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
         rows=sum(report.rows for _, report in found),
         broken=tuple(Skipped(one.id, one.reason) for _, report in found for one in report.broken),
     )
+
+
+def open_heldout(
+    config: Config, text: str, workdir: Path, model: Model, *, key: str = "data.heldout"
+) -> tuple[Source, ...]:
+    """Open the data sets of "A,B", of which all rows are evaluated: there are no weights.
+
+    Raises ValueError as `open_source` does, and if two are called alike.
+    """
+    paths = [path.strip() for path in text.split(",")]
+    sources = tuple(open_source(config, path, workdir, model, key=key) for path in paths)
+    _check_names(sources, key, text)
+    return sources
 
 
 def open_source(
@@ -217,6 +225,16 @@ def open_source(
       ValueError: the file, a column or too many rows are not what they should be.
     """
     return _looked_through(config, path, workdir, model, key, longest)[0]
+
+
+def _check_names(sources: Sequence[Source], key: str, text: str) -> None:
+    names = [source.name for source in sources]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f"config.{key}={text!r}: several data sets are called {twice[0]!r}, and rows are named by that; "
+            "rename a file"
+        )
 
 
 def _looked_through(

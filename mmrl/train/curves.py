@@ -1,13 +1,18 @@
 """The picture of a run: what its metrics say, on one page."""
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from mmrl.train.metrics import read_metrics
 
-_PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
+Row = Mapping[str, float]
+Panel = tuple[str, Sequence[tuple[str, str]]]  # title, and of each line the metric and the label
+
+_PANELS: Sequence[Panel] = (
     (
         "accuracy",
         (("heldout/accuracy", "held out"), ("reward/accuracy", "training batch")),
@@ -42,18 +47,40 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
     ),
 )
 
+# What a data set has besides the components of its rewards.
+_FIGURES = ("accuracy", "share", "reward", "length", "truncated", "skipped", "invalid")
+_COLUMNS = 4  # most panels side by side
+
+
+def panels(rows: Sequence[Row]) -> list[Panel]:
+    """What there is to plot of metrics: of several data sets, each apart as well."""
+    there = sorted({key for row in rows for key in row})
+    apart = [match for key in there if (match := re.fullmatch(r"(source|heldout)/(.+)/([^/]+)", key))]
+
+    def of(kind: str, title: str) -> Panel:
+        return title, [(m[0], m[2]) for m in apart if m[1] == kind and m[3] == "accuracy"]
+
+    finer = [(m[0], f"{m[2]}: {m[3]}") for m in apart if m[1] == "heldout" and m[3] not in _FIGURES]
+    every = (
+        _PANELS[0],
+        of("heldout", "accuracy by data set, held out"),
+        of("source", "accuracy by data set, training batch"),
+        ("other components, held out", finer),
+        *_PANELS[1:],
+    )
+    present = [(title, [line for line in lines if line[0] in there]) for title, lines in every]
+    return [panel for panel in present if panel[1]]
+
 
 def draw_curves(directory: Path, out: Path, title: str) -> None:
     """Plot ``metrics.jsonl`` of ``directory`` to the PNG ``out``; panels without data are left out."""
     rows = read_metrics(directory)
-    panels = [
-        (name, present)
-        for name, lines in _PANELS
-        if (present := [line for line in lines if any(line[0] in row for row in rows)])
-    ]
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (name, lines) in zip(axes, panels, strict=True):
+    shown = panels(rows)
+    down = math.ceil(len(shown) / _COLUMNS)
+    across = math.ceil(len(shown) / down)
+    figure = Figure(figsize=(4.2 * across, 3.6 * down), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis, (name, lines) in zip(axes, shown, strict=False):
         for key, label in lines:
             points = [(row["step"], row[key]) for row in rows if key in row]
             sparse = len(points) <= 0.6 * len(rows)
@@ -62,5 +89,7 @@ def draw_curves(directory: Path, out: Path, title: str) -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=8)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
     figure.suptitle(title)
     figure.savefig(out, dpi=120)

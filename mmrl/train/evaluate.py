@@ -33,7 +33,7 @@ def evaluate(
     params: Params,
     policy: Policy,
     model: Model,
-    source: Source,
+    sources: Sequence[Source],
     pool: RewardPool,
     tools: WorkerPool | None,
     config: Config,
@@ -45,26 +45,27 @@ def evaluate(
 
     Returns:
       ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "skipped": ...,
-      "invalid": ...}``, and a JSON row a response: the sample's id, problem and answer, the text, its
-      components. "skipped" counts prompts that could not be used, and "invalid" responses whose grading
-      failed; means leave them out, and are left out themselves if no response could be graded.
+      "invalid": ...}``, of several sources together and, as ``<source>/accuracy`` and so on, apart; and a
+      JSON row a response: the sample's id, problem, answer and source, the text, its components. "skipped"
+      counts prompts that could not be used, and "invalid" responses whose grading failed; means leave them
+      out, and are left out themselves if no response could be graded.
 
     Raises:
       Interrupted: ``notice`` was given.
     """
     if config.evaluation.limit:
-        source = source.choose(range(min(len(source), config.evaluation.limit)))
+        sources = [one.choose(range(min(len(one), config.evaluation.limit))) for one in sources]
     acting = acting_weights(params, model)
     sampling = Sampling(
         max_tokens=config.rollout.max_tokens,
         temperature=config.evaluation.temperature,
         top_p=config.evaluation.top_p,
     )
-    size = _batch_size(config, model, len(source))
+    size = _batch_size(config, model, sum(map(len, sources)))
     seen: list[Overview] = []
     told: list[dict[str, Any]] = []
     batches = evaluation(
-        source,
+        sources,
         model.processor,
         prompt_format(config),
         batch_size=size,
@@ -90,7 +91,11 @@ def evaluate(
         )
         seen.append(whole)
         told += [row for rows in hosts.by_row(batch.rows, _responses(experience)) for row in rows]
-    return _summary(reduce(concatenated, seen)), told
+    whole = reduce(concatenated, seen)
+    values = _summary(whole)
+    for name in [source.name for source in sources] if len(sources) > 1 else []:
+        values |= {f"{name}/{key}": value for key, value in _summary(whole, name).items()}
+    return values, told
 
 
 def _batch_size(config: Config, model: Model, rows: int) -> int:
@@ -110,34 +115,44 @@ def _responses(experience: Experience) -> list[list[dict[str, Any]]]:
         for g, text in enumerate(experience.texts[b]):
             if not experience.responses.valid[b, g]:
                 continue
-            graded = {name: float(values[b, g]) for name, values in experience.components.items()}
+            graded = {
+                name: float(values[b, g])
+                for name, values in experience.components.items()
+                if not np.isnan(values[b, g])  # a component of other rows' verifiers
+            }
             rows.append(
-                {"id": sample.id, "problem": sample.problem, "answer": sample.answer, "response": text}
-                | graded
+                {
+                    "id": sample.id,
+                    "source": sample.source,
+                    "problem": sample.problem,
+                    "answer": sample.answer,
+                    "response": text,
+                    **graded,
+                }
             )
         out.append(rows)
     return out
 
 
-def _summary(whole: Overview) -> dict[str, float]:
+def _summary(whole: Overview, source: str | None = None) -> dict[str, float]:
+    """Figures of the rows of one source, or of all."""
+    of = np.array([source in (None, name) for name in whole.sources])[:, None]
+    valid = whole.valid & of
     counts = {
-        "skipped": float(len(whole.skipped)),
-        "invalid": float((~whole.valid & (whole.lengths > 0)).sum()),
+        "skipped": float(sum(source in (None, one.id.rpartition(":")[0]) for one in whole.skipped)),
+        "invalid": float((of & ~whole.valid & (whole.lengths > 0)).sum()),
     }
-    if not whole.valid.any():
+    if not valid.any():
         return counts
-
-    def mean(values: np.ndarray) -> float:
-        known = whole.valid & ~np.isnan(values)
-        return float(values[known].mean()) if known.any() else 0.0
-
-    return {
-        **{name: mean(values) for name, values in sorted({**whole.facts, **whole.components}.items())},
-        "reward": mean(whole.rewards),
-        "length": mean(whole.lengths.astype(float)),
-        "truncated": mean(whole.truncated.astype(float)),
-        **counts,
+    columns = {
+        **dict(sorted({**whole.facts, **whole.components}.items())),
+        "reward": whole.rewards,
+        "length": whole.lengths.astype(float),
+        "truncated": whole.truncated.astype(float),
     }
+    # A verifier of another source may report what this one's doesn't.
+    known = {name: values[valid & ~np.isnan(values)] for name, values in columns.items()}
+    return {**{name: float(values.mean()) for name, values in known.items() if values.size}, **counts}
 
 
 def write_responses(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -34,7 +34,7 @@ def train(
     config: Config,
     model: Model,
     data: TrainingData,
-    heldout: Source | None,
+    heldout: tuple[Source, ...],
     workdir: Path,
     notice: Notice,
 ) -> None:
@@ -121,7 +121,7 @@ def _run(
 
     if run.pending is not None:
         finish(run.pending)
-    elif run.step == 0 and stage.heldout is not None:
+    elif run.step == 0 and stage.heldout:
         values = _evaluate(stage, state.params, 0)
         metrics.write(0, values)
         say(f"before: {_headline(values)}")
@@ -170,7 +170,7 @@ def _save(
 def _evaluate(stage: Stage, params: Params, step: int) -> dict[str, float]:
     """Held-out figures, in the steps that have them."""
     train = stage.config.train
-    if stage.heldout is None or not (step == train.steps or step % train.evaluate_every == 0):
+    if not stage.heldout or not (step == train.steps or step % train.evaluate_every == 0):
         return {}
     policy, config = stage.policy, stage.config
     values, responses = evaluate(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmrl import hosts
 from mmrl.config import Config, algorithm
+from mmrl.data.mixed_world import write_mixed_model, write_mixed_world
 from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
 from mmrl.data.sources import Source, fingerprint
@@ -17,6 +18,7 @@ from mmrl.train.assemble import (
     check_processes,
     data_at,
     located,
+    open_heldout,
     open_model,
     open_source,
     open_training_data,
@@ -24,6 +26,7 @@ from mmrl.train.assemble import (
     uneven,
 )
 from mmrl.train.curves import draw_curves
+from mmrl.train.grading import check_sources
 from mmrl.train.loop import train
 from mmrl.train.metrics import read_metrics, say
 from mmrl.train.preemption import Notice, watch
@@ -82,11 +85,11 @@ def run_cold_start(config: Config, workdir: Path) -> Model:
         return cold_start(config, model, workdir, notice)
 
 
-def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, Source | None]:
+def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, tuple[Source, ...]]:
     """Write the world if the config asks for one, open model and data, check them, and record the start.
 
     Returns:
-      The model, the training data and the held-out source (or None).
+      The model, the training data and the held-out sources (none where the config names none).
     """
     write_built_in_world(config, workdir)
     model = open_model(config, located(config.model.path, workdir))
@@ -95,14 +98,13 @@ def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, Source 
     say(stated(config, model))
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
-    heldout = None
+    heldout = open_heldout(config, config.data.heldout, workdir, model) if config.data.heldout else ()
     fingerprints = {f"data.train[{k}]": _fingerprint(source) for k, source in enumerate(data.sources)}
     if config.cold_start.steps:
         demonstrations = data_at(config, config.cold_start.data, workdir)
         fingerprints["cold_start.data"] = _fingerprint(demonstrations)
-    if config.data.heldout:
-        heldout = open_source(config, config.data.heldout, workdir, model, key="data.heldout")
-        fingerprints["data.heldout"] = _fingerprint(heldout)
+    fingerprints |= {f"data.heldout[{k}]": _fingerprint(source) for k, source in enumerate(heldout)}
+    check_sources(config, [source.name for source in (*data.sources, *heldout)])
     record_start(workdir, fingerprints, say)
     return model, data, heldout
 
@@ -126,6 +128,10 @@ def _write_world(config: Config, directory: Path) -> None:
         return
     say(f"writing the {world.name} world to {directory}")
     sizes = {"cold_start": world.cold_start, "train": world.train, "heldout": world.heldout}
+    if world.name == "mixed":
+        write_mixed_world(directory, config.seed, **sizes)
+        write_mixed_model(directory / "model", config.seed)
+        return
     if world.name == "zoom":
         write_zoom_world(directory, config.seed, **sizes, zooming=world.zooming)
         write_zoom_model(directory / "model", config.seed)

@@ -44,7 +44,7 @@ class Stage:
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
     reference: Params | None  # weights of the reference policy, where the algorithm asks for it
-    heldout: Source | None
+    heldout: tuple[Source, ...]  # none: nothing is evaluated
     pool: RewardPool
     tools: WorkerPool | None
     notice: Notice

@@ -44,7 +44,7 @@ def processor():
 def make(tmp_path):
     """A source of the given problems, each "<image>" a small picture of its own."""
 
-    def build(problems, **columns):
+    def build(problems, name="rows.jsonl", **columns):
         lines = []
         for k, problem in enumerate(problems):
             names = []
@@ -52,9 +52,9 @@ def make(tmp_path):
                 names.append(f"{k}-{j}.png")
                 Image.new("RGB", (60 + k, 50), (k, j, 0)).save(tmp_path / names[-1])
             row = {"problem": problem, "answer": str(k), "images": names}
-            lines.append(json.dumps(row | {name: cells[k] for name, cells in columns.items()}))
-        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-        return read(tmp_path / "rows.jsonl")
+            lines.append(json.dumps(row | {column: cells[k] for column, cells in columns.items()}))
+        (tmp_path / name).write_text("\n".join(lines))
+        return read(tmp_path / name)
 
     return build
 
@@ -228,13 +228,13 @@ def test_overlong_resize(make, processor):
 
 def test_evaluation_sees_every_row_once(make, processor):
     source = make(["A", "B", LONG, "C", "D"])
-    batches = list(evaluation(source, processor, FORM, batch_size=3))
+    batches = list(evaluation([source], processor, FORM, batch_size=3))
     kept = [[s.answer for s, k in zip(b.samples, b.keep, strict=True) if k] for b in batches]
     assert kept == [["0", "1"], ["3", "4"]]
     assert [len(b.skipped) for b in batches] == [1, 0]
     assert batches[1].prompts.tokens.shape[0] == 3
     halves = [
-        list(evaluation(source, processor, FORM, batch_size=4, rows=r)) for r in np.split(np.arange(4), 2)
+        list(evaluation([source], processor, FORM, batch_size=4, rows=r)) for r in np.split(np.arange(4), 2)
     ]
     assert [[s.answer for s in b.samples if s.id] for h in halves for b in h] == [
         ["0", "1"],
@@ -242,6 +242,14 @@ def test_evaluation_sees_every_row_once(make, processor):
         ["", "3"],
         [],
     ]
+
+
+def test_evaluation_goes_through_all_sources(make, processor, tmp_path):
+    sources = [make(["A", LONG, "B"]), make(["C", "D"], name="other.jsonl")]
+    batches = list(evaluation(sources, processor, FORM, batch_size=4))
+    kept = [[s.id for s, k in zip(b.samples, b.keep, strict=True) if k] for b in batches]
+    assert kept == [["rows.jsonl:0", "rows.jsonl:2", "other.jsonl:0"], ["other.jsonl:1"]]
+    assert [[one.id for one in b.skipped] for b in batches] == [["rows.jsonl:1"], []]
 
 
 def test_solutions(make, processor):
