@@ -9,9 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from mmrl.rewards.boxes import load as load_matching
 from mmrl.rewards.choice import choice
 from mmrl.rewards.counting import count
+from mmrl.rewards.detection import boxes
 from mmrl.rewards.format import form, stages, thought
+from mmrl.rewards.grounding import box, point
+from mmrl.rewards.gui import gui, gui_candidates
+from mmrl.rewards.intervals import interval
 from mmrl.rewards.language import language
 from mmrl.rewards.length import length_target, overlong
 from mmrl.rewards.lists import list_, order, rank, set_
@@ -67,6 +72,12 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
         "rank": together(rank, form),
         "json": together(json_answer, form),
         "triples": together(triples, form),
+        "box": together(box, form),
+        "point": together(point, form),
+        "boxes": together(boxes, form),
+        "interval": together(interval, form),
+        "gui": together(gui, form),
+        "gui_candidates": together(gui_candidates, form),
         "reflection": reflection,
         # the built-in world
         "shapes": shapes,
@@ -83,7 +94,9 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
 )
 
 # What a worker does before its first sample of a verifier, outside that sample's deadline.
-LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType({"math": load_math, "reflection": load_math})
+LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType(
+    {"math": load_math, "reflection": load_math, "boxes": load_matching, "point": load_matching}
+)
 
 
 def names_of(verifier: str) -> tuple[str, ...]:
