@@ -16,10 +16,10 @@ def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = template("grpo")
     config.model.update({"path": "{workdir}/world/model", "unroll": 4})
-    config.world.update({"name": "mixed", "train": 512, "heldout": 64, "cold_start": 6144})
+    config.world.update({"name": "mixed", "train": 512, "heldout": 64, "cold_start": 8192})
     config.cold_start.update(
         {
-            "steps": 300,
+            "steps": 900,
             "batch": 32,
             "micro_batch": 32,
             "temperature": 0.45,

@@ -69,13 +69,18 @@ def box(rng: np.random.Generator) -> Puzzle:
         json.dumps([left, top, right, bottom]),
         tuple(cell_name(*cell) for cell in cells),
         draw_scene(rng, 1, (SIDE, SIDE), looks),
+        {"threshold": 0.75},  # of the overlap; a wrong box overlaps the right one by half at most
     )
 
 
 def choice(rng: np.random.Generator) -> Puzzle:
-    """The colour in a cell, among four options; all letters are equally likely."""
-    colours = _shuffled(rng, tuple(COLOURS))
-    options = colours[: len(LETTERS)]
+    """The colour in a cell, among four of the five; all letters are equally likely.
+
+    Options keep the order of the palette, so only the one that is left out tells the letters of the others.
+    """
+    colours = tuple(COLOURS)
+    left_out = _pick(rng, colours)
+    options = [colour for colour in colours if colour != left_out]
     cell = _pick(rng, CELLS)
     letter = _pick(rng, LETTERS)
     colour = options[LETTERS.index(letter)]
@@ -89,7 +94,7 @@ def choice(rng: np.random.Generator) -> Puzzle:
         letter,
         (colour,),
         draw_scene(rng, 1, (SIDE, SIDE), looks),
-        {"options": list(options)},
+        {"options": options},
     )
 
 
@@ -126,8 +131,8 @@ def example(seed: int, task: str, split: str, index: int) -> dict[str, Any]:
 
     Returns:
         The row of the public schema: ``problem`` (one ``<image>``), ``answer``, ``images`` (one ``{bytes,
-        path}``), ``verifier``, ``solution`` (the ideal response), ``facts`` (JSON: the ``options`` of a
-        choice), ``kind`` (the task), ``difficulty``.
+        path}``), ``verifier``, ``solution`` (the ideal response), ``facts`` (JSON: what the
+        verifier needs), ``kind`` (the task), ``difficulty``.
 
     Raises:
         ValueError: an unknown task or split.
