@@ -5,8 +5,10 @@ The answer format and the rule "last box" are those of ``compute_score`` in PAPO
 lists where the two part.
 """
 
+import itertools
 import logging
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -26,12 +28,15 @@ MAX_NESTING = 8  # brackets within brackets; the parser's time grows with a powe
 MAX_NODES = 400  # size of an expression tree that is still compared
 MAX_EXPONENT = 200  # of a number; sympy writes powers out
 MAX_SYMBOLIC_EXPONENT = 20  # of anything with a variable in it; sympy expands these
+ROUNDING = 0.02  # relative; between the sides of an equation
 MAX_COUNT = 200  # argument of a factorial or binomial
 
 _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[\s.,'-]+[^\W\d_]+)*")
 _NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*|\\boxed")
 _COUNTING = re.compile(r"binom|choose|!")
 _LARGE_NUMBER = re.compile(r"\d{4}|\^")
+_ROW = re.compile(r"(\(|\[|\\\{|)([^%]*,[^%]*?)(\)|\]|\\\}|)", re.DOTALL)
+_NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_\S+)?(?:\([^()]*\))?\s*")  # x, A_1, \theta, f(x)
 _BOXED_TRUTH = re.compile(r"\s*\\boxed\{")
 
 
@@ -54,9 +59,9 @@ def _accuracy(answer: str | None, truth: str) -> dict[str, float]:
 def equal(answer: str, truth: str) -> bool:
     """Whether ``answer`` is the same mathematical object, or the same text, as ``truth``.
 
-    Decided in order by: the spelling (``text.canonical``), exact rational arithmetic if both are numbers, and
-    math-verify for the rest. Words are compared as text only, because LaTeX reads them as products of letters
-    and "left" would equal "felt".
+    Decided in order by: the spelling (``text.canonical``), exact rational arithmetic if both are numbers or
+    rows of them, and math-verify for the rest. Words are compared as text only, because LaTeX reads them as
+    products of letters and "left" would equal "felt".
     """
     if has_control_characters(answer):
         return False
@@ -68,6 +73,10 @@ def equal(answer: str, truth: str) -> bool:
     if _is_words(answer) or _is_words(truth) or _NOT_MATHEMATICS.search(answer):
         return False
     latex = to_latex(answer), to_latex(truth)
+    if given is None and wanted is None:
+        same = _same_row(*latex)
+        if same is not None:
+            return same
     if any(_is_costly_to_parse(text) for text in latex):
         return False
     try:
@@ -76,6 +85,31 @@ def equal(answer: str, truth: str) -> bool:
         raise
     except Exception:  # sympy raises errors of many kinds on nonsense, which is no right answer
         return False
+
+
+def _same_row(answer: str, truth: str) -> bool | None:
+    """Whether two rows of numbers in the same brackets are the same; None if they are no such rows.
+
+    Tuples, intervals and vectors have an order; sets and rows without brackets have none, and no repeats.
+    Much quicker than parsing them as LaTeX.
+    """
+    (given_in, given), (wanted_in, wanted) = _row(answer), _row(truth)
+    if not given or not wanted or given_in != wanted_in:
+        return None
+    if given_in in ("\\{\\}", ""):
+        given, wanted = sorted(set(given)), sorted(set(wanted))
+    rounded = is_decimal(answer) or is_decimal(truth)
+    return len(given) == len(wanted) and all(
+        same_number(a, b, rounded) for a, b in zip(given, wanted, strict=True)
+    )
+
+
+def _row(latex: str) -> tuple[str, list[Fraction]]:
+    """The brackets of a row of numbers, and these; none if there is anything else in it."""
+    match = _ROW.fullmatch(latex)
+    items = [parse_number(item) for item in match[2].split(",")] if match and len(latex) <= MAX_PARSED else []
+    numbers = [item for item in items if item is not None]
+    return (match[1] + match[3], numbers) if match and len(numbers) == len(items) else ("", [])
 
 
 def _is_costly_to_parse(latex: str) -> bool:
@@ -105,12 +139,25 @@ def _same_mathematics(answer: str, truth: str) -> bool:
     given = _parse(answer)
     if not given or any(_is_costly(expression) for expression in (*wanted, *given)):
         return False
-    if any(_differ(a, b) for a in wanted for b in given):
+    if any(_differ(a, b) for a in wanted for b in given) or _contradicts_itself(answer, truth):
         return False
     return bool(verify(wanted, given, timeout_seconds=None))
 
 
-def _differ(a: Any, b: Any) -> bool:
+def _contradicts_itself(answer: str, truth: str) -> bool:
+    """Whether an equation has sides of different values: who writes "4 = 3" has not said 3.
+
+    Sides may be rounded. Sides with variables may differ where the truth is an equation to be solved.
+    """
+    sides = [_parse(side.strip()) for side in answer.split("=") if not _NAME.fullmatch(side)]
+    values = [expression for side in sides for expression in side if not _is_costly(expression)]
+    return any(
+        _differ(a, b, slack=ROUNDING) and not (a.free_symbols and "=" in truth)
+        for a, b in itertools.combinations(values if len(sides) > 1 else [], 2)
+    )
+
+
+def _differ(a: Any, b: Any, slack: float = 1e-5) -> bool:
     """Whether two expressions certainly have different values; much quicker than failing to simplify.
 
     They are evaluated with every variable at a positive number of its own. Relations, sets, matrices and
@@ -128,7 +175,7 @@ def _differ(a: Any, b: Any) -> bool:
         values = [complex(expression.subs(point).evalf(15)) for expression in (a, b)]
     except (TypeError, ValueError, ArithmeticError):  # not a number even then: an integral, a set
         return False
-    return abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[1]))
+    return abs(values[0] - values[1]) > slack * max(1.0, abs(values[1]))
 
 
 @lru_cache(maxsize=4096)

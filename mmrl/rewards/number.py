@@ -68,6 +68,6 @@ def is_decimal(answer: str) -> bool:
 
 
 def same_number(answer: Fraction, truth: Fraction, rounded: bool) -> bool:
-    """Equality; with ``rounded``, up to a millionth of the truth and a millionth in absolute size."""
-    slack = DECIMAL_SLACK * min(Fraction(1), abs(truth)) if rounded else Fraction(0)
+    """Equality; with ``rounded``, up to a millionth of the larger and a millionth in absolute size."""
+    slack = DECIMAL_SLACK * min(Fraction(1), max(abs(answer), abs(truth))) if rounded else Fraction(0)
     return abs(answer - truth) <= slack
