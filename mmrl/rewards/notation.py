@@ -19,7 +19,7 @@ _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
 _TAG = r"<\|?/?(?:box|bbox|point)(?:_start|_end)?\|?>"
 _TOKEN = re.compile(
     rf"(?P<text>{_QUOTED}|{_SINGLY_QUOTED})"
-    r"|(?P<fence>```\w*)"
+    r"|(?P<aside>```\w*|\\[A-Za-z]+)"  # fences, and commands of LaTeX
     rf"|(?P<tag>{_TAG})"
     rf"|(?P<number>(?<![\w.]){_NUMBER})"
     r"|(?P<word>[A-Za-z_]\w*)"
@@ -88,7 +88,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
         kind, part = str(match.lastgroup), match[0]
         if kind == "tag":
             yield "mark", "]" if "/" in part or "_end" in part else "["
-        elif kind != "fence":
+        elif kind != "aside":
             yield kind, _unquoted(part) if kind == "text" else part
 
 

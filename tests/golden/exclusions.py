@@ -86,9 +86,9 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         lambda case: passes_log_ratio_limit(case),
     ),
     Exclusion(
-        "VLM-R1: boxes, IoU, detection",
-        "mmrl has no grounding verifiers yet",
-        lambda case: case.project == "VLM-R1" and case.id.startswith(("box_", "det_", "iou")),
+        "VLM-R1: format of boxes (`format_rec`)",
+        "`box` is 0 for an answer without a box, and the format asks for the tags alone",
+        lambda case: case.project == "VLM-R1" and case.id.startswith("box_") and "format_rec" in case.id,
     ),
     Exclusion(
         "VLM-R1: rewards of text",
