@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from mmrl.rewards.judge import JUDGED
 from mmrl.sample import Sample
 from mmrl.workers.pool import Answer, WorkerPool
+
+if TYPE_CHECKING:
+    from mmrl.rewards.judge_client import JudgePool
 
 TABLE = "mmrl.rewards.verifier"
 LARGEST = 1e15  # size of a component: squares of rewards are added up over a batch, in float32
@@ -33,6 +38,7 @@ class RewardPool:
     ``workers``: processes. ``deadline_s``: seconds for one sample, after which its worker is killed and
     replaced. ``table``: an importable module with ``VERIFIERS`` and optionally ``LOADERS``, as in
     ``mmrl.rewards.verifier``. ``memory_bytes``: address space of a worker. See ``mmrl.workers.pool``.
+    ``judge``: who is asked for the verifiers of `mmrl.rewards.judge`.
     """
 
     def __init__(
@@ -41,7 +47,9 @@ class RewardPool:
         deadline_s: float = 5.0,
         table: str = TABLE,
         memory_bytes: int = 2 << 30,
+        judge: "JudgePool | None" = None,
     ) -> None:
+        self._judge = judge
         self._pool = WorkerPool(workers, f"{table}:VERIFIERS", deadline_s, memory_bytes, noun="verifier")
 
     def __enter__(self) -> "RewardPool":
@@ -68,6 +76,8 @@ class RewardPool:
         return parts[0] if len(parts) == 1 else _joined(sample, parts)
 
     def _submit(self, sample: Sample, response: str) -> Future[Graded]:
+        if self._judge is not None and sample.verifier in JUDGED:
+            return self._judge.submit(sample, response)
         graded: Future[Graded] = Future()
 
         def settle(answered: Future[Answer]) -> None:
@@ -84,6 +94,10 @@ class RewardPool:
         """Grades all ``requests`` and waits; results in the order of the requests."""
         handles = [self.submit(sample, response) for sample, response in requests]
         return [handle.result() for handle in handles]
+
+    def judge_stats(self) -> dict[str, float]:
+        """What the judge has cost since the pool was opened; empty without one."""
+        return {} if self._judge is None else self._judge.stats()
 
     def close(self) -> None:
         """Kills the workers and waits for their end. What was not graded yet becomes invalid."""

@@ -17,6 +17,7 @@ from mmrl.rewards.format import form, stages, thought
 from mmrl.rewards.grounding import box, point
 from mmrl.rewards.gui import gui, gui_candidates
 from mmrl.rewards.intervals import interval
+from mmrl.rewards.judge import JUDGED
 from mmrl.rewards.language import language
 from mmrl.rewards.length import length_target, overlong
 from mmrl.rewards.lists import list_, order, rank, set_
@@ -106,9 +107,10 @@ def names_of(verifier: str) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in verifier.split("+"))
     for name in names:
-        if name not in VERIFIERS:
-            close = difflib.get_close_matches(name, VERIFIERS, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(VERIFIERS)}"
+        known = [*VERIFIERS, *JUDGED]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
             raise ValueError(f"verifier {name!r} is unknown; {hint}")
     if len(set(names)) < len(names):
         raise ValueError(f"verifier {verifier!r} names one twice")
@@ -122,12 +124,19 @@ def reports(sample: Sample) -> frozenset[str]:
     """
     found: set[str] = set()
     for name in names_of(sample.verifier):
-        components = VERIFIERS[name](replace(sample, verifier=name), "")
-        twice = found & components.keys()
+        components = _reports(name, replace(sample, verifier=name))
+        twice = found & components
         if twice:
             raise ValueError(f"verifier {sample.verifier!r}: two of these report {min(twice)!r}")
-        found |= components.keys()
+        found |= components
     return frozenset(found)
+
+
+def _reports(name: str, sample: Sample) -> set[str]:
+    if name in JUDGED:
+        JUDGED[name].request(sample, "")
+        return set(JUDGED[name].components)
+    return set(VERIFIERS[name](sample, ""))
 
 
 def score(components: Mapping[str, float], weights: Mapping[str, float]) -> float:

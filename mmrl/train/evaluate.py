@@ -18,10 +18,11 @@ from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
 from mmrl.train.assemble import Model, prompt_format, readers
 from mmrl.train.experience import Experience, Overview, concatenated
+from mmrl.train.graded_rollouts import sample_and_grade
 from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice
 from mmrl.train.programs import Policy
-from mmrl.train.rollouts import acting_weights, prompt_keys, sample_and_grade
+from mmrl.train.rollouts import acting_weights, prompt_keys
 from mmrl.train.whole_file import write_whole
 from mmrl.types import Params
 from mmrl.workers.pool import WorkerPool

@@ -13,11 +13,14 @@ from mmrl.config import Config
 from mmrl.rewards.composition import Rule, pay, rule, weights_of
 from mmrl.rewards.facts import Rollout
 from mmrl.rewards.group import Group
+from mmrl.rewards.judge import JUDGED
 from mmrl.rewards.pool import Graded
-from mmrl.rewards.verifier import reports
+from mmrl.rewards.verifier import names_of, reports
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.types import StopReason
+
+SELF_JUDGE = "self_judge"  # the component that the policy's second pass gives
 
 Rules = Callable[[Sample], Rule]
 
@@ -73,6 +76,12 @@ def probe(config: Config) -> Callable[[Sample], None]:
         found = rules(sample)
         sample = told(sample, found, Rollout(), {})
         there = reports(sample)
+        if config.reward.self_judge.question:
+            there |= {SELF_JUDGE}
+        if not config.reward.judge.endpoint and any(name in JUDGED for name in names_of(sample.verifier)):
+            raise ValueError(
+                f"the verifier {sample.verifier!r} asks a text model; name one: config.reward.judge.endpoint"
+            )
         missing = sorted(found.needs - there)
         if missing:
             raise ValueError(

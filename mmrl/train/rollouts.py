@@ -1,10 +1,9 @@
-"""One batch of experience: play the episodes of its prompts, and grade what they wrote."""
+"""Playing the episodes of a batch of prompts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,12 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
 from mmrl.config import Config
-from mmrl.data.pipeline import Batch as PromptBatch
 from mmrl.mesh import own_copy, own_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
-from mmrl.rewards.pool import Graded, RewardPool
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
-from mmrl.rollout.generate import gather, groups_of
+from mmrl.rollout.generate import groups_of
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.scheduler import roll_out
 from mmrl.rollout.shape import Shape, cache_bytes, shape_for
@@ -28,10 +25,6 @@ from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train.assemble import Model
-from mmrl.train.experience import Experience, Overview, overview
-from mmrl.train.grading import facts_of, paid, rules_of, told
-from mmrl.train.metrics import Phases
-from mmrl.train.preemption import Notice, interrupt
 from mmrl.train.programs import Policy
 from mmrl.types import Params, Prompts
 from mmrl.workers.pool import WorkerPool
@@ -165,94 +158,3 @@ def play(
         tools=None if tools is None else lambda call: tools.submit(call.tool, call.arguments),
         given_up=given_up,
     )
-
-
-def sample_and_grade(
-    params: Params,
-    policy: Policy,
-    model: Model,
-    batch: PromptBatch,
-    keys: UInt32[np.ndarray, "b k"],
-    *,
-    group: int,
-    sampling: Sampling,
-    config: Config,
-    pool: RewardPool,
-    tools: WorkerPool | None,
-    stats: Stats,
-    phases: Phases,
-    notice: Notice,
-    progress: float,
-) -> tuple[Experience, Overview]:
-    """Play ``group`` episodes of each prompt of this process, and grade each as it ends.
-
-    ``params`` are laid out for decoding on this process's part of the mesh; ``progress`` is the share of the
-    run that is done. A verifier sees the facts of the episode as ``sample.facts["episode"]``, and those of
-    the rollout as ``sample.facts["rollout"]``. Every process of the run must call this.
-
-    Raises:
-      Interrupted: one of the processes was asked to stop.
-    """
-    rules, shape = rules_of(config), (len(batch.samples), group)
-    ended: dict[tuple[int, int], Trajectory] = {}
-    handles = {}
-    with phases("rollout"), jax.set_mesh(own_mesh(model.mesh)):
-        for one in play(
-            params,
-            policy,
-            model,
-            batch.samples,
-            batch.prompts,
-            keys,
-            group=group,
-            sampling=sampling,
-            config=config,
-            stats=stats,
-            tools=tools,
-            keep=batch.keep,
-            given_up=lambda: notice.given is not None,
-        ):
-            sample = batch.samples[one.group]
-            rollout = facts_of(one, sampling.max_tokens, progress)
-            sample = told(sample, rules(sample), rollout, one.facts)
-            handles[one.group, one.member] = pool.submit(sample, one.text)
-            ended[one.group, one.member] = one
-    interrupt(notice)
-    with phases("rollout"):
-        width = batch.prompts.images.patches.shape[-1]
-        responses = gather(ended.values(), *shape, sampling.max_tokens, observed_slots(config), width)
-    with phases("reward"):
-        graded = {seat: handle.result() for seat, handle in handles.items()}
-    nothing = Graded({}, valid=False)
-    seats = [(b, g) for b in range(shape[0]) for g in range(group)]
-    valid: Any = np.array([graded.get(seat, nothing).valid for seat in seats]).reshape(shape)
-    lengths = responses.mask.sum(axis=-1)
-    rewards: list[float] = []
-    components: list[dict[str, float]] = []
-    for b, sample in enumerate(batch.samples):
-        of_group = [graded.get((b, g), nothing) for g in range(group)]
-        pay = paid(rules(sample), of_group, lengths[b].tolist(), sampling.max_tokens, progress)
-        rewards += pay[0]
-        components += pay[1]
-    experience = Experience(
-        rows=batch.rows,
-        samples=batch.samples,
-        prompts=batch.prompts,
-        responses=replace(responses, valid=valid),
-        texts=[[ended[b, g].text if (b, g) in ended else "" for g in range(group)] for b in range(shape[0])],
-        rewards=np.array(rewards, np.float32).reshape(shape),
-        components=_table(components, shape),
-        facts=_table([ended[seat].facts if seat in ended else {} for seat in seats], shape),
-        skipped=batch.skipped,
-        failures=tuple(row.error for row in graded.values() if row.error is not None),
-    )
-    with phases("wait"):
-        return experience, overview(experience)
-
-
-def _table(rows: Sequence[Mapping[str, float]], shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Named values of each response as arrays by name; NaN where a response has none."""
-    names = sorted({name for row in rows for name in row})
-    return {
-        name: np.array([row.get(name, np.nan) for row in rows], np.float32).reshape(shape) for name in names
-    }

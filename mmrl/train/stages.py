@@ -11,6 +11,7 @@ from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
 from mmrl.data.sources import Source, fingerprint
 from mmrl.data.zoom_world import write_zoom_model, write_zoom_world
+from mmrl.rewards.judge_client import check as check_judge
 from mmrl.train.assemble import (
     Model,
     TrainingData,
@@ -58,6 +59,8 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
     algorithm(config)
     sampling_of(config)
     check_corruption(config)
+    if config.reward.judge.endpoint:
+        check_judge(config.reward.judge)
     with hold(workdir), hosts.noticing_loss(), watch() as notice:
         open_workdir(config, workdir)
         spent = _seconds_before(workdir)

@@ -20,7 +20,7 @@ from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
-from mmrl.train import rollouts
+from mmrl.train import graded_rollouts, rollouts
 from mmrl.train.assemble import Model
 from mmrl.train.experience import collect, describe
 from mmrl.train.metrics import Phases
@@ -58,7 +58,7 @@ def step(policy, smoke_config, monkeypatch):
                     text=text,
                 )
 
-    monkeypatch.setattr(rollouts, "play", played)
+    monkeypatch.setattr(graded_rollouts, "play", played)
 
     def run(verifiers):
         count = len(verifiers)
@@ -71,7 +71,7 @@ def step(policy, smoke_config, monkeypatch):
             skipped=(),
         )
         with RewardPool(1, DEADLINE_S, table="hostile_table") as pool:
-            return rollouts.sample_and_grade(
+            return graded_rollouts.sample_and_grade(
                 {},
                 model.policy(1.0),
                 model,
