@@ -61,12 +61,48 @@ examples:
 Times the programs of a run on the devices that are there, at their largest shapes, with random weights.""",
     "data": """\
 examples:
+  mmrl data inspect FILE.parquet --model=DIR --out=report.html
+  mmrl data convert --from=coco instances.json --images=photos --out=train.parquet
+  mmrl data pretext --images=photos --rows=10000 --out=pretext.parquet
+  mmrl data shapes --out=shapes
+
+Each of them explains itself: mmrl data inspect --help.""",
+    "data shapes": """\
+examples:
   mmrl data shapes --out=shapes --train=4096 --heldout=512 --seed=0 --sheet=shapes.png
 
 Writes cold_start, train and heldout.parquet of the built-in world, and its untrained model.""",
+    "data inspect": """\
+examples:
+  mmrl data inspect FILE.parquet
+  mmrl data inspect DIR:train --model=MODEL --out=report.html --examples=24
+  mmrl data inspect FILE.parquet --config=experiments/papo_qwen2_5_vl_3b.py --config.model.path=MODEL \\
+      --out=folder --rows=2000
+
+DATA is whatever config.data.train may name: a file, a folder, an image folder, a split, tfds:NAME. With a
+config tokens, buckets and grading are those of the run; with --model alone, those of the defaults.""",
+    "data convert": """\
+examples:
+  mmrl data convert --from=llava chat.json --images=photos --out=train.parquet
+  mmrl data convert --from=coco instances.json --images=photos --out=detect.parquet --coordinates=thousand
+  mmrl data convert --from=coco instances.json --images=photos --out=ground.jsonl --task=ground
+  mmrl data convert --from=choice questions.csv --images=photos --out=choice.parquet --embed
+
+llava: conversations. coco: instances, or a list of {"file_name", "bbox", "sentence"}. choice: a question with
+"options", "choices" or columns A, B, ..., and an "answer". Read from JSON, JSONL, CSV, TSV or parquet.""",
+    "data pretext": """\
+examples:
+  mmrl data pretext --images=photos --rows=10000 --out=pretext.parquet
+  mmrl data pretext --images=photos --tasks=jigsaw,patch_order --grid=3x3 --rows=4000 --out=jigsaw.parquet
+  mmrl data pretext --images=photos --tasks=caption_error --captions=captions.json --rows=1000 \\
+      --out=words.parquet
+
+Questions with answers that are known because they are made: no label is needed. Take images of training data,
+never those of a benchmark.""",
 }
 
-_WITH_CONFIG = ("train", "sft", "plan", "bench")  # commands that take --config.KEY=VALUE
+# Commands that take --config.KEY=VALUE.
+_WITH_CONFIG = ("train", "sft", "plan", "bench", "data inspect")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,9 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     try:
-        wrong = [word for word in rest if known.command not in _WITH_CONFIG or not _is_override(word)]
+        wrong = [word for word in rest if known.name not in _WITH_CONFIG or not _is_override(word)]
         if wrong:
-            raise ValueError(f"unknown argument {wrong[0]!r}; see mmrl {known.command} --help")
+            raise ValueError(f"unknown argument {wrong[0]!r}; see mmrl {known.name} --help")
         known.run(known, rest)
     except ValueError as error:
         print(f"mmrl: {error}", file=sys.stderr)
@@ -97,16 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, summary: str, run) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=_EXAMPLES[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.set_defaults(run=run)
-        return sub
+        return _command(subparsers, name, summary, run)
 
     for name, summary, run in (
         ("train", "Run every stage of an experiment, reinforcement learning last.", runs.train),
@@ -132,8 +159,22 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the weights (default: %(default)s)",
     )
-    _data(command("data", "Make data.", data.shapes))
+    _data(command("data", "Look at data, convert it, and make it.", None))
     return parser
+
+
+def _command(subparsers, name: str, summary: str, run) -> argparse.ArgumentParser:
+    """The parser of a command, whose name is its words; ``run`` does it, None if words must follow."""
+    sub = subparsers.add_parser(
+        name.split()[-1],
+        help=summary,
+        description=summary,
+        epilog=_EXAMPLES[name],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    sub.set_defaults(run=run, name=name)
+    return sub
 
 
 def _source_of_weights(sub: argparse.ArgumentParser) -> None:
@@ -232,7 +273,95 @@ def _benchmark(sub: argparse.ArgumentParser) -> None:
 
 
 def _data(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("world", choices=("shapes",), help="which data")
+    kinds = sub.add_subparsers(dest="what", required=True)
+    _inspection(
+        _command(kinds, "data inspect", "Show what is in a data set, and what is wrong.", data.inspect)
+    )
+    _conversion(_command(kinds, "data convert", "Make rows of data in another layout.", data.convert))
+    _pretext(_command(kinds, "data pretext", "Make questions out of images alone.", data.pretext))
+    _shapes(_command(kinds, "data shapes", "Write the shapes world.", data.shapes))
+
+
+def _inspection(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("data", metavar="DATA", help="the data set")
+    sub.add_argument("--model", type=Path, help="a Hugging Face directory, whose tokens are counted")
+    sub.add_argument(
+        "--config", metavar="FILE[:ARG]", help="an experiment that is to use it; also --config.KEY=VALUE"
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="also write a page (PATH.html), a picture of examples (PATH.png), or both (a folder)",
+    )
+    sub.add_argument(
+        "--rows", type=int, metavar="N", help="look at so many rows, evenly spread (default: all)"
+    )
+    sub.add_argument(
+        "--examples", type=int, default=12, metavar="N", help="rows that are shown (default: %(default)s)"
+    )
+
+
+def _conversion(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("data", type=Path, metavar="IN", help="what to convert")
+    sub.add_argument(
+        "--from", dest="layout", choices=("llava", "coco", "choice"), required=True, help="its layout"
+    )
+    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="where its image paths start")
+    sub.add_argument("--out", type=Path, required=True, help="parquet or JSONL to be written")
+    sub.add_argument("--embed", action="store_true", help="put images into the file instead of paths")
+    sub.add_argument(
+        "--max-broken", type=float, default=0.01, help="share that may be unusable (default: %(default)s)"
+    )
+    group = sub.add_argument_group("llava")
+    group.add_argument(
+        "--turns", choices=("each", "first"), help="which questions of a conversation (default: each)"
+    )
+    group.add_argument("--verifier", metavar="NAME", help="what is to grade (default: text)")
+    group = sub.add_argument_group("coco")
+    group.add_argument(
+        "--task",
+        choices=("detect", "ground"),
+        help="all objects of an image (default), or the only one of a category",
+    )
+    group.add_argument(
+        "--coordinates",
+        choices=("pixels", "unit", "thousand"),
+        help="of answers: pixels of the image (default), 0 to 1, or 0 to 1000",
+    )
+    group = sub.add_argument_group("choice")
+    group.add_argument(
+        "--answer",
+        choices=("letter", "index", "text"),
+        help="what the answer is; index counts from 0 (default: what fits a row)",
+    )
+
+
+def _pretext(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--images", required=True, metavar="DATA", help="a folder of images at any depth, or a data set"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="parquet to be written")
+    sub.add_argument("--rows", type=int, required=True, metavar="N", help="how many")
+    sub.add_argument("--tasks", metavar="NAME,...", help="by default all that need no captions")
+    sub.add_argument(
+        "--captions", type=Path, metavar="FILE", help="captions of the images, for caption_error"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    sub.add_argument("--side", type=int, default=336, help="pixels of a picture (default: %(default)s)")
+    sub.add_argument(
+        "--grid", default="2x2", metavar="ROWSxCOLUMNS", help="of a jigsaw (default: %(default)s)"
+    )
+    sub.add_argument("--patches", type=int, default=4, help="of a patch order (default: %(default)s)")
+    sub.add_argument(
+        "--gap",
+        type=float,
+        default=0.1,
+        help="share of a tile's side that is cut away, so that edges do not tell (default: %(default)s)",
+    )
+
+
+def _shapes(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, help="directory to be made")
     sub.add_argument("--cold-start", type=int, default=4096, help="rows (default: %(default)s)")
     sub.add_argument("--train", type=int, default=4096, help="rows (default: %(default)s)")

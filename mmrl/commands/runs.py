@@ -71,10 +71,10 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     config, model, params = _weights(options)
     import jax
 
-    from mmrl.rewards.pool import RewardPool
     from mmrl.train.assemble import open_heldout
     from mmrl.train.evaluate import evaluate as measure
     from mmrl.train.evaluate import write_responses
+    from mmrl.train.graded_rollouts import reward_pool
     from mmrl.train.preemption import Notice
     from mmrl.train.rollouts import tool_pool
 
@@ -90,7 +90,7 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     policy = model.policy(config.evaluation.temperature)
     with (
         jax.set_mesh(model.mesh),
-        RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
+        reward_pool(config, options.workdir or Path()) as pool,
         tool_pool(config) as tools,
     ):
         values, responses = measure(params, policy, model, sources, pool, tools, config, Notice())

@@ -1,18 +1,15 @@
-"""The shapes world on disk: parquet in the public schema, and a picture to look at."""
+"""The shapes world on disk: parquet in the public schema."""
 
-import io
 import os
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, ImageDraw
 
 from mmrl.data.shapes import LEVELS, PRIOR, SPLITS, example
 from mmrl.data.shapes_questions import KINDS
+from mmrl.data.writing import write_parquet
 
 SCHEMA = pa.schema(
     {
@@ -79,30 +76,10 @@ def write_splits(
     partial = {split: directory / f".{split}.parquet.{os.getpid()}" for split in sizes}
     try:
         for split, size in sizes.items():
-            table = pa.Table.from_pylist([row(split, index) for index in range(size)], schema=schema)
-            pq.write_table(
-                table, partial[split], compression="zstd", row_group_size=1024, write_page_checksum=True
-            )
+            write_parquet(partial[split], (row(split, index) for index in range(size)), schema)
         for split in sizes:
             os.replace(partial[split], paths[split])
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
     return paths
-
-
-def contact_sheet(records: Sequence[dict[str, Any]], columns: int = 6) -> Image.Image:
-    """A picture of records side by side: image, question and ideal response, for people."""
-    wide, high, scale = 250, 310, 2
-    rows = -(-len(records) // columns)
-    sheet = Image.new("RGB", (wide * columns, high * rows), "black")
-    pen = ImageDraw.Draw(sheet)
-    for i, record in enumerate(records):
-        left, top = wide * (i % columns) + 8, high * (i // columns) + 8
-        with Image.open(io.BytesIO(record["images"][0]["bytes"])) as opened:
-            picture = opened.convert("RGB")
-        size = (picture.width * scale, picture.height * scale)
-        sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top))
-        words = (record["problem"].replace("<image>", ""), record["solution"])
-        pen.text((left, top + 232), "\n".join(textwrap.fill(line, 38) for line in words), fill="white")
-    return sheet

@@ -7,7 +7,7 @@ import pytest
 
 from mmrl.data import shapes_files
 from mmrl.data.shapes import SPLITS, example
-from mmrl.data.shapes_files import SCHEMA, contact_sheet, write_world
+from mmrl.data.shapes_files import SCHEMA, write_world
 
 SIZES = {"cold_start": 20, "train": 12, "heldout": 8}
 
@@ -55,11 +55,3 @@ def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="heldout has 0 examples"):
         write_world(tmp_path, 0, cold_start=1, train=1, heldout=0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_contact_sheet_holds_every_picture():
-    records = [example(0, "heldout", i) for i in range(7)]
-    sheet = contact_sheet(records, columns=3)
-    assert sheet.size == (750, 930)
-    assert len(set(sheet.crop((0, 620, 250, 850)).getdata())) > 2  # the seventh, in the third row
-    assert set(sheet.crop((250, 620, 750, 930)).getdata()) == {(0, 0, 0)}  # no eighth and ninth

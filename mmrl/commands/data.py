@@ -1,0 +1,264 @@
+"""What ``mmrl data`` does: make, convert and look at data sets."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrl.commands.runs import experiment
+
+if TYPE_CHECKING:
+    from mmrl.config import Config
+    from mmrl.data.convert import Converted
+    from mmrl.data.inspection import Findings, Prompt
+    from mmrl.data.pretext import Material
+    from mmrl.data.sources import Source
+    from mmrl.sample import Sample
+
+PATIENCE_S = 2.0  # after which a command shows its progress
+LISTED = 20  # broken entries
+
+
+def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """``mmrl data shapes``."""
+    from mmrl.data.contact_sheet import contact_sheet
+    from mmrl.data.inspection_examples import example
+    from mmrl.data.shapes import PRIOR
+    from mmrl.data.shapes_files import write_world
+    from mmrl.data.shapes_model import write_model
+    from mmrl.data.sources import read
+
+    prior = PRIOR if options.prior is None else options.prior
+    paths = write_world(
+        options.out,
+        options.seed,
+        cold_start=options.cold_start,
+        train=options.train,
+        heldout=options.heldout,
+        prior=prior,
+    )
+    write_model(options.out / "model", options.seed)
+    for name, path in paths.items():
+        print(f"{name:<12}{path}")
+    print(f"{'model':<12}{options.out / 'model'}")
+    if options.sheet:
+        source = read(paths["train"])
+        contact_sheet([example(source[k]) for k in range(min(24, len(source)))]).save(options.sheet)
+        print(f"{'sheet':<12}{options.sheet}")
+
+
+def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """``mmrl data inspect``."""
+    import numpy as np
+
+    from mmrl.config import Config
+    from mmrl.data.inspection import look
+    from mmrl.data.inspection_report import as_text
+    from mmrl.data.sources import read
+
+    if options.rows is not None and options.rows < 1:
+        raise ValueError(f"--rows={options.rows}: look at one row at least")
+    if overrides and not options.config:
+        raise ValueError(f"{overrides[0]} overrules a config: name one with --config=FILE")
+    config, workdir = experiment(options, overrides) if options.config else (Config(), Path())
+    whole = read(options.data, image_root=config.data.image_root or None)
+    source = whole
+    if options.rows is not None and options.rows < len(whole):
+        source = whole.choose(np.linspace(0, len(whole) - 1, options.rows).astype(int))
+    prompt, why = _prompt(options, config, workdir)
+    found = look(
+        source,
+        prompt,
+        probe=_probe(config if options.config else None),
+        progress=_progress(f"looking through {whole.name}", "rows"),
+        of=len(whole),
+    )
+    print(as_text(found))
+    if why:
+        print(f"\n{why}")
+    if options.out:
+        _write_report(options.out, source, found, options.examples)
+
+
+def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> tuple["Prompt | None", str]:
+    """How prompts are made; or why nobody can tell."""
+    from mmrl.data.inspection import Prompt
+    from mmrl.train.assemble import located, open_processor, prompt_format
+
+    directory = options.model or located(config.model.path, workdir)
+    if options.model is None and not Path(directory or "none").is_dir():
+        where = f"config.model.path={directory!r} is no directory" if options.config else "no model is named"
+        return None, f"Tokens were not counted, because {where}: name one with --model=DIR."
+    return Prompt(open_processor(config, directory), prompt_format(config)), ""
+
+
+def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
+    """What raises ValueError if a row cannot be graded: as the config says, or by its own verifier."""
+    if config is not None:
+        from mmrl.train.grading import probe
+
+        return probe(config)
+    from mmrl.rewards.facts import Rollout
+    from mmrl.rewards.verifier import reports
+
+    rollout = dataclasses.asdict(Rollout())
+    return lambda sample: reports(dataclasses.replace(sample, facts={**sample.facts, "rollout": rollout}))
+
+
+def _write_report(out: Path, source: "Source", found: "Findings", count: int) -> None:
+    from mmrl.data.contact_sheet import contact_sheet
+    from mmrl.data.inspection_examples import examples
+    from mmrl.data.inspection_html import page
+    from mmrl.train.whole_file import write_whole
+
+    chosen = examples(source, found, count)
+    files = [out] if out.suffix in (".html", ".png") else [out / "report.html", out / "sheet.png"]
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    print()
+    for file in files:
+        if file.suffix == ".html":
+            write_whole(file, page(found, chosen))
+        else:
+            contact_sheet(chosen).save(file)
+        print(f"{'report' if file.suffix == '.html' else 'sheet':<12}{file}")
+
+
+def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """``mmrl data convert``."""
+    from mmrl.data.convert import convert as run
+    from mmrl.data.convert_entries import Options
+    from mmrl.rewards.verifier import names_of
+
+    of_layout = {
+        "llava": ("turns", "verifier"),
+        "coco": ("task", "coordinates"),
+        "choice": ("answer",),
+    }
+    given = {
+        name: value
+        for names in of_layout.values()
+        for name in names
+        if (value := getattr(options, name)) is not None
+    }
+    wrong = [name for name in given if name not in of_layout[options.layout]]
+    if wrong:
+        raise ValueError(f"--{wrong[0]} says nothing about --from={options.layout}; leave it out")
+    choices = Options(**given)
+    names_of(choices.verifier)
+    count = _counter(f"converting {options.data}", "entries")
+    made = run(
+        options.layout,
+        options.data,
+        options.images,
+        options.out,
+        choices,
+        embed=options.embed,
+        max_broken=options.max_broken,
+        probe=_probe(None),
+        progress=count,
+    )
+    count(made.entries, last=True)
+    _say_converted(made, options.out)
+
+
+def _say_converted(made: "Converted", out: Path) -> None:
+    from mmrl.data.inspection_report import shown
+
+    print(f"{made.rows} rows of {made.entries} entries in {out}")
+    if made.empty:
+        print(f"{made.empty} entries are no question of this kind, and gave no row")
+    for name, why in made.broken[:LISTED]:
+        print(f"broken: {shown(name)}: {shown(why, 400)}")
+    if len(made.broken) > LISTED:
+        print(f"and {len(made.broken) - LISTED} more broken entries")
+    print(f"look at it: mmrl data inspect {out} --out=report.html")
+
+
+def pretext(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """``mmrl data pretext``."""
+    from mmrl.data.pretext import rows
+    from mmrl.data.writing import write_rows
+
+    if options.rows < 1:
+        raise ValueError(f"--rows={options.rows}: make one row at least")
+    if options.out.suffix != ".parquet":
+        raise ValueError(f"--out={options.out}: pictures are written into a .parquet file")
+    material = _material(options)
+    reasons: dict[str, str] = {}
+    made: Counter[str] = Counter()
+
+    def counted() -> Iterator[dict[str, Any]]:
+        progress = _progress("making rows", "rows")
+        for row in rows(
+            material, options.seed, options.rows, passed_over=reasons.setdefault, progress=progress
+        ):
+            made[row["kind"]] += 1
+            yield row
+
+    written = write_rows(options.out, counted())
+    print(f"{written} rows in {options.out}: " + ", ".join(f"{n} {task}" for task, n in made.items()))
+    _say_passed_over(reasons)
+    print(f"look at it: mmrl data inspect {options.out} --out=report.html")
+
+
+def _material(options: argparse.Namespace) -> "Material":
+    from mmrl.data.pretext import CAPTION_ERROR, Material
+    from mmrl.data.pretext_captions import read_captions, vocabulary
+    from mmrl.data.pretext_images import captioned_pictures, find_pictures
+    from mmrl.data.pretext_tasks import TASKS, Options
+
+    tasks = tuple(options.tasks.split(",")) if options.tasks else tuple(TASKS)
+    if bool(options.captions) != (CAPTION_ERROR in tasks):
+        raise ValueError(f"--captions=FILE and {CAPTION_ERROR} among --tasks go together")
+    choices = Options(options.side, _grid(options.grid), options.patches, options.gap)
+    captions = read_captions(options.captions) if options.captions else []
+    return Material(
+        pictures=find_pictures(options.images),
+        tasks=tasks,
+        options=choices,
+        captioned=captioned_pictures(options.images, [one.image for one in captions]) if captions else None,
+        captions=captions,
+        words=vocabulary(captions),
+    )
+
+
+def _grid(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise ValueError(f"--grid={text}: write ROWSxCOLUMNS, as in 2x3")
+    return int(rows), int(columns)
+
+
+def _say_passed_over(reasons: dict[str, str]) -> None:
+    from mmrl.data.inspection_report import shown
+
+    if reasons:
+        print(f"{len(reasons)} images were passed over at least once:")
+    for name, why in list(reasons.items())[:LISTED]:
+        print(f"  {shown(name)}: {shown(why, 400)}")
+    if len(reasons) > LISTED:
+        print(f"  and {len(reasons) - LISTED} more")
+
+
+def _progress(what: str, unit: str) -> Callable[[int, int], None]:
+    """Says how far work is, only where it takes long enough to wonder."""
+    count = _counter(what, unit)
+
+    def show(done: int, total: int) -> None:
+        count(done, f" of {total}", done == total)
+
+    return show
+
+
+def _counter(what: str, unit: str) -> Callable[..., None]:
+    start = time.monotonic()
+
+    def show(done: int, of: str = "", last: bool = False) -> None:
+        if time.monotonic() - start > PATIENCE_S:
+            print(f"\r{what}: {done}{of} {unit}", end="\n" if last else "", file=sys.stderr, flush=True)
+
+    return show

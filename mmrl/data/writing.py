@@ -1,0 +1,102 @@
+"""Rows in the public schema to a file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+SCHEMA = pa.schema(
+    {
+        "problem": pa.string(),
+        "answer": pa.string(),
+        "images": pa.list_(IMAGE),
+        "verifier": pa.string(),
+        "solution": pa.string(),
+        "facts": pa.string(),
+        "kind": pa.string(),
+        "origin": pa.string(),
+    }
+)
+GROUP_ROWS = 1024  # rows of a row group, the unit that a damaged byte costs
+GROUP_BYTES = 64 << 20  # of its images, which are all in memory until it is written
+KINDS = (".parquet", ".jsonl")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows of `SCHEMA` (``facts`` an object; ``kind`` and ``origin`` are for people) as they come.
+
+    A column that a row leaves out is null, in JSONL absent. If ``rows`` raises, nothing is left behind.
+
+    Returns: how many there were.
+
+    Raises ValueError for a kind of file that is not written, an image's bytes in JSONL, or no row at all.
+    """
+    check_kind(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".parquet":
+            written = write_parquet(partial, rows)
+        else:
+            with partial.open("w", encoding="utf-8") as file:
+                written = _write_jsonl(file, rows)
+        if not written:
+            raise ValueError(f"there is no row to write to {path}")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def check_kind(path: Path) -> None:
+    """Raises ValueError for a file of a kind that is not written."""
+    if path.suffix not in KINDS:
+        raise ValueError(f"{path}: data is written as {' or '.join(KINDS)}; let its name end so")
+
+
+def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema = SCHEMA) -> int:
+    """Write rows as they come, with checksums, so that a reader tells damage from data.
+
+    ``facts`` may be an object. Returns how many rows there were.
+    """
+    written = 0
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for group in _groups(rows):
+            plain = [
+                {**row, "facts": json.dumps(row["facts"])} if isinstance(row.get("facts"), dict) else row
+                for row in group
+            ]
+            writer.write_table(pa.Table.from_pylist(plain, schema=schema))
+            written += len(group)
+    return written
+
+
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+    group: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += sum(len(image.get("bytes") or b"") for image in row.get("images") or ())
+        if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _write_jsonl(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> int:
+    written = 0
+    for row in rows:
+        if any(image.get("bytes") for image in row.get("images") or ()):
+            raise ValueError("JSONL holds no images: write a .parquet file")
+        images = [image["path"] for image in row.get("images") or ()]
+        file.write(json.dumps({**row, **({"images": images} if images else {})}, ensure_ascii=False) + "\n")
+        written += 1
+    return written
