@@ -115,7 +115,9 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 self.send(200, whole[: len(whole) // 2], {"Content-Length": str(len(whole))})
                 self.close_connection = True
             elif kind == "huge":
-                self.send(200, completion("x" * (4 << 20)))
+                self.send(200, b"", {"Content-Length": str(1 << 40)})
+                while not stub.over.is_set():
+                    self.wfile.write(b" " * 65536)
             elif kind == "drop":
                 self.close_connection = True
             elif kind == "hang":
