@@ -95,7 +95,8 @@ def convert(
         if len(broken) > max_broken * count:
             raise ValueError(_refusal(spec, broken, count, max_broken))
 
-    return Converted(entries=count, rows=write_rows(out, rows()), empty=empty, broken=tuple(broken))
+    written = write_rows(out, rows())
+    return Converted(entries=count, rows=written, empty=empty, broken=tuple(broken))
 
 
 def _readable(entry: Any) -> Any:

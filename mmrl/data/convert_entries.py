@@ -72,9 +72,7 @@ def read_entries(spec: Path) -> Iterator[Entry]:
         raise ValueError(f"{spec}: entries are read from JSON, JSONL, CSV, TSV or parquet")
     elif len(lies.files) == 1 and (whole := read_json(lies.files[0])) is not None:
         if not isinstance(whole, list | dict):
-            raise ValueError(
-                f"{spec} holds a {type(whole).__name__}, neither a list nor an object of entries"
-            )
+            raise ValueError(f"{spec} holds neither a list nor an object of entries")
         named = whole.items() if isinstance(whole, dict) else enumerate(whole)
         yield from ((f"{spec.name}:{name}", entry) for name, entry in named)
     else:
