@@ -6,6 +6,7 @@ Which rows those are is decided by rules, never by name. A rule is called as in 
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ DETECTION = {
 GROUNDING = ("qwen_iou", "internvl_iou", "glm_iou")
 
 
+@cache
 def table(name):
     rows = vectors.tables("07")[name]
     assert rows
