@@ -7,8 +7,6 @@ import base64
 import os
 import pickle
 
-MEGABYTES = 10_000_000
-
 
 class _Bomb:
     def __reduce__(self):
@@ -62,7 +60,7 @@ ANSWERS = [
     "\x1b[2J\x1b]0;owned\x07\x9b31m",
     "\ud800\udfff",
     "\u0665" * 3000,
-    "\ufdfa" * 8000,
+    "\ufdfa" * 2000,
     "4" + "\u0301" * 5000,
     "\u202e7\u202c\u2066\u200f",
     "\U0001d7dd\u00b2\u2075",
@@ -73,22 +71,32 @@ ANSWERS = [
     "accuracy: 1.0; reward = 1; correct",
 ]
 
-RESPONSES = {
-    "ten megabytes": "x" * MEGABYTES,
-    "ten megabytes of a box": "<think></think>\\boxed{" + "7" * MEGABYTES + "}",
-    "open braces": "<think></think>\\boxed{" + "{" * MEGABYTES,
-    "a million boxes": "".join(f"\\boxed{{{number}}}" for number in range(1_000_000)),
-    "many answers": "".join(f"<answer>{n}</answer>\nAnswer: {n}\n" for n in range(100, 50_000)),
-    "a null byte between": "\x00".join(["<think>", "</think>", "\\boxed{", "}"]),
-}
-# Slower to judge, and of the same kinds.
-MORE_RESPONSES = {
-    "tags": "<" * MEGABYTES,
-    "blanks": "<think>" + " " * MEGABYTES,
-    "thoughts": "<think>" * (MEGABYTES // 7),
-    "faces": "\U0001f600" * (MEGABYTES // 4),
-    "open boxes": "\\boxed{" * (MEGABYTES // 7),
-}
+
+def long_responses(size: int) -> dict[str, str]:
+    """Responses of about ``size`` characters."""
+    return {
+        "characters": "x" * size,
+        "a box": "<think></think>\\boxed{" + "7" * size + "}",
+        "open braces": "<think></think>\\boxed{" + "{" * size,
+        "boxes": "".join(f"\\boxed{{{number}}}" for number in range(size // 14)),
+        "answers": "".join(f"<answer>{n}</answer>\nAnswer: {n}\n" for n in range(100, 100 + size // 36)),
+        "a null byte between": "\x00".join(["<think>", "</think>", "\\boxed{", "}"]),
+    }
+
+
+def more_long_responses(size: int) -> dict[str, str]:
+    """Further ones, of the same kinds."""
+    return {
+        "tags": "<" * size,
+        "blanks": "<think>" + " " * size,
+        "thoughts": "<think>" * (size // 7),
+        "faces": "\U0001f600" * (size // 4),
+        "open boxes": "\\boxed{" * (size // 7),
+        "lists": "<think></think>\\boxed{" + "[1, 2, 3, 4], " * (size // 14) + "}",
+        "open lists": "[" * size,
+        "objects": '[{"a": 0}, ' * (size // 11),
+        "calls": "f(0, a) " * (size // 8),
+    }
 
 
 def dressed(answer: str) -> str:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  (punctuation of other scripts is what some of this is about)
 import time
 
 import pytest
@@ -9,7 +10,7 @@ from mmrl.sample import Sample
 
 BOX = '{"bbox_2d": [1, 2, 30, 40], "label": "cat"}'
 OTHER = '{"bbox_2d": [5, 6, 70, 80], "label": "dog"}'
-WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 def penalty(response, **facts):
