@@ -37,7 +37,8 @@ class Judge:
     retries: int = 4  # of one grading, after which it is invalid
     max_requests: int = 0  # of a run, retries included; 0: any number
     max_tokens: int = 256  # of a reply; a model that thinks needs more
-    cache: str = ""  # file of replies and of what was spent; "": in memory
+    # File of replies and of what was spent; "{workdir}" stands for the run's folder, "" keeps it in memory.
+    cache: str = "{workdir}/judge.sqlite3"
 
 
 def check(judge: Judge) -> None:

@@ -28,7 +28,7 @@ def sample(row=0, answer="rust", verifier="judge", **facts):
 
 
 def judge_at(stub, **settings):
-    return Judge(stub.endpoint, "stub", **{"timeout_seconds": 5.0, **settings})
+    return Judge(stub.endpoint, "stub", **{"timeout_seconds": 5.0, "cache": "", **settings})
 
 
 def ask(pool, *responses):
