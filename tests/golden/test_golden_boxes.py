@@ -183,22 +183,27 @@ def differs_by_case(fenced, sample):
     return bool({name.casefold() for name in given - wanted} & {name.casefold() for name in wanted})
 
 
+@cache
+def rules_of(judge, *column):
+    return list(judge(*column))
+
+
 def test_iou(record_property):
-    rules = list(rules_of_iou())
+    rules = rules_of(rules_of_iou)
     assert rules.count(None) > len(rules) / 2
     record_property("golden", ("07_rewards", "iou"))
 
 
 @pytest.mark.parametrize("column", GROUNDING)
 def test_grounding(column, record_property):
-    rules = list(rules_of_grounding(column))
+    rules = rules_of(rules_of_grounding, column)
     assert rules.count(None) > len(rules) / 2
     record_property("golden", ("07_rewards", f"box_{column}"))
 
 
 @pytest.mark.parametrize("column", sorted(DETECTION))
 def test_detection(column, record_property):
-    rules = list(rules_of_detection(column))
+    rules = rules_of(rules_of_detection, column)
     assert rules.count(None) > len(rules) / 2
     record_property("golden", ("07_rewards", f"det_{column}"))
 
@@ -211,8 +216,11 @@ def test_forms(record_property):
 
 
 def test_the_table_of_rules_is_complete():
-    every = [rules_of_iou(), *map(rules_of_grounding, GROUNDING), *map(rules_of_detection, DETECTION)]
-    found = {rule for rules in every for rule in rules} - {None}
+    every = rules_of(rules_of_iou)
+    for judge, columns in ((rules_of_grounding, GROUNDING), (rules_of_detection, sorted(DETECTION))):
+        for column in columns:
+            every = [*every, *rules_of(judge, column)]
+    found = set(every) - {None}
     lines = DOCS.read_text().split("## Where boxes part from VLM-R1")[1].split("\n## ")[0].splitlines()
     documented = {line.split("|")[1].strip() for line in lines if line.startswith("|")} - {"rows with", "---"}
     assert found == documented if OWN_VECTORS else found <= documented
