@@ -6,6 +6,7 @@ import pytest
 
 from mmrl.config import Config, Reward, resolve, template
 from mmrl.rewards.facts import Rollout, rollout
+from mmrl.rewards.judge_client import Judge
 from mmrl.rewards.pool import Graded
 from mmrl.sample import Sample
 from mmrl.train.grading import check_sources, paid, probe, rules_of, told
@@ -50,6 +51,12 @@ def test_a_rows_own_weights():
         ({"also": ("format",)}, row(), "two of these report 'format'"),
         ({}, dataclasses.replace(row(), verifier="nummber"), "did you mean 'number'"),
         ({}, dataclasses.replace(row(), answer="red"), "is not a number"),
+        ({}, dataclasses.replace(row(), verifier="judge"), "config.reward.judge.endpoint"),
+        (
+            {"judge": Judge("http://localhost/v1", "m")},
+            dataclasses.replace(row(), verifier="judge+number"),
+            None,
+        ),
         ({"options": {"answer_in": "bax"}}, row(), "should be one of"),
     ],
 )

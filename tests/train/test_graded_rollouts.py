@@ -1,4 +1,4 @@
-"""A step whose verifiers hang, die, eat memory or cannot be loaded: rows are invalid and counted, no more."""
+"""Who grades in a step; verifiers that hang, die, eat memory or cannot be loaded cost their rows, no more."""
 
 import time
 from dataclasses import replace
@@ -12,9 +12,11 @@ from tiny import make_prompts
 
 from mmrl.algorithms.algorithm import keep_groups, prepare
 from mmrl.algorithms.recipes import RECIPES
+from mmrl.config import SelfJudge
 from mmrl.data.pipeline import Batch
 from mmrl.mesh import make_mesh
 from mmrl.models.qwen2_5_vl_config import describe as describe_weights
+from mmrl.rewards.judge_client import Judge
 from mmrl.rewards.pool import RewardPool
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
@@ -23,8 +25,10 @@ from mmrl.sample import Sample
 from mmrl.train import graded_rollouts, rollouts
 from mmrl.train.assemble import Model
 from mmrl.train.experience import collect, describe
+from mmrl.train.graded_rollouts import reward_pool
 from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice
+from mmrl.train.self_judge import SelfJudged
 from mmrl.types import StopReason
 
 GROUP, TOKENS, DEADLINE_S = 2, 3, 1.0
@@ -40,9 +44,7 @@ def step(policy, smoke_config, monkeypatch):
     mesh = make_mesh({"replica": 1, "data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     weights = describe_weights(policy.config)
     model = Model(policy.directory, policy.processor, policy.config, weights, mesh)
-    config = replace(
-        smoke_config, reward=replace(smoke_config.reward, weights={"accuracy": 1.0}, verifier="")
-    )
+    alone = {"weights": {"accuracy": 1.0}, "verifier": ""}
 
     def played(params, policy, model, samples, *_, **__):
         for row in range(len(samples)):
@@ -60,8 +62,9 @@ def step(policy, smoke_config, monkeypatch):
 
     monkeypatch.setattr(graded_rollouts, "play", played)
 
-    def run(verifiers):
+    def run(verifiers, pool=None, **reward):
         count = len(verifiers)
+        config = replace(smoke_config, reward=replace(smoke_config.reward, **(alone | reward)))
         prompts = make_prompts(policy.processor, [("a", [])] * count, tokens=32, patches=16)
         batch = Batch(
             rows=np.arange(count),
@@ -70,7 +73,7 @@ def step(policy, smoke_config, monkeypatch):
             keep=np.ones(count, bool),
             skipped=(),
         )
-        with RewardPool(1, DEADLINE_S, table="hostile_table") as pool:
+        with pool(config) if pool else RewardPool(1, DEADLINE_S, table="hostile_table") as graders:
             return graded_rollouts.sample_and_grade(
                 {},
                 model.policy(1.0),
@@ -80,7 +83,7 @@ def step(policy, smoke_config, monkeypatch):
                 group=GROUP,
                 sampling=Sampling(max_tokens=TOKENS),
                 config=config,
-                pool=pool,
+                pool=graders,
                 tools=None,
                 stats=Stats(),
                 phases=Phases(),
@@ -129,6 +132,41 @@ def test_a_batch_of_invalid_rows_alone_is_survived(step):
     assert not np.any(targets.mask)
     for leaf in (targets.advantage, targets.coefficient):
         np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_a_judge_over_the_network_grades_too(step):
+    from judge_stub import Stub
+
+    weights = {"accuracy": 1.0, "judge": 0.5}
+    with Stub() as stub:
+        judge = Judge(f"http://127.0.0.1:{stub.server.server_port}/v1", "stub", retries=0)
+        options = {"answer_in": "all"}
+        experience, whole = step(
+            ["exact+judge"] * 2, reward_pool, weights=weights, judge=judge, options=options
+        )
+    np.testing.assert_array_equal(experience.rewards, [[1.5, 0.0]] * 2)
+    assert describe(whole)["reward/judge"] == 0.5
+    assert len(stub.seen) == 2  # the rows are alike, and nothing is asked twice
+
+
+def test_the_policys_own_verdict_is_a_component(step, monkeypatch):
+    verdicts = np.array([[1.0, 0.0], [np.nan, 1.0]], np.float32)
+
+    def judged(params, policy, model, samples, texts, keep, *_, question, **__):
+        assert (texts, question) == ([["right", "wrong"]] * 2, "Right?")
+        assert keep.tolist() == [[True, True]] * 2
+        return SelfJudged(verdicts, 0, 1)
+
+    monkeypatch.setattr(graded_rollouts, "self_judged", judged)
+    asked = SelfJudge(question="Right?")
+    experience, _ = step(["accurate"] * 2, self_judge=asked)
+    np.testing.assert_array_equal(experience.components["self_judge"], verdicts)
+    assert experience.responses.valid.all()
+    weights = {"accuracy": 1.0, "self_judge": 0.5}
+    experience, _ = step(["accurate"] * 2, self_judge=asked, weights=weights)
+    np.testing.assert_array_equal(experience.responses.valid, [[True, True], [False, True]])
+    np.testing.assert_array_equal(experience.rewards, [[1.5, 0.0], [0.0, 0.5]])
+    assert "does not fit config.data.prompt_buckets" in experience.failures[0]
 
 
 def advantage_targets(algorithm, whole, experience):
