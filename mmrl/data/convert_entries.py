@@ -73,6 +73,8 @@ def read_entries(spec: Path) -> Iterator[Entry]:
     elif len(lies.files) == 1 and (whole := read_json(lies.files[0])) is not None:
         if not isinstance(whole, list | dict):
             raise ValueError(f"{spec} holds neither a list nor an object of entries")
+        if isinstance(whole, dict) and not all(isinstance(entry, Mapping) for entry in whole.values()):
+            whole = [whole]  # a single entry
         named = whole.items() if isinstance(whole, dict) else enumerate(whole)
         yield from ((f"{spec.name}:{name}", entry) for name, entry in named)
     else:

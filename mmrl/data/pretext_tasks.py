@@ -24,7 +24,8 @@ GREY = (128, 128, 128)
 ALIKE = 6.0  # of 255: two parts whose coarse pixels differ by less on average cannot be told apart
 COARSE = 16  # pixels of a side at which parts are compared
 CELLS = 3  # of a row and a column, between two of which a relative position is asked
-TRIES = 30  # places looked at for a patch that is unlike the others
+HOLE = 4  # the part of a picture's side that is covered; leaves room for other patches wherever it lies
+TRIES = 60  # places looked at for a patch that is unlike the others
 
 TURNS = {
     "90 degrees": Image.Transpose.ROTATE_270,  # Pillow turns against the clock
@@ -55,7 +56,7 @@ class Options:
             raise ValueError(f"an order of {self.patches} patches: 2 to 9")
         if not 0 <= self.gap <= 0.5:
             raise ValueError(f"a gap of {self.gap}: a share from 0 to 0.5 of a tile's side")
-        if self.side < 28 * max(*self.grid, self.patches, CELLS):
+        if self.side < 28 * max(*self.grid, self.patches, CELLS, HOLE):
             raise ValueError(f"pictures of {self.side} pixels: a part must have 28 at least")
 
 
@@ -167,7 +168,7 @@ def masked_region(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
 ) -> Question:
     """Which of four patches fills the hole in a picture; the wrong ones are of it and of ``others``."""
-    size = options.side // 3
+    size = options.side // HOLE
     hole = _anywhere(rng, options.side, size)
     patches = [picture.crop(_trimmed(hole, rng, options.gap))]
     here = int(rng.integers(1, len(LETTERS) - 1)) if others else len(LETTERS) - 1
