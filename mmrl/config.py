@@ -16,7 +16,9 @@ from ml_collections import ConfigDict, config_dict
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
+from mmrl.data.curriculum import Curriculum, check
 from mmrl.rewards.composition import rule
+from mmrl.rewards.judge_client import Judge
 from mmrl.rollout.tools import TOOLS
 
 
@@ -50,6 +52,9 @@ class Data:
     # Parquet or JSONL in the public schema, and other data sets (docs/data.md); "{workdir}" stands for the
     # run's folder. "FILE@3,FILE@1" mixes several, with weights; without, they count by their rows.
     train: str = ""
+    stages: tuple[tuple[float, str], ...] = ()  # what replaces ``train``, from a share of the run on
+    temperature: float = 1.0  # without weights, a data set counts by (its rows)^(1 / temperature)
+    curriculum: Curriculum = field(default_factory=Curriculum)
     heldout: str = ""  # for evaluation, "FILE,FILE" of several; "" switches it off
     image_root: str = ""  # relative image paths start here; "" means the data file's folder
     system: str = ""  # system message; "" leaves the chat template's own
@@ -60,9 +65,7 @@ class Data:
     patch_buckets: tuple[int, ...] = (64, 256, 1024, 2560, 5184, 10368)
     min_pixels: int = 0  # of an image after resizing; 0 leaves preprocessor_config.json's value
     max_pixels: int = 0
-    overlong: str = (
-        "drop"  # prompts over the largest bucket: "drop" (counted), "resize" their images, "error"
-    )
+    overlong: str = "drop"  # what a prompt over the largest bucket does: "drop", "resize" its images, "error"
     workers: int = 2  # threads that read and preprocess ahead
     processes: int = 0  # processes that do so instead, each with as many threads
     max_broken: float = 0.01  # share of rows that may be unusable; they are left out, and the run goes on
@@ -110,6 +113,14 @@ class Corruption:
 
 
 @dataclass(frozen=True)
+class SelfJudge:
+    """A second pass in which the policy says of each response whether it is right: component "self_judge"."""
+
+    question: str = ""  # such as "Is this right? Answer \\boxed{yes} or \\boxed{no}."; "" leaves it out
+    max_tokens: int = 256  # of a verdict
+
+
+@dataclass(frozen=True)
 class Reward:
     """How responses are graded and paid (docs/rewards.md): the reward is a weighted sum of components."""
 
@@ -125,6 +136,8 @@ class Reward:
     sources: dict[str, Any] = field(default_factory=dict)
     workers: int = 2  # grading processes
     deadline_seconds: float = 5.0  # a grading that takes longer is killed and its row left out
+    judge: Judge = field(default_factory=Judge)  # a text model for the verifiers "judge" and "checklist"
+    self_judge: SelfJudge = field(default_factory=SelfJudge)
 
 
 @dataclass(frozen=True)
@@ -177,9 +190,7 @@ class ColdStart:
     batch: int = 64
     micro_batch: int = 64
     max_tokens: int = 1024
-    temperature: float = (
-        1.0  # that the policy imitates at; below 1, it is less sure than its data when sampled
-    )
+    temperature: float = 1.0  # that it imitates at; below 1, it is less sure than its data when sampled
     learning_rate: float = 1e-5
     warmup: int = 10
     checkpoint_every: int = 1000
@@ -308,7 +319,7 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise ValueError(f"{path}={value!r} should be a tuple")
-        return tuple(value)
+        return _unchanging(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
         raise ValueError(f"{path}={value!r} should be of type {origin.__name__}")
     return _unchanging(value) if origin is dict else value
@@ -352,6 +363,7 @@ def _check(config: Config) -> None:
         raise ValueError(f"config.rollout.columns={config.rollout.columns} should be 0 (the group) or more")
     for tool in config.episode.tools:
         _choice("episode.tools", tool, TOOLS)
+    check(config.data.curriculum, config.data.stages, config.data.temperature)
     reward = dataclasses.asdict(config.reward)
     for source in ("", *config.reward.sources):
         rule(reward, source)

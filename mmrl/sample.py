@@ -17,3 +17,4 @@ class Sample:
     turns: tuple[str, ...] = ()  # what the policy writes in an episode to imitate; goes before ``solution``
     facts: dict[str, Any] = field(default_factory=dict)  # what a verifier may know beyond the answer
     source: str = ""
+    difficulty: float | None = None  # as the data set has it, on a scale of its own; larger is harder

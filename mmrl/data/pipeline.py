@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import grain
 import jax
@@ -34,6 +34,7 @@ from mmrl.sample import Sample
 from mmrl.types import Prompts, Responses, StopReason
 
 OVERLONG = ("drop", "error", "resize")
+Order: TypeAlias = grain.MapDataset | Sequence[tuple[int, int]]  # (source, row) at each position
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def prompts(
     weights: Sequence[float] | None = None,
     rows: Int[np.ndarray, "b"] | None = None,
     readers: Readers = Readers(),
+    part: Callable[[int], tuple[int, Order]] | None = None,
 ) -> Batches[Batch]:
     """Batches for ever; a batch may span epochs, so short sources repeat.
 
@@ -142,14 +144,23 @@ def prompts(
       weights: shares of the sources in the batches; by default their numbers of rows.
       rows: which slots of a batch this process reads; by default all.
       readers: who reads ahead.
+      part: of an order that is made as the run goes on, instead of one by ``seed`` and ``weights``: gives the
+        part that holds a batch, as the number of its first batch and (source, row) at each position. Called
+        when that batch is asked for; no reader goes beyond the part.
     """
     mine = np.arange(batch_size) if rows is None else rows
     work = partial(_item, sources=tuple(sources), processor=processor, form=form)
-    order = _order(sources, weights, seed)
+    endless = _order(sources, weights, seed)
+
+    def worked(given: int) -> Iterator[list[_Item]]:
+        while True:
+            first, order = part(given) if part else (0, endless)
+            stop = len(order) // batch_size
+            yield from _ahead(order, work, mine, batch_size, given - first, stop, readers)
+            given = first + stop
 
     def start(given: int) -> Iterator[Batch]:
-        worked = _ahead(order, work, mine, batch_size, given, sys.maxsize, readers)
-        return (_batch(mine, items, processor, form) for items in worked)
+        return (_batch(mine, items, processor, form) for items in worked(given))
 
     return Batches(start)
 
@@ -299,7 +310,7 @@ def _order(sources: Sequence[Source], weights: Sequence[float] | None, seed: int
 
 
 def _ahead(
-    order: grain.MapDataset | Sequence[tuple[int, int]],
+    order: Order,
     work: Callable[[int, int], _Item],
     mine: Int[np.ndarray, "b"],
     batch_size: int,

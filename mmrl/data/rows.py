@@ -12,7 +12,7 @@ from mmrl.data.files import parse_json
 from mmrl.sample import Sample
 
 REQUIRED = ("problem", "answer")
-OPTIONAL = ("images", "verifier", "solution", "turns", "facts")
+OPTIONAL = ("images", "verifier", "solution", "turns", "facts", "difficulty")
 LONGEST_PATH = 4096  # characters, what file systems take
 LONGEST_TEXT = 500_000  # characters; of far longer ones tokenizers run for minutes or die
 
@@ -55,7 +55,17 @@ def sample_of(
         turns=tuple(turns),
         facts=_facts(value.get("facts"), name),
         source=source,
+        difficulty=_number(value.get("difficulty")),
     )
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, perhaps as text; anything else counts as absent, as data sets have words there too."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _answer(value: Any, name: str) -> Any:

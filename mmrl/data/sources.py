@@ -2,8 +2,8 @@
 
 A row has ``problem`` (text with one "<image>" for each image) and ``answer``; it may have ``images`` (a list
 of {bytes, path}, of encoded bytes or of paths; or one such image), ``verifier``, ``solution``, ``turns`` (a
-list of text) and ``facts`` (a JSON object). Other columns are ignored. This is the layout of Geometry3K and
-ViRL39K as EasyR1, PAPO and VPPO read them.
+list of text), ``facts`` (a JSON object) and ``difficulty`` (a number). Other columns are ignored. This is the
+layout of Geometry3K and ViRL39K as EasyR1, PAPO and VPPO read them.
 """
 
 from __future__ import annotations

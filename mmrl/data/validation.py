@@ -35,6 +35,7 @@ class Report:
     rows: int  # looked at
     broken: tuple[Broken, ...]
     over_budget: tuple[int, ...]  # rows that need more than the largest buckets, resized if that is the rule
+    difficulty: tuple[tuple[int, float], ...] = ()  # of the rows that have one, by row
 
 
 def inspect(
@@ -70,6 +71,7 @@ def inspect(
     looked = range(start, len(source) if rows is None else min(rows, len(source)), stride)
     broken: list[Broken] = []
     over: list[int] = []
+    difficulty: list[tuple[int, float]] = []
     for count, row in enumerate(looked, 1):
         try:
             sample = source[row]
@@ -77,18 +79,21 @@ def inspect(
                 probe(sample)
             if _over_budget(sample, processor, form, with_solutions, longest):
                 over.append(row)
+            if sample.difficulty is not None:
+                difficulty.append((row, sample.difficulty))
         except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
-            broken.append(Broken(row, source.id(row), _reason(error, source.id(row))))
+            broken.append(Broken(row, source.id(row), reason(error, source.id(row))))
         if progress and (count % EVERY == 0 or count == len(looked)):
             progress(count, len(looked))
-    return Report(len(looked), tuple(broken), tuple(over))
+    return Report(len(looked), tuple(broken), tuple(over), tuple(difficulty))
 
 
 def merged(reports: Sequence[Report]) -> Report:
     """Reports on different rows of one source as one."""
     broken = sorted((one for report in reports for one in report.broken), key=lambda one: one.row)
     over = sorted(row for report in reports for row in report.over_budget)
-    return Report(sum(report.rows for report in reports), tuple(broken), tuple(over))
+    difficulty = sorted(pair for report in reports for pair in report.difficulty)
+    return Report(sum(report.rows for report in reports), tuple(broken), tuple(over), tuple(difficulty))
 
 
 def usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:
@@ -161,7 +166,7 @@ def _written(sample: Sample, processor: Processor) -> int:
     return sum(map(len, ids))
 
 
-def _reason(error: Exception, name: str) -> str:
+def reason(error: Exception, name: str) -> str:
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     text = text.removeprefix(name).removeprefix(":").removeprefix(",").strip()
     return text if len(text) <= REASON else text[:REASON] + "..."

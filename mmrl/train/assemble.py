@@ -9,12 +9,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Float
 
 from mmrl import hosts
 from mmrl.config import Config
 from mmrl.data.corruption import METHODS
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
+from mmrl.data.rounds import Mixture
 from mmrl.data.sources import Source, mixture, read
 from mmrl.data.validation import Broken, Report, inspect, merged, usable
 from mmrl.mesh import batch_shards, make_mesh, own_rows, shardings
@@ -62,7 +65,8 @@ class TrainingData:
     """The data sets that prompts are drawn from."""
 
     sources: tuple[Source, ...]  # without the rows that cannot be used
-    weights: tuple[float, ...] | None  # their shares in a batch; None: as many as they have rows
+    mixtures: tuple[Mixture, ...]  # of ``config.data.train``, and of each of ``config.data.stages``
+    difficulty: Float[np.ndarray, "n"] | None  # of all rows of the files, where an order asks for it
     rows: int  # of all, those that cannot be used included
     broken: tuple[Skipped, ...]
 
@@ -81,22 +85,27 @@ def open_model(config: Config, directory: str | Path) -> Model:
     """
     if not str(directory):
         raise ValueError("config.model.path is empty: name a Hugging Face directory of the Qwen2.5-VL family")
-    processor = load_processor(directory)
+    processor = open_processor(config, directory)
     seen = config.episode.observation_patches
     if config.episode.tools and seen % processor.slots:
         raise ValueError(
             f"config.episode.observation_patches={seen} is not a multiple of {processor.slots}, the slots of"
             " a window"
         )
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    sizes = with_choices(qwen2_5_vl_config.read_config(directory), config, mesh)
+    return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
+
+
+def open_processor(config: Config, directory: str | Path) -> Processor:
+    """The processor of a Hugging Face directory, with the limits on pixels that the config sets."""
+    processor = load_processor(directory)
     image = replace(
         processor.image,
         min_pixels=config.data.min_pixels or processor.image.min_pixels,
         max_pixels=config.data.max_pixels or processor.image.max_pixels,
     )
-    processor = replace(processor, image=image)
-    mesh = make_mesh(dataclasses.asdict(config.mesh))
-    sizes = with_choices(qwen2_5_vl_config.read_config(directory), config, mesh)
-    return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
+    return replace(processor, image=image)
 
 
 def with_choices(sizes: qwen2_5_vl_config.Config, config: Config, mesh: Mesh) -> qwen2_5_vl_config.Config:
@@ -184,18 +193,28 @@ def data_at(config: Config, path: str, workdir: Path) -> Source:
 
 
 def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingData:
-    """Open the data sets of ``config.data.train`` and look through them.
+    """Open the data sets of ``config.data.train`` and ``config.data.stages``, and look through them.
 
     Raises:
       ValueError: a file, a column, a weight or too many rows are not what they should be.
     """
-    parts = mixture(config.data.train)
-    found = [_looked_through(config, path, workdir, model, "data.train", None) for path, _ in parts]
-    _check_names([source for source, _ in found], "data.train", config.data.train)
-    weights = [weight for _, weight in parts if weight is not None]
+    stages = [(0.0, config.data.train), *config.data.stages]
+    parts = [dict(mixture(text)) for _, text in stages]
+    paths = {
+        path: "data.stages" if k else "data.train" for k in reversed(range(len(parts))) for path in parts[k]
+    }
+    order = list(dict.fromkeys(path for one in parts for path in one))
+    found = [_looked_through(config, path, workdir, model, paths[path], None) for path in order]
+    _check_names([source for source, _ in found], "data.train", ",".join(order))
     return TrainingData(
         sources=tuple(source for source, _ in found),
-        weights=tuple(weights) or None,
+        mixtures=tuple(
+            Mixture(
+                start, tuple(one.get(path, 0.0) or float(path in one) for path in order), None in one.values()
+            )
+            for (start, _), one in zip(stages, parts, strict=True)
+        ),
+        difficulty=_difficulty(found) if config.data.curriculum.order == "difficulty" else None,
         rows=sum(report.rows for _, report in found),
         broken=tuple(Skipped(one.id, one.reason) for _, report in found for one in report.broken),
     )
@@ -225,6 +244,28 @@ def open_source(
       ValueError: the file, a column or too many rows are not what they should be.
     """
     return _looked_through(config, path, workdir, model, key, longest)[0]
+
+
+def _difficulty(found: Sequence[tuple[Source, Report]]) -> Float[np.ndarray, "n"]:
+    """Of all rows of all files, one source after the other; NaN for those that are not used.
+
+    Raises ValueError if a row that is used has none.
+    """
+    columns = []
+    for source, report in found:
+        column = np.full(source.table.length, np.nan)
+        for row, value in report.difficulty:
+            column[row] = value
+        used = np.arange(len(source)) if source.chosen is None else source.chosen
+        without = used[np.isnan(column[used])]
+        if len(without):
+            raise ValueError(
+                f"config.data.curriculum.order='difficulty': {len(without)} of {len(used)} rows of"
+                f" {source.name} have no number in the column 'difficulty', first {source.name}:{without[0]};"
+                " add it, or order by 'pass_rate'"
+            )
+        columns.append(column)
+    return np.concatenate(columns)
 
 
 def _check_names(sources: Sequence[Source], key: str, text: str) -> None:
@@ -259,7 +300,12 @@ def _looked_through(
     parts = hosts.exchange(dataclasses.asdict(part))
     report = merged(
         [
-            Report(one["rows"], tuple(Broken(**row) for row in one["broken"]), tuple(one["over_budget"]))
+            Report(
+                one["rows"],
+                tuple(Broken(**row) for row in one["broken"]),
+                tuple(one["over_budget"]),
+                tuple((row, value) for row, value in one["difficulty"]),
+            )
             for one in parts
         ]
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import jax.numpy as jnp
 from mmrl import hosts
 from mmrl.config import Config, algorithm, from_dict
 from mmrl.data import pipeline
+from mmrl.data.curriculum import packed, unpacked
 from mmrl.data.sources import Source
 from mmrl.mesh import own_rows
-from mmrl.rewards.pool import RewardPool
 from mmrl.train import checkpoint
 from mmrl.train.assemble import Model, TrainingData, prompt_format, readers
+from mmrl.train.course import Course, fixed_weights, open_course, part
 from mmrl.train.evaluate import evaluate, write_responses
+from mmrl.train.graded_rollouts import reward_pool
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
 from mmrl.train.optimizer import initial_state, make_optimizer
 from mmrl.train.preemption import Interrupted, Notice, due
@@ -40,8 +43,9 @@ def train(
 ) -> None:
     """Run the stage in ``workdir``, going on from its newest checkpoint if there is one.
 
-    Order on resuming: (1) weights, optimizer and update count, (2) the place in the data, (3) the metrics
-    file, cut back to the checkpoint's step. Random draws need no restoring: each has the step in its address.
+    Order on resuming: (1) weights, optimizer and update count, (2) the place in the data and what a
+    curriculum remembers of it, (3) the metrics file, cut back to the checkpoint's step. Random draws need no
+    restoring: each has the step in its address.
 
     Raises:
       Interrupted: ``notice`` was given; the last step that was taken is saved.
@@ -58,7 +62,8 @@ def train(
     state = initial_state(params, optimizer)
     del params
     ledger = open_ledger(workdir / "skipped_rows.jsonl", data.rows, config.data.max_broken, data.broken)
-    run = Run(0, _batches(config, model, data), ledger)
+    course = open_course(config, data)
+    run = Run(0, _batches(config, model, data, course), ledger, course)
     manager = checkpoint.open_manager(
         workdir / "checkpoints", config.train.keep_checkpoints, config.train.keep_best, _BEST
     )
@@ -67,6 +72,8 @@ def train(
         check_same(config, from_dict(saved.facts["config"]), f"step {saved.step} in {workdir}")
         run.step, state = saved.step, saved.state
         run.unlucky, run.pending = saved.facts["unlucky"], saved.facts["pending"]
+        if course is not None:
+            course.state = unpacked(saved.facts["course"], len(course.index))
         run.batches.seek(saved.facts["batches"])
         say(f"resuming after step {run.step} of {config.train.steps}")
     metrics = Metrics(workdir, -1 if saved is None else run.step - (run.pending is not None))
@@ -75,7 +82,7 @@ def train(
         manager,
         hosts.noticing_loss(),
         CompileCounter() as compiles,
-        RewardPool(config.reward.workers, config.reward.deadline_seconds) as pool,
+        reward_pool(config, workdir) as pool,
         tool_pool(config) as tools,
     ):
         stage = Stage(
@@ -127,10 +134,14 @@ def _run(
         say(f"before: {_headline(values)}")
         phases = Phases()
     while run.step < stage.config.train.steps:
-        given = run.batches.given
+        given, learned = run.batches.given, None
+        if run.course is not None:
+            learned, run.course.step = run.course.state, run.step
         try:
             state, values = take_step(stage, state, run, phases)
         except Interrupted:
+            if run.course is not None and learned is not None:
+                run.course.state = learned
             run.batches.seek(given)
             if run.step:
                 _save(stage, state, run, manager)
@@ -159,6 +170,7 @@ def _save(
 ) -> None:
     facts = {
         "batches": run.batches.given,
+        "course": None if run.course is None else packed(run.course.state),
         "unlucky": run.unlucky,
         "pending": pending,
         "config": dataclasses.asdict(stage.config),
@@ -182,16 +194,19 @@ def _evaluate(stage: Stage, params: Params, step: int) -> dict[str, float]:
     return {f"heldout/{name}": value for name, value in values.items()}
 
 
-def _batches(config: Config, model: Model, data: TrainingData) -> pipeline.Batches[pipeline.Batch]:
+def _batches(
+    config: Config, model: Model, data: TrainingData, course: Course | None
+) -> pipeline.Batches[pipeline.Batch]:
     return pipeline.prompts(
         data.sources,
         model.processor,
         prompt_format(config),
         seed=config.seed,
         batch_size=config.rollout.prompts,
-        weights=data.weights,
+        weights=fixed_weights(config, data),
         rows=own_rows(model.mesh, config.rollout.prompts),
         readers=readers(config),
+        part=None if course is None else partial(part, course),
     )
 
 

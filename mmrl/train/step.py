@@ -20,12 +20,14 @@ from mmrl.rewards.pool import RewardPool
 from mmrl.rollout.stats import Stats, merged
 from mmrl.train import programs
 from mmrl.train.assemble import Model, sampling_of
+from mmrl.train.course import Course, learn
 from mmrl.train.experience import Experience, Overview, collect, describe, on_devices
+from mmrl.train.graded_rollouts import sample_and_grade
 from mmrl.train.incidents import count_skipped, save_incident
 from mmrl.train.metrics import Phases, say
 from mmrl.train.preemption import Notice
 from mmrl.train.programs import Batch, ImageCorruption, Policy, TrainState
-from mmrl.train.rollouts import acting_weights, prompt_keys, sample_and_grade
+from mmrl.train.rollouts import acting_weights, prompt_keys
 from mmrl.train.scores import describe_scores
 from mmrl.train.skipped import Ledger, note
 from mmrl.types import Params
@@ -64,6 +66,7 @@ class Run:
     step: int  # steps taken
     batches: pipeline.Batches[pipeline.Batch]
     ledger: Ledger
+    course: Course | None = None  # where a curriculum makes the order of the batches
     unlucky: int = 0  # updates skipped in a row
     pending: dict[str, float] | None = None  # metrics of ``step``, whose evaluation was interrupted
     saved: float = dataclasses.field(default_factory=time.monotonic)
@@ -82,7 +85,7 @@ def take_step(
     with phases("rollout"):
         acting = acting_weights(state.params, stage.model)
     stats = Stats()
-    draw = partial(_draw, stage, acting, step, run.batches, stats, phases)
+    draw = partial(_draw, stage, acting, step, run, stats, phases)
     keep = partial(_worth_training, stage.algorithm)
     bound = config.rollout.max_batches if stage.algorithm.group_filter else 1
     drawn, chosen, whole, values = collect(draw, keep, config.rollout.prompts, bound)
@@ -90,6 +93,9 @@ def take_step(
     if whole.failures:
         say(f"step {step}: responses are left out, as they could not be graded: {whole.failures[0]}")
     values |= describe(whole) | merged(hosts.exchange(dataclasses.asdict(stats))).metrics()
+    values |= {f"judge/{name}": value for name, value in stage.pool.judge_stats().items()}
+    if run.course is not None:
+        values |= run.course.state.round.figures
     del acting
     with phases("score"):
         mesh = stage.model.mesh
@@ -126,15 +132,15 @@ def _draw(
     stage: Stage,
     params: Params,
     step: int,
-    batches: pipeline.Batches[pipeline.Batch],
+    run: Run,
     stats: Stats,
     phases: Phases,
     number: int,
 ) -> tuple[Experience, Overview]:
     config, count = stage.config, stage.config.rollout.prompts
     with phases("data"):
-        batch = next(batches)
-    return sample_and_grade(
+        batch = next(run.batches)
+    experience, whole = sample_and_grade(
         params,
         stage.policy,
         stage.model,
@@ -150,6 +156,9 @@ def _draw(
         notice=stage.notice,
         progress=(step - 1) / config.train.steps,
     )
+    if run.course is not None:
+        learn(run.course, whole)
+    return experience, whole
 
 
 def _worth_training(chosen: Algorithm, whole: Overview) -> np.ndarray:
