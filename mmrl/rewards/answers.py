@@ -8,12 +8,31 @@ from mmrl.rewards.text import MAX_ANSWER, first_tagged, last_answer_line, last_b
 from mmrl.sample import Sample
 
 
+def tagged(response: str) -> str | None:
+    """The first ``<answer>...</answer>``."""
+    return unboxed(first_tagged(response))
+
+
 def tagged_or_all(response: str) -> str | None:
     """The first ``<answer>...</answer>``, or the whole of a response without that tag.
 
     As in EasyR1's ``examples/reward_function/r1v.py``.
     """
-    return first_tagged(response) if "<answer>" in response else after_thought(response)
+    return tagged(response) if "<answer>" in response else after_thought(response)
+
+
+def lined(response: str) -> str | None:
+    """What follows the last ``Answer:``."""
+    return unboxed(last_answer_line(response))
+
+
+def unboxed(answer: str | None) -> str | None:
+    r"""The content of ``answer`` if that is one ``\boxed{...}``, with or without ``$`` around it."""
+    bare = (answer or "").strip("$ .\n")
+    if not bare.startswith("\\boxed{") or bare.rfind("\\boxed{") > 0:
+        return answer
+    content = last_boxed(bare)
+    return content if content == bare[len("\\boxed{") : -1].strip() else answer
 
 
 def after_thought(response: str) -> str | None:
@@ -25,9 +44,9 @@ def after_thought(response: str) -> str | None:
 READERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
     {
         "box": last_boxed,
-        "tag": first_tagged,
+        "tag": tagged,
         "tag_or_all": tagged_or_all,
-        "line": last_answer_line,
+        "line": lined,
         "number": last_number,
         "all": after_thought,
     }
@@ -39,7 +58,7 @@ def answer_of(sample: Sample, response: str) -> str | None:
 
     ``facts["answer_in"]``: "box" (the default: the last ``\boxed{}``), "tag" (the first ``<answer>``),
     "tag_or_all", "line" (after the last ``Answer:``), "number" (the last number), "all" (what follows the
-    thinking). Raises ValueError for another.
+    thinking). In a tag or on a line a box may stand around the answer. Raises ValueError for another.
     """
     return READERS[text_fact(sample, "answer_in", "box", choices=READERS)](response)
 
