@@ -14,6 +14,7 @@ from mmrl.data.inspection import Findings
 LISTED = 20  # rows of a list of broken or repeated rows
 BINS = 14
 BAR = 40  # characters of the longest bar
+_VARIES = re.compile(r"\S*/\S*|\d+")  # of a reason, between rows that are broken alike: paths and numbers
 JOINERS = "\u200c\u200d"  # unprintable, but needed to write several languages
 
 
@@ -86,7 +87,7 @@ def round_edges(values: np.ndarray) -> np.ndarray:
     """Edges of bins: of equal width, or 1, 2, 5, 10, ... where the largest value is far over the median."""
     whole = values.dtype.kind == "i"
     low, high = float(values.min()), float(values.max()) + whole  # whole numbers end before the next
-    if high > 8 * max(float(np.median(values)), 1e-9):
+    if high > 8 * max(float(np.median(values)), 1.0 if whole else 1e-9):
         steps = np.array([m * 10.0**k for k in range(-9, 13) for m in (1, 2, 5)])
         smallest = values[values > 0].min()
         first, end = steps[steps <= smallest].max(), steps[steps >= high].min()
@@ -188,11 +189,11 @@ def _tokens(found: Findings) -> list[Section]:
 def _broken(found: Findings) -> list[Section]:
     if not found.broken:
         return []
-    same = Counter(re.sub(r"\d+", "#", one.reason) for one in found.broken)
+    same = Counter(_VARIES.sub("#", one.reason) for one in found.broken)
     rows = [("row", "why", "rows like it")]
     named: set[str] = set()
     for one in found.broken:
-        kind = re.sub(r"\d+", "#", one.reason)
+        kind = _VARIES.sub("#", one.reason)
         if kind not in named:
             named.add(kind)
             rows.append((shown(one.id, 80), shown(one.reason, 300), str(same[kind])))

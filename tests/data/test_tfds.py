@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmrl.data.inspection_columns import columns_of
 from mmrl.data.sources import fingerprint, read
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -91,6 +92,12 @@ def test_one_image_encoded_or_not(written, column, offset):
         pixels = np.asarray(Image.open(io.BytesIO(image)))
         assert (pixels == offset + k).all()
         assert pixels.shape == (6, 8, 3)
+
+
+def test_its_columns(written):
+    found = {column.name: column for column in columns_of(read(f"{written}:train"))}
+    assert [name for name, column in found.items() if not column.used_as] == ["picture", "pixels"]
+    assert "Image(shape=(None, None, 3)" in found["picture"].type
 
 
 @pytest.mark.parametrize("name", ["tfds:tiny:train", "tfds:tiny:1.0.0:train"])
