@@ -90,7 +90,7 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     policy = model.policy(config.evaluation.temperature)
     with (
         jax.set_mesh(model.mesh),
-        reward_pool(config, options.workdir or Path()) as pool,
+        reward_pool(config, options.workdir) as pool,
         tool_pool(config) as tools,
     ):
         values, responses = measure(params, policy, model, sources, pool, tools, config, Notice())

@@ -73,14 +73,19 @@ def rule(reward: Mapping[str, Any], source: str = "") -> Rule:
             raise ValueError(f"{path} has the key {key!r}; a data set may have {', '.join(OWN_KEYS)}")
     merged = {**reward, **own, "options": {**reward.get("options", {}), **own.get("options", {})}}
     weights = weights_of(merged["weights"], f"{path}.weights")
+    if "weights" in own:  # what it takes over from the run has no say about components that it does not weigh
+        for key in ("gates", "bonuses"):
+            if key not in own:
+                merged[key] = weighted(merged.get(key, ()), weights)
     gates = {
         name: tuple(_gate(text, f"{path}.gates[{name!r}]") for text in _texts(conditions))
-        for name, conditions in merged.get("gates", {}).items()
+        for name, conditions in dict(merged.get("gates", {})).items()
     }
+    bonuses = tuple(merged.get("bonuses", ()))
     for name in gates:
         if name not in weights:
             raise ValueError(f"{path}.gates[{name!r}]: no weight is given to {name!r}, so it has no gate")
-    for name in merged.get("bonuses", ()):
+    for name in bonuses:
         if name not in BONUSES:
             raise ValueError(f"{path}.bonuses: {name!r} is unknown{_nearest(name, BONUSES)}")
         if name not in weights:
@@ -91,7 +96,14 @@ def rule(reward: Mapping[str, Any], source: str = "") -> Rule:
             [names_of(name) for name in named]
         except ValueError as error:
             raise ValueError(f"{path}.{key}: {error}") from error
-    return Rule(weights, gates, tuple(merged.get("bonuses", ())), verifier, also, merged["options"])
+    return Rule(weights, gates, bonuses, verifier, also, merged["options"])
+
+
+def weighted(value: Any, weights: Mapping[str, Points]) -> Any:
+    """The part of some gates or bonuses that is about components with a weight."""
+    if isinstance(value, Mapping):
+        return {name: conditions for name, conditions in value.items() if name in weights}
+    return tuple(name for name in value if name in weights)
 
 
 def weights_of(weights: Any, path: str) -> dict[str, Points]:

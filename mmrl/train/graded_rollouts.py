@@ -1,7 +1,7 @@
 """One batch of experience: play the episodes of its prompts, grade what they wrote, and pay the groups."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,18 +32,30 @@ from mmrl.types import Params
 from mmrl.workers.pool import WorkerPool
 
 Seat = tuple[int, int]  # prompt, member of its group
+_LOOK_S = 0.2  # between looks whether the run is to stop
 _UNJUDGED = "the policy's question about it does not fit config.data.prompt_buckets"
 
 
 @contextmanager
-def reward_pool(config: Config, workdir: Path = Path()) -> Iterator[RewardPool]:
+def reward_pool(config: Config, workdir: Path | None) -> Iterator[RewardPool]:
     """Who grades, as ``config.reward`` has it: processes, and where an endpoint is named the judge's threads.
+
+    Without a ``workdir``, a judge's cache that would lie in it is in memory. Of several processes each has a
+    cache of its own, as not all share a disk that locks files, and its part of the budget.
 
     Raises ValueError for a judge that cannot work.
     """
     reward, judge = config.reward, config.reward.judge
-    judge = replace(judge, cache=located(judge.cache, workdir))
-    asked = JudgePool(judge, run=str(workdir), seed=config.seed, say=say) if judge.endpoint else nullcontext()
+    cache = judge.cache
+    if workdir is None and located(cache, Path()) != cache:
+        cache = ""
+    cache, processes = located(cache, workdir or Path()), jax.process_count()
+    if processes > 1:
+        most = judge.max_requests and max(judge.max_requests // processes, 1)
+        judge = replace(judge, max_requests=most)
+        cache = cache and f"{cache}.{jax.process_index()}"
+    judge = replace(judge, cache=cache)
+    asked = JudgePool(judge, seed=config.seed, say=say) if judge.endpoint else nullcontext()
     with asked as judges, RewardPool(reward.workers, reward.deadline_seconds, judge=judges) as pool:
         yield pool
 
@@ -98,16 +110,16 @@ def sample_and_grade(
             sample = told(sample, rules(sample), rollout, one.facts)
             handles[one.group, one.member] = pool.submit(sample, one.text)
             ended[one.group, one.member] = one
-    interrupt(notice)
     with phases("rollout"):
         width = batch.prompts.images.patches.shape[-1]
         responses = gather(ended.values(), *shape, sampling.max_tokens, observed_slots(config), width)
     with phases("reward"):
-        graded = {seat: handle.result() for seat, handle in handles.items()}
+        graded = _results(handles, notice)
+    interrupt(notice)
     texts = [[ended[b, g].text if (b, g) in ended else "" for g in range(group)] for b in range(shape[0])]
     if config.reward.self_judge.question:
         with phases("self_judge"):
-            verdicts = _verdicts(params, policy, model, batch, texts, graded, keys, config, stats, notice)
+            verdicts = _verdicts(params, policy, model, batch, texts, graded, keys, config, notice)
             graded = _with_verdicts(graded, verdicts, batch, rules)
         interrupt(notice)
     valid, rewards, components = _paid(batch, graded, ended, rules, group, sampling.max_tokens, progress)
@@ -125,6 +137,14 @@ def sample_and_grade(
     )
     with phases("wait"):
         return experience, overview(experience)
+
+
+def _results(handles: Mapping[Seat, Future[Graded]], notice: Notice) -> dict[Seat, Graded]:
+    """The gradings, when all are there; fewer if ``notice`` is given, as a judge may take minutes."""
+    left = set(handles.values())
+    while left and notice.given is None:
+        left = wait(left, timeout=_LOOK_S).not_done
+    return {seat: handle.result() for seat, handle in handles.items() if handle.done()}
 
 
 def _paid(
@@ -160,7 +180,6 @@ def _verdicts(
     graded: Mapping[Seat, Graded],
     keys: UInt32[np.ndarray, "b k"],
     config: Config,
-    stats: Stats,
     notice: Notice,
 ) -> Any:
     """What the policy says of its responses, Float[b g]; NaN where it was not asked."""
@@ -179,7 +198,7 @@ def _verdicts(
         config=config,
         question=config.reward.self_judge.question,
         max_tokens=config.reward.self_judge.max_tokens,
-        stats=stats,
+        stats=Stats(),  # its tokens are none of the rollout's
         given_up=lambda: notice.given is not None,
     ).values
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.config import Config
-from mmrl.rewards.composition import Rule, pay, rule, weights_of
+from mmrl.rewards.composition import Rule, pay, rule, weighted, weights_of
 from mmrl.rewards.facts import Rollout
 from mmrl.rewards.group import Group
 from mmrl.rewards.judge import JUDGED
@@ -39,7 +39,8 @@ def rules_of(config: Config) -> Rules:
         if own is None:
             return found
         weights = weights_of(own, f'{sample.id}: facts["weights"]')
-        return replace(found, weights=weights, gates={k: v for k, v in found.gates.items() if k in weights})
+        gates, bonuses = weighted(found.gates, weights), weighted(found.bonuses, weights)
+        return replace(found, weights=weights, gates=gates, bonuses=bonuses)
 
     return of_sample
 

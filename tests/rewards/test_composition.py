@@ -58,6 +58,17 @@ def test_a_data_set_has_keys_of_its_own():
     assert paid(reward, FULL, source="other")[0] == [1.0]
 
 
+def test_what_a_data_set_takes_over_is_about_what_it_weighs():
+    reward = {
+        "weights": {"accuracy": 1.0, "brevity": 0.1},
+        "gates": {"accuracy": "format", "brevity": "accuracy"},
+        "bonuses": ("brevity",),
+        "sources": {"a": {"weights": {"accuracy": 0.5}}},
+    }
+    own = rule(reward, "a")
+    assert (own.gates, own.bonuses) == ({"accuracy": (Gate("format", 1.0),)}, ())
+
+
 def test_what_a_rule_needs():
     reward = {
         "weights": {"accuracy": 1.0, "brevity": 0.1},

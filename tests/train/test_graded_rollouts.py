@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -134,18 +135,17 @@ def test_a_batch_of_invalid_rows_alone_is_survived(step):
         np.testing.assert_array_equal(leaf, 0.0)
 
 
-def test_a_judge_over_the_network_grades_too(step):
+def test_a_judge_over_the_network_grades_too(step, tmp_path):
     from judge_stub import Stub
 
     weights = {"accuracy": 1.0, "judge": 0.5}
     with Stub() as stub:
         judge = Judge(f"http://127.0.0.1:{stub.server.server_port}/v1", "stub", retries=0)
-        options = {"answer_in": "all"}
-        experience, whole = step(
-            ["exact+judge"] * 2, reward_pool, weights=weights, judge=judge, options=options
-        )
+        options, pool = {"answer_in": "all"}, partial(reward_pool, workdir=tmp_path)
+        experience, whole = step(["exact+judge"] * 2, pool, weights=weights, judge=judge, options=options)
     np.testing.assert_array_equal(experience.rewards, [[1.5, 0.0]] * 2)
     assert describe(whole)["reward/judge"] == 0.5
+    assert (tmp_path / "judge.sqlite3").is_file()
     assert len(stub.seen) == 2  # the rows are alike, and nothing is asked twice
 
 
