@@ -300,6 +300,7 @@ def _inspection(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--examples", type=int, default=12, metavar="N", help="rows that are shown (default: %(default)s)"
     )
+    sub.set_defaults(workdir=None)
 
 
 def _conversion(sub: argparse.ArgumentParser) -> None:

@@ -69,31 +69,30 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     source = whole
     if options.rows is not None and options.rows < len(whole):
         source = whole.choose(np.linspace(0, len(whole) - 1, options.rows).astype(int))
-    prompt, why = _prompt(options, config, workdir)
     found = look(
         source,
-        prompt,
+        _prompt(options, config, workdir),
         probe=_probe(config if options.config else None),
         progress=_progress(f"looking through {whole.name}", "rows"),
         of=len(whole),
     )
     print(as_text(found))
-    if why:
-        print(f"\n{why}")
     if options.out:
         _write_report(options.out, source, found, options.examples)
 
 
-def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> tuple["Prompt | None", str]:
-    """How prompts are made; or why nobody can tell."""
+def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> "Prompt | None":
+    """How prompts are made; None if nothing names a model, or the config's is not there (which is said)."""
+    if not options.model and not options.config:
+        return None
     from mmrl.data.inspection import Prompt
     from mmrl.train.assemble import located, open_processor, prompt_format
 
     directory = options.model or located(config.model.path, workdir)
-    if options.model is None and not Path(directory or "none").is_dir():
-        where = f"config.model.path={directory!r} is no directory" if options.config else "no model is named"
-        return None, f"Tokens were not counted, because {where}: name one with --model=DIR."
-    return Prompt(open_processor(config, directory), prompt_format(config)), ""
+    if not options.model and not Path(directory or "none").is_dir():
+        print(f"config.model.path={directory!r} is no directory: name one with --model=DIR", file=sys.stderr)
+        return None
+    return Prompt(open_processor(config, directory), prompt_format(config))
 
 
 def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
