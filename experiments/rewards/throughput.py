@@ -6,7 +6,7 @@ Answers and truths are drawn from a seed, in fifteen kinds of equal share: whole
 notation, percentages, fractions, mixed numbers, roots, multiples of pi, products written out, equations,
 tuples, sets, half-lines, matrices, words. Their numbers are drawn too, so that of 10,000 pairs over 99 % are
 distinct, and what a worker remembers of earlier pairs is of no use. Half of them are right, in another
-spelling. Seven of the kinds are decided by a computer algebra system, the others by exact arithmetic or by
+spelling. Six of the kinds are decided by a computer algebra system, the others by exact arithmetic or by
 spelling; of the answers in the golden table a quarter need the former.
 
 The time is that of everything: from before the workers are started until the last answer is there.

@@ -152,11 +152,12 @@ def choice(sample: Sample, response: str) -> dict[str, float]:
 
 def _several(sample: Sample, answer: str, options: Mapping[str, str]) -> float:
     truth, given = letters_of(sample.answer, options), letters_of(answer, options)
+    partial = flag_fact(sample, "partial", False)
     if truth is None:
         raise wrong_answer(sample, "names no options; name them by letters, as 'A,C', or by texts")
     if given is None or not given <= truth:
         return 0.0
-    return len(given) / len(truth) if flag_fact(sample, "partial", False) else float(given == truth)
+    return len(given) / len(truth) if partial else float(given == truth)
 
 
 def options_of(sample: Sample) -> dict[str, str]:

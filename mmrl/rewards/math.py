@@ -68,8 +68,11 @@ def equal(answer: str, truth: str) -> bool:
     if (key := canonical(truth)) and canonical(answer) == key:
         return True
     given, wanted = parse_number(answer), parse_number(truth)
-    if given is not None and wanted is not None and not ("%" in answer) ^ ("%" in truth):
-        return same_number(given, wanted, rounded=is_decimal(answer) or is_decimal(truth))
+    if given is not None and wanted is not None:
+        rounded = is_decimal(answer) or is_decimal(truth)
+        shares = (given / 100, wanted) if "%" in answer else (given, wanted / 100)
+        marked_apart = ("%" in answer) != ("%" in truth)
+        return same_number(given, wanted, rounded) or (marked_apart and same_number(*shares, rounded))
     if _is_words(answer) or _is_words(truth) or _NOT_MATHEMATICS.search(answer):
         return False
     latex = to_latex(answer), to_latex(truth)

@@ -210,6 +210,7 @@ def test_partial_credit_without_a_wrong_letter(answer, value):
         ("A", {"options": [["x"]]}),
         ("A", {"options": "red"}),
         ("A", {"several": "yes"}),
+        ("A", {"several": True, "partial": 1}),
     ],
 )
 def test_a_row_that_cannot_be_graded_is_an_error(truth, facts):
