@@ -167,6 +167,7 @@ def _written(sample: Sample, processor: Processor) -> int:
 
 
 def reason(error: Exception, name: str) -> str:
+    """What is wrong, in so many characters and without the row's name."""
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     text = text.removeprefix(name).removeprefix(":").removeprefix(",").strip()
     return text if len(text) <= REASON else text[:REASON] + "..."

@@ -51,7 +51,8 @@ ADDED = {
     "eval": ["--max-tokens=8", "--batch=1"],
     "generate": ["--max-tokens=8", "--batch=1"],
     "plan": ["--quick"],
-    "data": ["--cold-start=8", "--train=8", "--heldout=8"],
+    "data shapes": ["--cold-start=8", "--train=8", "--heldout=8"],
+    "data pretext": ["--rows=6", "--side=140"],
 }
 
 # Blocks that only sketch a call, by how they begin.
@@ -123,7 +124,7 @@ def quick(words: list[str]) -> list[str]:
     """A command of seconds that goes the same way: smoke form, few rows, short responses, a saved step."""
     words = [new for word in words for new in IN_PLACE.get(word, [word])]
     words = [f"{word}:smoke" if re.fullmatch(r"--config=[^:]+\.py", word) else word for word in words]
-    return words + ADDED.get(words[0], [])
+    return words + ADDED.get(words[0], ADDED.get(" ".join(words[:2]), []))
 
 
 def run(words: list[str], folder: Path) -> None:
@@ -162,6 +163,7 @@ def folder(tmp_path_factory, compiled_once) -> Path:
     shutil.copytree(quickstart / "cold_start" / "model", folder / "DIR")
     pq.write_table(pq.read_table(quickstart / "world" / "train.parquet").slice(0, 2), folder / "FILE.parquet")
     write_photo(folder)
+    write_photos(folder)
     prompts = [block.text for block in in_language("json") if block.page == "commands.md"]
     (folder / "prompts.jsonl").write_text("\n".join(prompts))
     return folder
@@ -170,6 +172,25 @@ def folder(tmp_path_factory, compiled_once) -> Path:
 def write_photo(folder: Path) -> None:
     record = example(0, "heldout", 0, kinds=("count",), levels=(1,))
     (folder / "photo.png").write_bytes(record["images"][0]["bytes"])
+
+
+def write_photos(folder: Path) -> None:
+    """A folder of images, and what public data sets would say of them."""
+    (folder / "photos").mkdir()
+    chat, boxes, captions, questions = [], [], [], ["question,A,B,answer,image"]
+    for k in range(4):
+        record = example(0, "train", k, levels=(3,))
+        (folder / "photos" / f"{k}.png").write_bytes(record["images"][0]["bytes"])
+        turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "shapes"}]
+        chat.append({"image": f"{k}.png", "conversations": turns})
+        boxes.append({"image_id": k, "category_id": 1, "bbox": [0, 0, 28, 28]})
+        captions.append({"file_name": f"{k}.png", "caption": ("A red cup", "Two green cups")[k % 2]})
+        questions.append(f"Which?,a board,a dog,A,{k}.png")
+    images = [{"id": k, "file_name": f"{k}.png"} for k in range(4)]
+    instances = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cell"}]}
+    for name, content in (("chat", chat), ("instances", instances), ("captions", captions)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "questions.csv").write_text("\n".join(questions))
 
 
 @pytest.mark.slow
@@ -219,7 +240,9 @@ def test_make_is_named_with_targets_that_exist():
 
 def test_commands_with_options_stand_in_blocks():
     """Between backticks stands the name of a command only: options there would not be run."""
-    name = re.compile(r"mmrl (train|sft|eval|generate|export|plan|bench|data shapes)")
+    name = re.compile(
+        r"mmrl (train|sft|eval|generate|export|plan|bench|data (inspect|convert|pretext|shapes))"
+    )
     named = [(page.name, word) for page in MANUAL for word in inline(page) if word.startswith("mmrl ")]
     assert [(page, word) for page, word in named if not name.fullmatch(word)] == []
 
