@@ -6,9 +6,8 @@ error that names the key and the mend, before anything is compiled.
 """
 
 import dataclasses
-import difflib
 import inspect
-import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,11 @@ from ml_collections import ConfigDict, config_dict
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.data.curriculum import Curriculum, check
+from mmrl.nearest import nearest
 from mmrl.rewards.composition import rule
 from mmrl.rewards.judge_client import Judge
 from mmrl.rollout.tools import TOOLS
+from mmrl.typed import build
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def resolve(config: ConfigDict) -> Config:
 
 def from_dict(values: dict[str, Any]) -> Config:
     """`resolve` for a plain nested dict, such as ``dataclasses.asdict`` of a `Config` read back from JSON."""
-    resolved = _build(Config, values, "config")
+    resolved = build(Config, values, "config")
     _check(resolved)
     return resolved
 
@@ -277,12 +278,12 @@ def algorithm(config: Config) -> Algorithm:
     chosen = {key: value for key, value in config.algorithm.items() if value is not None}
     name = chosen.pop("name")
     if name not in RECIPES:
-        raise ValueError(f"config.algorithm.name={name!r} is unknown{_nearest(name, RECIPES)}")
+        raise ValueError(f"config.algorithm.name={name!r} is unknown{nearest(name, RECIPES)}")
     accepted = inspect.signature(RECIPES[name]).parameters
     for key in chosen:
         if key not in accepted:
             raise ValueError(
-                f"config.algorithm.{key} is not a hyper-parameter of {name!r}{_nearest(key, accepted)}"
+                f"config.algorithm.{key} is not a hyper-parameter of {name!r}{nearest(key, accepted)}"
             )
     return RECIPES[name](**chosen)
 
@@ -295,47 +296,6 @@ def _hyper_parameters() -> dict[str, type]:
             if kinds.setdefault(parameter.name, kind) is not kind:
                 raise TypeError(f"recipe {name}: {parameter.name} has another type in another recipe")
     return kinds
-
-
-def _build(kind: type, values: dict, path: str) -> Any:
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise ValueError(f"{path}.{key} is not a key of the config{_nearest(key, fields)}")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            arguments[key] = _build(hint, value, f"{path}.{key}")
-        else:
-            arguments[key] = _typed(value, hint, f"{path}.{key}")
-    return kind(**arguments)
-
-
-def _typed(value: Any, hint: Any, path: str) -> Any:
-    origin = typing.get_origin(hint) or hint
-    if origin is float and type(value) is int:
-        return float(value)
-    if origin is tuple:
-        if not isinstance(value, (tuple, list)):
-            raise ValueError(f"{path}={value!r} should be a tuple")
-        return _unchanging(value)
-    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
-        raise ValueError(f"{path}={value!r} should be of type {origin.__name__}")
-    return _unchanging(value) if origin is dict else value
-
-
-def _unchanging(value: Any) -> Any:
-    """A tree of dicts with tuples for lists, so that what comes back from JSON is what went there."""
-    if isinstance(value, dict):
-        return {key: _unchanging(part) for key, part in value.items()}
-    return tuple(map(_unchanging, value)) if isinstance(value, list | tuple) else value
-
-
-def _nearest(key: str, valid: typing.Iterable[str]) -> str:
-    valid = list(valid)
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(map(repr, sorted(valid)))}"
 
 
 def _check(config: Config) -> None:
@@ -401,7 +361,7 @@ def _check(config: Config) -> None:
             raise ValueError(f"config.{path}={size} should be 1 or more")
 
 
-def _choice(path: str, value: str, choices: typing.Iterable[str]) -> None:
+def _choice(path: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(f"config.{path}={value!r} should be one of {', '.join(map(repr, choices))}")
 

@@ -4,10 +4,9 @@ A `Rule` says how responses to the rows of a data set are graded and paid. It is
 which each data set may have keys of its own under ``sources``, and each row ``facts["weights"]``.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePath
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmrl.nearest import nearest
 from mmrl.rewards.group import BONUSES, Group
 from mmrl.rewards.verifier import names_of, score
 
@@ -87,7 +87,7 @@ def rule(reward: Mapping[str, Any], source: str = "") -> Rule:
             raise ValueError(f"{path}.gates[{name!r}]: no weight is given to {name!r}, so it has no gate")
     for name in bonuses:
         if name not in BONUSES:
-            raise ValueError(f"{path}.bonuses: {name!r} is unknown{_nearest(name, BONUSES)}")
+            raise ValueError(f"{path}.bonuses: {name!r} is unknown{nearest(name, BONUSES)}")
         if name not in weights:
             raise ValueError(f"{path}.bonuses: give {name!r} a weight in {path}.weights")
     verifier, also = merged.get("verifier", ""), tuple(merged.get("also", ()))
@@ -176,8 +176,3 @@ def _score(
 ) -> float:
     shut = [name for name, held in gates.items() if any(components[c] < least for c, least in held)]
     return score({**components, **dict.fromkeys(shut, 0.0)}, weights)
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

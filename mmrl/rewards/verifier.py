@@ -4,11 +4,11 @@ A verifier is a pure function ``(sample, response) -> {component: value}``. Comp
 weighed by the config: PAPO and EasyR1 use ``PAPO_WEIGHTS``, VPPO accuracy alone.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from mmrl.nearest import nearest
 from mmrl.rewards.boxes import load as load_matching
 from mmrl.rewards.choice import choice
 from mmrl.rewards.counting import count
@@ -109,9 +109,7 @@ def names_of(verifier: str) -> tuple[str, ...]:
     for name in names:
         known = [*VERIFIERS, *JUDGED]
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            raise ValueError(f"verifier {name!r} is unknown; {hint}")
+            raise ValueError(f"verifier {name!r} is unknown{nearest(name, known)}")
     if len(set(names)) < len(names):
         raise ValueError(f"verifier {verifier!r} names one twice")
     return names

@@ -1,0 +1,48 @@
+"""Nested dataclasses out of nested dicts, every key and type checked."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from mmrl.nearest import nearest
+
+
+def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
+    """The dataclass ``kind`` with ``values``, a nested dict; what it leaves out has its default.
+
+    ``path`` names the whole in messages. Lists become tuples, whole numbers floats where these are wanted.
+    Raises ValueError for a key that ``kind`` does not have (naming the nearest) or a value of another type.
+    """
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(f"{path}.{key} is not a key of the config{nearest(key, fields)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            arguments[key] = build(hint, value, f"{path}.{key}")
+        else:
+            arguments[key] = _typed(value, hint, f"{path}.{key}")
+    return kind(**arguments)
+
+
+def _typed(value: Any, hint: Any, path: str) -> Any:
+    origin = typing.get_origin(hint) or hint
+    if origin is float and type(value) is int:
+        return float(value)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{path}={value!r} should be a tuple")
+        return _unchanging(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise ValueError(f"{path}={value!r} should be of type {origin.__name__}")
+    return _unchanging(value) if origin is dict else value
+
+
+def _unchanging(value: Any) -> Any:
+    """A tree of dicts with tuples for lists, so that what comes back from JSON is what went there."""
+    if isinstance(value, dict):
+        return {key: _unchanging(part) for key, part in value.items()}
+    return tuple(map(_unchanging, value)) if isinstance(value, list | tuple) else value
