@@ -214,7 +214,7 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
             )
             for (start, _), one in zip(stages, parts, strict=True)
         ),
-        difficulty=_difficulty(found) if config.data.curriculum.order == "difficulty" else None,
+        difficulty=difficulties(found) if config.data.curriculum.order == "difficulty" else None,
         rows=sum(report.rows for _, report in found),
         broken=tuple(Skipped(one.id, one.reason) for _, report in found for one in report.broken),
     )
@@ -246,7 +246,7 @@ def open_source(
     return _looked_through(config, path, workdir, model, key, longest)[0]
 
 
-def _difficulty(found: Sequence[tuple[Source, Report]]) -> Float[np.ndarray, "n"]:
+def difficulties(found: Sequence[tuple[Source, Report]]) -> Float[np.ndarray, "n"]:
     """Of all rows of all files, one source after the other; NaN for those that are not used.
 
     Raises ValueError if a row that is used has none.

@@ -12,9 +12,10 @@ from mmrl.data.curriculum import packed, unpacked
 from mmrl.data.pipeline import PromptFormat, Readers, prompts
 from mmrl.data.rounds import Mixture
 from mmrl.data.sources import read
+from mmrl.data.validation import Report
 from mmrl.models.processor import load_processor
 from mmrl.sample import Sample
-from mmrl.train.assemble import TrainingData
+from mmrl.train.assemble import TrainingData, difficulties
 from mmrl.train.course import fixed_weights, learn, open_course, part
 from mmrl.train.experience import Overview
 
@@ -225,3 +226,12 @@ def test_the_column_difficulty(tmp_path):
     source = read(tmp_path / "a.jsonl")
     assert [source[k].difficulty for k in range(6)] == [3.0, 2.5, 4.0, None, None, None]
     assert Sample(id="", problem="", answer="").difficulty is None
+
+
+def test_an_order_by_difficulty_needs_one_of_every_row_that_is_used(tmp_path):
+    rows = [{"problem": "x", "answer": "1", "difficulty": cell} for cell in (3, None, 1)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source, report = read(tmp_path / "a.jsonl"), Report(3, (), (), ((0, 3.0), (2, 1.0)))
+    np.testing.assert_array_equal(difficulties([(source.choose([0, 2]), report)]), [3.0, np.nan, 1.0])
+    with pytest.raises(ValueError, match=r"1 of 3 rows of a\.jsonl have .* first a\.jsonl:1; add it"):
+        difficulties([(source, report)])
