@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = template("grpo")
     config.model.update({"path": "{workdir}/world/model", "unroll": 4})
-    config.world.update({"name": "mixed", "train": 512, "heldout": 64, "cold_start": 8192})
+    config.world.update({"name": "mixed", "train": 512, "heldout": 128, "cold_start": 8192})
     config.cold_start.update(
         {
             "steps": 900,
@@ -33,13 +33,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.update(
         {"steps": 60, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 15, "checkpoint_every": 10}
     )
-    config.evaluation.update({"prompts": 32, "samples": 8, "top_p": 0.9})
+    config.evaluation.update({"prompts": 64, "samples": 4, "top_p": 0.9})
     config = form(config, arg)
     config.data.update(
         {
             "train": ",".join(f"{{workdir}}/world/train/{task}@1" for task in TASKS),
             "heldout": ",".join(f"{{workdir}}/world/heldout/{task}" for task in TASKS),
-            "prompt_buckets": (28,),
+            "prompt_buckets": (30,),
             "patch_buckets": (16,),
         }
     )

@@ -1,9 +1,9 @@
 """The mixed world: four tasks on the scenes of the shapes world, each with a verifier of its own.
 
 ``count``: how many objects have a colour. ``box``: the box around all of a colour, in cells:
-``[left, top, right, bottom]``. ``choice``: the colour in a cell, by the letter of an option. ``jigsaw``: a
-board whose pieces are shuffled; of each piece, the place where it belongs. Every task states what it sees
-and then concludes, ``<think> b1 a2 </think> \\boxed{2}``, so one policy and one format serve all.
+``[left, top, right, bottom]``. ``choice``: where the one object of a colour is, by the letter of an option.
+``jigsaw``: a board whose pieces are shuffled; of each piece, the place where it belongs. Every task states
+what it sees and then concludes, ``<think> b1 a2 </think> \\boxed{2}``: one policy and one format for all.
 
 A world is a pure function, as in ``mmrl.data.shapes``: ``example(seed, task, split, index)``. Answers are
 balanced in every split: no text of a question suggests its answer.
@@ -28,6 +28,8 @@ Cell = tuple[int, int]  # (row, column), from 0
 
 SIDE = 2  # cells of a board's row and column
 CELLS = tuple((row, column) for row in range(SIDE) for column in range(SIDE))  # in reading order
+# Cells have the grounds of the corners of the shapes world's largest board, which differ most.
+GROUNDS = {(row, column): (3 * row, 3 * column) for row, column in CELLS}
 LETTERS = "ABCD"
 
 
@@ -40,7 +42,7 @@ class Puzzle:
     seen: tuple[str, ...]  # the words of the thinking
     scene: Scene
     facts: dict[str, Any] = field(default_factory=dict)  # what the verifier needs
-    ground: tuple[Cell, ...] = CELLS  # the cell whose colour each place of the board has
+    places: tuple[Cell, ...] = CELLS  # the cell whose ground each place of the board has
 
 
 def count(rng: np.random.Generator) -> Puzzle:
@@ -74,25 +76,26 @@ def box(rng: np.random.Generator) -> Puzzle:
 
 
 def choice(rng: np.random.Generator) -> Puzzle:
-    """The colour in a cell, among four of the five; all letters are equally likely.
+    """Which of four options names the cell of the one object of a colour; all letters are equally likely.
 
-    Options keep the order of the palette, so only the one that is left out tells the letters of the others.
+    The options name the cells by rows or by columns, forwards or backwards.
     """
-    colours = tuple(COLOURS)
-    left_out = _pick(rng, colours)
-    options = [colour for colour in colours if colour != left_out]
-    cell = _pick(rng, CELLS)
+    colour = _pick(rng, tuple(COLOURS))
+    others = [name for name in COLOURS if name != colour]
+    order = CELLS if rng.integers(2) else tuple(sorted(CELLS, key=lambda cell: cell[::-1]))
+    order = order if rng.integers(2) else order[::-1]
     letter = _pick(rng, LETTERS)
-    colour = options[LETTERS.index(letter)]
-    looks = {cell: _look(rng, colour)}
-    for other in CELLS:
-        if other != cell and rng.integers(4):
-            looks[other] = _look(rng, _pick(rng, colours))
+    target = order[LETTERS.index(letter)]
+    looks = {target: _look(rng, colour)}
+    for cell in CELLS:
+        if cell != target and rng.integers(2):
+            looks[cell] = _look(rng, _pick(rng, others))
+    options = [cell_name(*cell) for cell in order]
     listed = " ".join(f"{name}. {option}" for name, option in zip(LETTERS, options, strict=True))
     return Puzzle(
-        f"Colour in {cell_name(*cell)}? {listed}",
+        f"Where is the {colour} shape? {listed}",
         letter,
-        (colour,),
+        (cell_name(*target),),
         draw_scene(rng, 1, (SIDE, SIDE), looks),
         {"options": options},
     )
@@ -107,7 +110,7 @@ def jigsaw(rng: np.random.Generator) -> Puzzle:
         ", ".join(str(CELLS.index(cell) + 1) for cell in places),
         tuple(cell_name(*cell) for cell in places),
         draw_scene(rng, 1, (SIDE, SIDE), looks),
-        ground=places,
+        places=places,
     )
 
 
@@ -144,10 +147,11 @@ def example(seed: int, task: str, split: str, index: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, list(TASKS).index(task), SPLITS.index(split), index])
     make, verifier = TASKS[task]
     puzzle = make(rng)
+    picture = render(puzzle.scene, [GROUNDS[cell] for cell in puzzle.places])
     return {
         "problem": f"<image>{puzzle.problem}",
         "answer": puzzle.answer,
-        "images": [{"bytes": render(puzzle.scene, puzzle.ground), "path": f"{task}_{split}_{index}.png"}],
+        "images": [{"bytes": picture, "path": f"{task}_{split}_{index}.png"}],
         "verifier": verifier,
         "solution": solution(puzzle),
         "facts": json.dumps(puzzle.facts),

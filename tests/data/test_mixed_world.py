@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.data.mixed_world import CELLS, LETTERS, TASKS, example, world, write_mixed_world
+from mmrl.data.mixed_world import CELLS, GROUNDS, LETTERS, TASKS, example, world, write_mixed_world
 from mmrl.data.shapes_model import build_tokenizer
 from mmrl.data.shapes_scenes import CELL, COLOURS, board_colour, cell_name
 from mmrl.data.sources import read
@@ -32,7 +32,7 @@ def picture(row):
     """Of each place in reading order: the cell whose ground it has, and the colour on it or None."""
     with Image.open(io.BytesIO(row["images"][0]["bytes"])) as opened:
         pixels = np.asarray(opened.convert("RGB"))
-    grounds = {board_colour(*cell): cell for cell in CELLS}
+    grounds = {board_colour(*ground): cell for cell, ground in GROUNDS.items()}
     out = []
     for row_, column in CELLS:
         part = pixels[row_ * CELL : (row_ + 1) * CELL, column * CELL : (column + 1) * CELL]
@@ -48,11 +48,11 @@ def read_off(task, row):
     if task == "jigsaw":
         return ", ".join(str(CELLS.index(cell) + 1) for cell, _ in seen)
     assert [cell for cell, _ in seen] == list(CELLS)
-    if task == "choice":
-        asked = next(colour for cell, colour in seen if cell_name(*cell) == words[2].rstrip("?"))
-        return words[words.index(asked) - 1].rstrip(".")
     colour = words[2] if task == "count" else words[3]
     cells = [cell for cell, found in seen if found == colour]
+    if task == "choice":
+        (cell,) = cells
+        return words[words.index(cell_name(*cell)) - 1].rstrip(".")
     if task == "count":
         return str(len(cells))
     rows, columns = zip(*cells, strict=True)
@@ -111,19 +111,24 @@ def test_answers_are_balanced(task, answers):
 
 
 def test_the_text_of_a_choice_says_nothing():
-    """Every colour that a text offers is as often right as another, however the options are read."""
+    """In whichever order the options stand, every letter and every cell is as often right."""
     rows = [example(0, "choice", "heldout", index) for index in range(600)]
-    right = Counter(json.loads(row["facts"])["options"][LETTERS.index(row["answer"])] for row in rows)
-    offered = Counter(colour for row in rows for colour in json.loads(row["facts"])["options"])
-    shares = [right[colour] / offered[colour] for colour in COLOURS]
-    assert max(abs(share - 0.25) for share in shares) < 4.5 * np.sqrt(0.25 * 0.75 / (600 * 4 / 5))
+    options = [json.loads(row["facts"])["options"] for row in rows]
+    letters = [LETTERS.index(row["answer"]) for row in rows]
+    cells = [names[letter] for names, letter in zip(options, letters, strict=True)]
+    orders = ["".join(names) for names in options]
+    assert len(set(orders)) == 4
+    for right in (letters, cells):
+        counts = Counter(zip(orders, right, strict=True))
+        assert len(counts) == 16
+        assert max(abs(n - 600 / 16) for n in counts.values()) < 4.5 * np.sqrt(600 / 16)
 
 
 def test_everything_is_few_tokens():
     tokenizer = build_tokenizer(world())
     assert tokenizer.get_vocab_size() <= 448
     for task, row in ALL:
-        assert len(tokenizer.encode(row["problem"].removeprefix("<image>")).ids) <= 12
+        assert len(tokenizer.encode(row["problem"].removeprefix("<image>")).ids) <= 14
         assert len(tokenizer.encode(row["solution"]).ids) <= 12, task
 
 
