@@ -113,7 +113,9 @@ def take_step(
     size = config.train.update_prompts
     for start in range(0, config.rollout.prompts, size):
         rows = slice(start, start + size)
-        state, made, scored = _update(stage, state, _rows((batch, graded, scores), rows), phases)
+        with phases("prepare"):
+            part = _rows((batch, graded, scores), rows)
+        state, made, scored = _update(stage, state, part, phases)
         scores |= scored
         for name, value in made.items():
             totals[name] = totals.get(name, 0.0) + value * size / config.rollout.prompts
