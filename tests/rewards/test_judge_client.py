@@ -361,7 +361,7 @@ def test_a_connection_is_kept_and_a_server_that_closes_it_costs_no_retry():
 
 
 def test_check_asks_for_a_word(monkeypatch):
-    with Stub(["", "status 503", "status 404", "status 401", "raw {}"], rule=lambda _: "ready") as stub:
+    with Stub(["", "status 503", "status 404", "status 401", "raw {}"]) as stub:
         for _ in range(2):  # a server that is busy is there
             check(judge_at(stub))
         with pytest.raises(ValueError, match=r"404.*mend config.reward.judge.endpoint or .model"):
