@@ -16,22 +16,22 @@ def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = template("grpo")
     config.model.update({"path": "{workdir}/world/model", "unroll": 4})
-    config.world.update({"name": "mixed", "train": 512, "heldout": 128, "cold_start": 8192})
+    config.world.update({"name": "mixed", "train": 512, "heldout": 128, "cold_start": 16384})
     config.cold_start.update(
         {
-            "steps": 900,
+            "steps": 2000,
             "batch": 32,
             "micro_batch": 32,
-            "temperature": 0.45,
+            "temperature": 0.4,
             "learning_rate": 3e-3,
             "warmup": 20,
-            "checkpoint_every": 200,
+            "checkpoint_every": 500,
         }
     )
-    config.rollout.update({"prompts": 32, "group": 8, "top_p": 0.9})
-    config.optimizer.update({"learning_rate": 5e-4, "b2": 0.95, "warmup_updates": 5})
+    config.rollout.update({"prompts": 64, "group": 8, "top_p": 0.9})
+    config.optimizer.update({"learning_rate": 4e-4, "b2": 0.95, "warmup_updates": 5})
     config.train.update(
-        {"steps": 60, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 15, "checkpoint_every": 10}
+        {"steps": 50, "update_prompts": 64, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
     )
     config.evaluation.update({"prompts": 64, "samples": 4, "top_p": 0.9})
     config = form(config, arg)
