@@ -47,8 +47,8 @@ _PANELS: Sequence[Panel] = (
     ),
 )
 
-# What a data set has besides the components of its rewards.
-_FIGURES = ("accuracy", "share", "reward", "length", "truncated", "skipped", "invalid")
+# What an evaluation tells of a data set besides the finer components of its rewards.
+_FIGURES = ("accuracy", "format", "reward", "length", "truncated", "skipped", "invalid")
 _COLUMNS = 4  # most panels side by side
 
 
@@ -57,14 +57,15 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     there = sorted({key for row in rows for key in row})
     apart = [match for key in there if (match := re.fullmatch(r"(source|heldout)/(.+)/([^/]+)", key))]
 
-    def of(kind: str, title: str) -> Panel:
-        return title, [(m[0], m[2]) for m in apart if m[1] == kind and m[3] == "accuracy"]
+    def of(kind: str, component: str, title: str) -> Panel:
+        return title, [(m[0], m[2]) for m in apart if m[1] == kind and m[3] == component]
 
     finer = [(m[0], f"{m[2]}: {m[3]}") for m in apart if m[1] == "heldout" and m[3] not in _FIGURES]
     every = (
         _PANELS[0],
-        of("heldout", "accuracy by data set, held out"),
-        of("source", "accuracy by data set, training batch"),
+        of("heldout", "accuracy", "accuracy by data set, held out"),
+        of("source", "accuracy", "accuracy by data set, training batch"),
+        of("heldout", "format", "format by data set, held out"),
         ("other components, held out", finer),
         *_PANELS[1:],
     )

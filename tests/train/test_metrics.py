@@ -64,6 +64,7 @@ def test_panels_of_several_data_sets():
         "heldout/a/length": 7.0,
         "heldout/b/accuracy": 0.2,
         "heldout/b/iou": 0.4,
+        "heldout/b/format": 1.0,
     }
     drawn = {"source/a/share": 0.5, "source/a/accuracy": 0.5, "source/b/accuracy": 0.1}
     whole = [("heldout/accuracy", "held out"), ("reward/accuracy", "training batch")]
@@ -73,6 +74,7 @@ def test_panels_of_several_data_sets():
         ("accuracy", whole),
         ("accuracy by data set, held out", [("heldout/a/accuracy", "a"), ("heldout/b/accuracy", "b")]),
         ("accuracy by data set, training batch", [("source/a/accuracy", "a"), ("source/b/accuracy", "b")]),
+        ("format by data set, held out", [("heldout/b/format", "b")]),
         ("other components, held out", [("heldout/b/iou", "b: iou")]),
         policy,
     ]
