@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from mmrl.config import resolve
@@ -13,15 +12,6 @@ from mmrl.train.metrics import read_metrics
 
 MIXED = Path(__file__).parents[2] / "experiments" / "mixed.py"
 FINER = {"count": "near_count", "box": "iou", "jigsaw": "positions"}
-
-
-@pytest.fixture
-def haste():
-    """Programs are compiled in haste: they run for seconds."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from mmrl.config import resolve
@@ -11,15 +10,6 @@ from mmrl.experiment import load
 from mmrl.train.metrics import read_metrics
 
 ZOOM = Path(__file__).parents[2] / "experiments" / "zoom.py"
-
-
-@pytest.fixture
-def haste():
-    """Programs are compiled in haste: they run for seconds."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.slow
