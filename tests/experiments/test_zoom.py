@@ -12,7 +12,7 @@ from mmrl.train.metrics import read_metrics
 ZOOM = Path(__file__).parents[2] / "experiments" / "zoom.py"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smoke(tmp_path, haste):
     from mmrl.train.stages import run
 

@@ -117,7 +117,7 @@ def planned(folder: Path, *options: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_libtpu
 def test_a_tiny_model_on_four_chips(tmp_path):
     only = ["--program=update", "--program=decode"]

@@ -108,7 +108,7 @@ def rows(policy):
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_long_responses_keep_few_waiting(rows):
     assert LENGTHS.max() > 4 * LENGTHS.mean()
     work = {name: one.slots / one.sampled_tokens for name, one in rows.items()}
@@ -116,7 +116,7 @@ def test_long_responses_keep_few_waiting(rows):
     assert max(work["64 lanes of 1"], work["16 lanes of 2"]) <= 1.3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_manual_has_these_counts(rows):
     found = dict(re.findall(r"^\| ([\w ]+?) \| ([\d,]+ \| [\d.]+ %) \|", PAGE.read_text(), re.MULTILINE))
     made = {
