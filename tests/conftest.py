@@ -16,6 +16,8 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
+MOST_MAPPINGS = 20_000
+
 
 def _pytree(*args, make=flax.struct.dataclass, **kwargs):
     """`flax.struct.dataclass` whose fields are not checked: tree maps fill them with specs, axes and None."""
@@ -31,6 +33,18 @@ except ImportError:
 else:
     flax.struct.dataclass = _pytree
     install_import_hook("mmrl", "checker.check")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """A compiled program holds dozens of memory mappings, of which Linux grants a process 65530.
+
+    Beyond, the process dies in whatever compiles next: a long session lets its programs go in between.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
