@@ -77,8 +77,8 @@ def choose_split(builder: Any, split: str) -> str:
 
 
 def feature_names(builder: Any) -> list[str]:
-    """The columns."""
-    return list(builder.info.features or ())
+    """The columns, by name: TFDS gives them in an order that differs from process to process."""
+    return sorted(builder.info.features or ())
 
 
 def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
