@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmrl.data import tfds
 from mmrl.data.files import open_parquet
@@ -45,8 +44,7 @@ def _parquet(source: Source) -> dict[str, str]:
 
 def _tfds(source: Source) -> dict[str, str]:
     builder = tfds.directory_builder(source.table.files[0].parent)
-    features: Mapping[str, Any] = builder.info.features or {}
-    return {name: " ".join(str(feature).split()) for name, feature in features.items()}
+    return {name: " ".join(str(builder.info.features[name]).split()) for name in tfds.feature_names(builder)}
 
 
 def _first_rows(source: Source) -> dict[str, str]:
