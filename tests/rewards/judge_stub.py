@@ -122,6 +122,9 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(b" " * 65536)
             elif kind == "drop":
                 self.close_connection = True
+            elif kind == "slow":
+                stub.over.wait(0.5)
+                self.send(200, completion(stub.rule(messages)))
             elif kind == "hang":
                 stub.over.wait()
             elif kind == "drip":
