@@ -112,7 +112,7 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
     from mmrl.data.contact_sheet import contact_sheet
     from mmrl.data.inspection_examples import examples
     from mmrl.data.inspection_html import page
-    from mmrl.train.whole_file import write_whole
+    from mmrl.whole_file import write_whole
 
     chosen = examples(source, found, count)
     files = [out] if out.suffix in (".html", ".png") else [out / "report.html", out / "sheet.png"]

@@ -15,7 +15,7 @@ from mmrl.data.rows import sample_of
 from mmrl.data.validation import EVERY, SHOWN, reason
 from mmrl.data.writing import SCHEMA, check_kind, write_rows
 from mmrl.models.images import image_size
-from mmrl.models.prompts import IMAGE
+from mmrl.models.prompts import IMAGE, check_placeholders
 from mmrl.sample import Sample
 
 # Each layout: its entries in a file, and the rows of one. Both raise ValueError.
@@ -117,8 +117,7 @@ def _finished(
 ) -> dict[str, Any]:
     """A row as it is written: checked as it will be when it is read, its images in place."""
     sample = sample_of(row, _COLUMNS, Path(), name, "")
-    if sample.problem.count(IMAGE) != len(sample.images):
-        raise ValueError(f"{len(sample.images)} images but {sample.problem.count(IMAGE)} placeholders")
+    check_placeholders(sample.problem.count(IMAGE), len(sample.images), name)
     for k, image in enumerate(sample.images):
         what = f"{name}, image {k}"
         if isinstance(image, bytes):

@@ -17,7 +17,7 @@ from mmrl.data.sources import Source
 from mmrl.data.validation import EVERY, Broken, reason
 from mmrl.models.images import image_size
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import IMAGE, measure, messages
+from mmrl.models.prompts import IMAGE, check_placeholders, measure, messages
 from mmrl.sample import Sample
 
 LONGEST_ANSWER = 60  # characters of an answer that is kept to be counted; of a longer one, its start
@@ -131,11 +131,7 @@ def _need(sample: Sample, sizes: Sequence[tuple[int, int]], prompt: Prompt | Non
     if prompt:
         conversation = messages(sample.problem, prompt.form.system, prompt.form.suffix)
         return measure(prompt.processor, conversation, sizes, sample.id)
-    marks = sample.problem.count(IMAGE)
-    if marks != len(sizes):
-        raise ValueError(
-            f'{len(sizes)} images but {marks} placeholders in the text. Write one "{IMAGE}" for each image.'
-        )
+    check_placeholders(sample.problem.count(IMAGE), len(sizes), sample.id)
     return 0, 0
 
 

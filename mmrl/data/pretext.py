@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
 from mmrl.data.pretext_captions import Caption, caption_error
@@ -110,8 +112,14 @@ def rows(
 def _order(seed: int, index: int, length: int) -> Callable[[int], int]:
     """The picture for a row, and those after it, in the order of this pass through all."""
     turn, position = divmod(index, length)
-    order = np.random.default_rng([seed, turn]).permutation(length)
+    order = _pass(seed, turn, length)
     return lambda step: int(order[(position + step) % length])
+
+
+@lru_cache(maxsize=2)
+def _pass(seed: int, turn: int, length: int) -> Int64[np.ndarray, "n"]:
+    """The order of a pass; kept, as all rows of the pass need it."""
+    return np.random.default_rng([seed, turn]).permutation(length)
 
 
 def _question(

@@ -1,7 +1,7 @@
 """The shapes world on disk: parquet in the public schema."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import pyarrow as pa
 
 from mmrl.data.shapes import LEVELS, PRIOR, SPLITS, example
 from mmrl.data.shapes_questions import KINDS
-from mmrl.data.writing import write_parquet
+from mmrl.data.writing import IMAGE, write_parquet
+from mmrl.whole_file import whole
 
 SCHEMA = pa.schema(
     {
         "problem": pa.string(),
         "answer": pa.string(),
-        "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+        "images": pa.list_(IMAGE),
         "verifier": pa.string(),
         "solution": pa.string(),
         "facts": pa.string(),
@@ -73,13 +74,8 @@ def write_splits(
             raise ValueError(f"{world}: {split} has {size} examples; give at least 1")
     directory.mkdir(parents=True, exist_ok=True)
     paths = {split: directory / f"{split}.parquet" for split in sizes}
-    partial = {split: directory / f".{split}.parquet.{os.getpid()}" for split in sizes}
-    try:
+    with ExitStack() as all_or_none:
         for split, size in sizes.items():
-            write_parquet(partial[split], (row(split, index) for index in range(size)), schema)
-        for split in sizes:
-            os.replace(partial[split], paths[split])
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+            part = all_or_none.enter_context(whole(paths[split]))
+            write_parquet(part, (row(split, index) for index in range(size)), schema)
     return paths

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from mmrl.whole_file import whole
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 SCHEMA = pa.schema(
@@ -40,18 +41,14 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """
     check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as part:
         if path.suffix == ".parquet":
-            written = write_parquet(partial, rows)
+            written = write_parquet(part, rows)
         else:
-            with partial.open("w", encoding="utf-8") as file:
+            with part.open("w", encoding="utf-8") as file:
                 written = _write_jsonl(file, rows)
         if not written:
             raise ValueError(f"there is no row to write to {path}")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return written
 
 

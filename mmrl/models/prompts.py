@@ -226,12 +226,17 @@ def _rendered(processor: Processor, conversation: Messages) -> str:
 def _tokenised(processor: Processor, text: str, images: int, name: str) -> Int32[np.ndarray, "p"]:
     tokens = np.array(processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
     pads = int((tokens == processor.image_pad).sum())
-    if pads != images:
+    check_placeholders(pads, images, name)
+    return tokens
+
+
+def check_placeholders(placeholders: int, images: int, name: str) -> None:
+    """Raises ValueError naming the row unless its text has a placeholder for each image."""
+    if placeholders != images:
         raise ValueError(
-            f"{name}: {images} images but {pads} placeholders in the text."
+            f"{name}: {images} images but {placeholders} placeholders in the text."
             f' Write one "{IMAGE}" for each image.'
         )
-    return tokens
 
 
 def _need(

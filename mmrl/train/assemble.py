@@ -200,17 +200,14 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
     """
     stages = [(0.0, config.data.train), *config.data.stages]
     parts = [dict(mixture(text)) for _, text in stages]
-    paths = {
-        path: "data.stages" if k else "data.train" for k in reversed(range(len(parts))) for path in parts[k]
-    }
-    order = list(dict.fromkeys(path for one in parts for path in one))
-    found = [_looked_through(config, path, workdir, model, paths[path], None) for path in order]
-    _check_names([source for source, _ in found], "data.train", ",".join(order))
+    keys = {path: "data.train" if path in parts[0] else "data.stages" for one in parts for path in one}
+    found = [_looked_through(config, path, workdir, model, key, None) for path, key in keys.items()]
+    _check_names([source for source, _ in found], "data.train", ",".join(keys))
     return TrainingData(
         sources=tuple(source for source, _ in found),
         mixtures=tuple(
             Mixture(
-                start, tuple(one.get(path, 0.0) or float(path in one) for path in order), None in one.values()
+                start, tuple(one.get(path, 0.0) or float(path in one) for path in keys), None in one.values()
             )
             for (start, _), one in zip(stages, parts, strict=True)
         ),

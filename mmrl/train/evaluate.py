@@ -1,6 +1,5 @@
 """Held-out accuracy: sample, grade, average each component."""
 
-import json
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -23,8 +22,8 @@ from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice
 from mmrl.train.programs import Policy
 from mmrl.train.rollouts import acting_weights, prompt_keys
-from mmrl.train.whole_file import write_whole
 from mmrl.types import Params
+from mmrl.whole_file import write_lines
 from mmrl.workers.pool import WorkerPool
 
 _PURPOSE = 2  # of random keys, apart from rollouts' and corruption's
@@ -158,4 +157,4 @@ def _summary(whole: Overview, source: str | None = None) -> dict[str, float]:
 
 def write_responses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows of `evaluate` as JSONL; the file appears whole or not at all."""
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, rows)

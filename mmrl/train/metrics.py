@@ -12,7 +12,7 @@ import jax.monitoring
 from tensorboardX import SummaryWriter
 
 from mmrl import hosts
-from mmrl.train.whole_file import write_whole
+from mmrl.whole_file import write_lines
 
 
 class Metrics:
@@ -66,7 +66,7 @@ def _keep_rows(path: Path, step: int) -> None:
     if not path.is_file():
         return
     rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, rows)
 
 
 class Phases:

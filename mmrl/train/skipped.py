@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmrl import hosts
 from mmrl.data.pipeline import Skipped
-from mmrl.train.whole_file import write_whole
+from mmrl.whole_file import write_lines
 
 
 @dataclass
@@ -42,7 +42,7 @@ def note(ledger: Ledger, skipped: Iterable[Skipped]) -> None:
     ledger.reasons |= new
     if hosts.first():
         rows = ({"id": name, "reason": reason} for name, reason in ledger.reasons.items())
-        write_whole(ledger.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(ledger.path, rows)
     if len(ledger.reasons) > ledger.most * ledger.rows:
         last = ", ".join(f"{name} ({reason})" for name, reason in [*new.items()][:5])
         raise ValueError(

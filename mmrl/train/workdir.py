@@ -17,7 +17,7 @@ from mmrl import hosts
 from mmrl.config import Config, from_dict
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
-from mmrl.train.whole_file import write_whole
+from mmrl.whole_file import write_whole
 
 # Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
 _MAY_CHANGE = (
