@@ -109,11 +109,12 @@ def _batch_size(config: Config, model: Model, rows: int) -> int:
 
 def _responses(experience: Experience) -> list[list[dict[str, Any]]]:
     """The JSON rows of each prompt's valid responses."""
+    responses = experience.responses
     out: list[list[dict[str, Any]]] = []
     for b, sample in enumerate(experience.samples):
         rows = []
         for g, text in enumerate(experience.texts[b]):
-            if not experience.responses.valid[b, g]:
+            if not responses.valid[b, g]:
                 continue
             graded = {
                 name: float(values[b, g])
@@ -127,6 +128,8 @@ def _responses(experience: Experience) -> list[list[dict[str, Any]]]:
                     "problem": sample.problem,
                     "answer": sample.answer,
                     "response": text,
+                    "tokens": responses.tokens[b, g][responses.mask[b, g]].tolist(),
+                    "reward": float(experience.rewards[b, g]),
                     **graded,
                 }
             )

@@ -1,0 +1,77 @@
+"""A run's folder, read: config, metrics, held-out responses, weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mmrl.config import Config
+from mmrl.train import checkpoint
+from mmrl.train.assemble import Model, located, open_model
+from mmrl.train.metrics import read_metrics
+from mmrl.train.workdir import read_config
+from mmrl.types import Params
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left so far. Weights are read by `load_params`."""
+
+    workdir: Path
+    config: Config
+    metrics: list[dict[str, float]]  # a row a step
+    before: list[dict[str, Any]]  # held-out responses before the first step; none where nothing is held out
+    after: list[dict[str, Any]]  # and at the last evaluation
+    summary: dict[str, float | None]  # empty until the run is finished
+
+    @property
+    def name(self) -> str:
+        """What to call it beside others."""
+        return f"{self.config.algorithm['name']}, seed {self.config.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary)
+
+    def curve(self, metric: str) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+        """Steps that have ``metric``, and its values there; empty where nothing wrote it."""
+        rows = [(row["step"], row[metric]) for row in self.metrics if metric in row]
+        return np.array([step for step, _ in rows], int), np.array([value for _, value in rows], float)
+
+
+def load_run(workdir: str | Path) -> Run:
+    """Read the folder of a run, which may still be going on. Raises ValueError if it holds none."""
+    workdir = Path(workdir)
+    summary = workdir / "summary.json"
+    return Run(
+        workdir=workdir,
+        config=read_config(workdir),
+        metrics=read_metrics(workdir),
+        before=_responses(workdir / "responses_before.jsonl"),
+        after=_responses(workdir / "responses_after.jsonl"),
+        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+    )
+
+
+def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
+    """The model of a run and its weights at ``step``, laid out over ``config.mesh``.
+
+    Args:
+      run: of `load_run`.
+      step: of a checkpoint; None means the newest, 0 the weights that reinforcement learning began with.
+
+    Raises ValueError if that step was not kept (those that were are named), or the model is not there.
+    """
+    started = run.workdir / "cold_start" / "model" if run.config.cold_start.steps else None
+    model = open_model(run.config, started or located(run.config.model.path, run.workdir))
+    if step == 0:
+        return model, model.load()
+    _, params = checkpoint.load_params(run.workdir / "checkpoints", model.description, step, model.shardings)
+    return model, params
+
+
+def _responses(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

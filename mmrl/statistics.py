@@ -1,0 +1,56 @@
+"""Means with the doubt about them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+LEVEL = 0.95  # of every interval in this project
+
+
+class Interval(NamedTuple):
+    """A mean, and between which values it would lie in 95 of 100 repetitions; NaN where nothing tells."""
+
+    mean: float
+    low: float
+    high: float
+    n: int  # what it is the mean of
+
+    @property
+    def half(self) -> float:
+        """Half the width."""
+        return (self.high - self.low) / 2
+
+
+def mean_interval(values: Float[np.ndarray, "n"]) -> Interval:
+    """Mean of independent repetitions (seeds), with Student's t interval; of paired differences likewise.
+
+    One value has a mean and no interval; no value has neither.
+    """
+    from scipy.stats import t
+
+    count = len(values)
+    if not count:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    mean = float(values.mean())
+    if count == 1:
+        return Interval(mean, np.nan, np.nan, 1)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / np.sqrt(count))
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, "n"], rng: np.random.Generator, draws: int = 2000
+) -> Interval:
+    """Mean over questions, with the percentile interval of the bootstrap (Efron 1979).
+
+    ``values`` has one number a question, such as the share of its responses that are right: questions are
+    drawn, not responses, as the responses to one question are alike.
+    """
+    count = len(values)
+    if not count:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    # A row at a time: `draws` times `n` numbers of a large benchmark need not be held.
+    means = [values[rng.integers(count, size=count)].mean() for _ in range(draws)]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high), count)
