@@ -5,8 +5,8 @@ from scipy import stats
 from mmrl.statistics import bootstrap_interval, mean_interval
 
 
-def test_the_interval_is_students(rng=np.random.default_rng(0)):
-    values = rng.normal(size=7)
+def test_the_interval_is_students():
+    values = np.random.default_rng(0).normal(size=7)
     found = mean_interval(values)
     low, high = stats.t.interval(0.95, 6, loc=values.mean(), scale=stats.sem(values))
     np.testing.assert_allclose(found, (values.mean(), low, high, 7))
