@@ -1,0 +1,1 @@
+"""From a config to a running job, on machines that are elsewhere: ``python -m launch WHERE ...``."""

@@ -1,0 +1,45 @@
+"""``python -m launch WHERE --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]``: see docs/launch.md."""
+
+import argparse
+import re
+import sys
+
+from launch import tpu
+
+# Where a run can be started. Each has `arguments(parser)`, which sets ``run`` to what gets the options and
+# the --config.KEY=VALUE words, and returns an exit status.
+PLACES = {
+    "tpu": (tpu.arguments, "Cloud TPU VMs, through queued resources"),
+}
+VERBS = ("tpu",)  # places whose first word may be a verb; without one it is "run"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do one command; a mistake of the caller's is one line on stderr and exit status 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if len(words) > 1 and words[0] in VERBS and words[1].startswith("--") and words[1] != "--help":
+        words.insert(1, "run")
+    options, rest = _parser().parse_known_args(words)
+    try:
+        wrong = [word for word in rest if not re.match(r"--config\.[\w.]+=", word)]
+        if wrong:
+            raise ValueError(f"unknown argument {wrong[0]!r}; see python -m launch {options.place} --help")
+        return options.run(options, rest)
+    except ValueError as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("launch: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m launch", description="Start a run elsewhere.")
+    places = parser.add_subparsers(dest="place", required=True)
+    for name, (arguments, summary) in PLACES.items():
+        arguments(places.add_parser(name, help=summary, description=summary, allow_abbrev=False))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
