@@ -130,7 +130,7 @@ def check_same(config: Config, before: Config, what: str) -> None:
 
 def differing(config: Config, before: Config) -> list[str]:
     """What ``config`` changes that may not change within a run, as "key: value there, value now"."""
-    new, old = _flat(dataclasses.asdict(config)), _flat(dataclasses.asdict(before))
+    new, old = flat(dataclasses.asdict(config)), flat(dataclasses.asdict(before))
     return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(new.keys() | old.keys())
@@ -213,11 +213,12 @@ def _may_change(key: str) -> bool:
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _MAY_CHANGE)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts that are not None, by their path with dots."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{key}.")
+            out |= flat(value, f"{prefix}{key}.")
         elif value is not None:
             out[prefix + key] = value
     return out

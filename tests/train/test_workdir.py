@@ -69,7 +69,7 @@ class TestConfig:
             workdir.read_config(tmp_path)
 
     def test_every_key_that_may_change_is_one(self):
-        keys = workdir._flat(dataclasses.asdict(from_dict(dataclasses.asdict(Config()))))
+        keys = workdir.flat(dataclasses.asdict(from_dict(dataclasses.asdict(Config()))))
         for name in workdir._MAY_CHANGE:
             assert any(key == name or key.startswith(name) for key in keys), name
 

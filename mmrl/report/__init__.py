@@ -1,0 +1,1 @@
+"""One page about runs: curves over each other, what differs, responses to look at."""
