@@ -19,24 +19,38 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ValueError: no such file or form, an unknown key (the nearest is named), or a value of the wrong type.
     """
-    path, _, arg = config.partition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"--config={config}: the file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--config={config}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"--config={config}: {path} does not define get_config(arg)")
-    try:
-        values = module.get_config(arg)
-    except ValueError as error:
-        raise ValueError(f"--config={config}: {error}") from error
+    values = call(config, "get_config", f"--config={config}")
     for override in overrides:
         key, _, text = override.removeprefix("--config.").partition("=")
         _override(values, key, text)
     return values
+
+
+def call(text: str, function: str, what: str) -> Any:
+    """What ``function(ARG)`` of the Python file FILE[:ARG] returns.
+
+    Args:
+      text: FILE[:ARG]; without ARG the function is given "".
+      function: what the file should define.
+      what: begins every message.
+
+    Raises:
+      ValueError: no such file, or it does not define the function, or that raises one.
+    """
+    path, _, arg = text.partition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"{what}: the file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{what}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ValueError(f"{what}: {path} does not define {function}(arg)")
+    try:
+        return getattr(module, function)(arg)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
