@@ -29,8 +29,8 @@ def reflection(sample: Sample, response: str) -> dict[str, float]:
 
     Returns:
       ``reflection``: 1 wrong, then right; 0.75 right twice; 0.25 right, then wrong; 0 wrong twice; and 0.5
-        for a right answer without a second one. More answers than two are all wrong, and so are two without
-        a reflection that says something between them.
+      for a right answer without a second one. More answers than two are all wrong, and so are two without
+      a reflection that says something between them.
       ``accuracy``: the last answer is right (0 or 1).
       ``format``: the response is ``STAGES`` in this order and nothing else (0 or 1).
 

@@ -186,8 +186,8 @@ def triples(sample: Sample, response: str) -> dict[str, float]:
 
     Returns:
       ``triples``: each triple of the answer is matched with one of the truth and earns 1 if all is right, 0.5
-        with the function and one of the others, 0.25 with the function alone; the sum is divided by the
-        longer list's length, and multiplied by the share of the answer's triples that are not repeated.
+      with the function and one of the others, 0.25 with the function alone; the sum is divided by the
+      longer list's length, and multiplied by the share of the answer's triples that are not repeated.
       ``accuracy``: the answer's triples are those of the truth, none repeated (0 or 1).
 
     Source: ``func_accuracy_reward`` of Reason-RFT, Tan et al. 2025, whose greedy matching depends on the
