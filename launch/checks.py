@@ -1,4 +1,4 @@
-"""What is checked before anything is asked for: the files that would run, the experiment, the plan, the cost."""
+"""What is checked before anything is asked for: the files that would run, the experiment, plan and cost."""
 
 import json
 import sys
@@ -44,8 +44,8 @@ def source(shell: Shell, *, allow_dirty: bool, root: Path = ROOT) -> Source:
     if not allow_dirty:
         some = ", ".join((*changed, *left)[:3]) + (", ..." if len(status) > 3 else "")
         raise ValueError(
-            f"{len(status)} files are not as in commit {commit[:10]} ({some}): commit them, so that the run can "
-            "be told from its commit, or say --allow-dirty"
+            f"{len(status)} files are not as in commit {commit[:10]} ({some}): commit them, so that the run "
+            "can be told from its commit, or say --allow-dirty"
         )
     # A commit of the changes that no branch points to; nothing is altered here.
     tree = _git(shell, root, "stash", "create").strip() if changed else ""
@@ -96,8 +96,9 @@ def planner(shell: Shell) -> Planner:
         words += [f"--topology={name(topology)}", "--json", "--quick"]
         done = shells.run(replace(shell, dry_run=False), words, timeout=PLAN_S, folder=ROOT)
         if done.status:
+            said = shells.last_line(done).removeprefix("mmrl: ")
             raise ValueError(
-                f"mmrl plan says nothing for {name(topology)}: {shells.last_line(done).removeprefix('mmrl: ')} "
+                f"mmrl plan says nothing for {name(topology)}: {said} "
                 "(--model-size=7b names a published model; --no-plan goes without)"
             )
         return done.out
@@ -117,7 +118,7 @@ def fits(job: Job, topology: Topology, model_size: str | None, plan: Planner) ->
         if one["fit"] == "no":
             raise ValueError(
                 f"{one['program']} does not fit on {name(topology)}: {_gib(one['needed_bytes'])} of "
-                f"{_gib(one['limit_bytes'])} GiB a device; `mmrl plan` finds smaller batches or a larger slice"
+                f"{_gib(one['limit_bytes'])} GiB a device; mmrl plan finds smaller batches or a larger slice"
             )
     fullest = max(programs, key=lambda one: one["needed_bytes"])
     share = 100 * fullest["needed_bytes"] / fullest["limit_bytes"]

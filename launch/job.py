@@ -54,7 +54,7 @@ def check_name(name: str) -> str:
     """
     if not re.fullmatch(f"[a-z]([-a-z0-9]{{0,{NAME_LENGTH - 2}}}[a-z0-9])?", name):
         raise ValueError(
-            f"--name={name}: write at most {NAME_LENGTH} lower-case letters, digits and hyphens, a letter first"
+            f"--name={name}: at most {NAME_LENGTH} lower-case letters, digits and hyphens, a letter first"
         )
     return name
 

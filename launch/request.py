@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from launch import checks
 from launch.job import Job, check_name, name_of
@@ -25,16 +26,18 @@ def remote(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--hours", type=float, metavar="H", help="how long it may take, for the cost in chips")
 
 
-def job(shell: Shell, options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Job, checks.Source]:
-    """The job that the words mean, and the files that would run; says what they are.
+def job(
+    shell: Shell, options: argparse.Namespace, overrides: Sequence[str], root: Path = checks.ROOT
+) -> tuple[Job, checks.Source]:
+    """The job that the words mean, and the files below ``root`` that would run; says what they are.
 
     Raises:
       ValueError: a dirty tree, an experiment that does not resolve, or a wrong name.
     """
     name = check_name(options.name) if options.name else name_of(options.workdir)
     checks.experiment(options.config, overrides)
-    files = checks.source(shell, allow_dirty=options.allow_dirty)
-    config = checks.tracked(shell, options.config)
+    files = checks.source(shell, allow_dirty=options.allow_dirty, root=root)
+    config = checks.tracked(shell, options.config, root=root)
     shell.say(
         f"commit    {files.commit[:10]}"
         + (f" and {len(files.changed)} changed files" if files.changed else "")
