@@ -1,14 +1,15 @@
-"""``python -m launch WHERE --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]``: see docs/launch.md."""
+"""``python -m launch WHERE --config=FILE[:ARG] --workdir=DIR [--config.KEY=VALUE ...]``: docs/launch.md."""
 
 import argparse
 import re
 import sys
 
-from launch import tpu
+from launch import local, tpu
 
 # Where a run can be started. Each has `arguments(parser)`, which sets ``run`` to what gets the options and
 # the --config.KEY=VALUE words, and returns an exit status.
 PLACES = {
+    "local": (local.arguments, "several processes on this machine, as if each were a host"),
     "tpu": (tpu.arguments, "Cloud TPU VMs, through queued resources"),
 }
 VERBS = ("tpu",)  # places whose first word may be a verb; without one it is "run"

@@ -6,10 +6,10 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch import local_processes
+from launch import local_processes, request
 from launch.local_devices import Shares, shares
 from launch.local_processes import LOST, STOPPED, Ended, Process
 
@@ -17,7 +17,8 @@ MMRL = (sys.executable, "-m", "mmrl.cli")
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    """What ``launch local`` takes beside the run itself."""
+    """What ``launch local`` takes."""
+    request.arguments(sub)
     sub.add_argument(
         "--processes", type=int, default=4, metavar="N", help="how many (default: %(default)s)"
     )
@@ -28,6 +29,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         metavar="N",
         help="start all again so many times if one is killed; the run goes on from its last checkpoint",
     )
+    sub.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -94,12 +96,13 @@ def free_port() -> int:
 
 def _told(ended: Ended, again: bool, workdir: Path) -> int:
     """Say how it ended; the status of all."""
-    if ended.asked or ended.status in STOPPED:
-        status = 128 + ended.asked if ended.asked else ended.status
-        _say(f"stopped by {signal.Signals(status - 128).name}; the same command goes on from here")
-        return status
     if ended.status == 0:
         return 0
+    if ended.asked or ended.status in STOPPED:
+        status = 128 + ended.asked if ended.asked else ended.status
+        where = "here" if ended.status in STOPPED else "its last checkpoint"
+        _say(f"stopped by {signal.Signals(status - 128).name}; the same command goes on from {where}")
+        return status
     if ended.said:
         _say(f"the end of {workdir / 'logs' / f'process{ended.process}.log'}:\n{ended.said}")
     _say(_why(ended) + ("; the same command goes on from the last checkpoint" if again else ""))
@@ -124,6 +127,3 @@ def _shown(process: Process) -> str:
 
 def _say(text: str) -> None:
     print(f"launch: {text}", file=sys.stderr, flush=True)
-
-
-Launcher = Callable[[argparse.Namespace, Sequence[str]], int]
