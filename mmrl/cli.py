@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from mmrl.commands import data, runs
+from mmrl.commands import data, report, runs, suite
 
 _EXAMPLES = {
     "train": """\
@@ -27,8 +27,10 @@ WORKDIR/cold_start/model.""",
 examples:
   mmrl eval --workdir=runs/quickstart --data=heldout.parquet --samples=8
   mmrl eval --model=DIR --data=FILE.parquet --max-tokens=2048 --out=responses.jsonl
+  mmrl eval --suite=experiments/suites/papers.py:smoke --workdir=runs/quickstart
 
-Prints the mean of every reward component as JSON. With --workdir, the run's config says how.""",
+Prints the mean of every reward component as JSON. With --workdir, the run's config says how. A suite is several
+benchmarks, and says how by itself (docs/evaluation.md).""",
     "generate": """\
 examples:
   mmrl generate --model=DIR --prompts=prompts.jsonl --out=out.jsonl --n=4 --temperature=0.7 --top-p=0.9
@@ -59,6 +61,11 @@ examples:
       --config.rollout.lanes=8 --program=decode --program=update --json=bench.json
 
 Times the programs of a run on the devices that are there, at their largest shapes, with random weights.""",
+    "report": """\
+examples:
+  mmrl report runs/quickstart runs/vppo --out=report.html
+
+One HTML page about runs, which needs no other file and no network.""",
     "data": """\
 examples:
   mmrl data inspect FILE.parquet --model=DIR --out=report.html
@@ -145,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
             "--workdir", type=Path, help="the run's folder (default: runs/<name of the experiment>)"
         )
         _hosts(sub)
-    _evaluation(command("eval", "Measure a model or a run on a data file.", runs.evaluate))
+    _evaluation(command("eval", "Measure a model or a run on data, or on a suite.", suite.run))
     _generation(command("generate", "Sample responses to prompts.", runs.generate))
     _planning(command("plan", "Compile a run for TPUs, and say what fits.", runs.plan))
     _benchmark(command("bench", "Time the programs of a run where we are.", runs.bench))
@@ -159,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the weights (default: %(default)s)",
     )
+    report.arguments(command("report", "Write a page about runs.", report.run))
     _data(command("data", "Look at data, convert it, and make it.", None))
     return parser
 
@@ -177,8 +185,8 @@ def _command(subparsers, name: str, summary: str, run) -> argparse.ArgumentParse
     return sub
 
 
-def _source_of_weights(sub: argparse.ArgumentParser) -> None:
-    where = sub.add_mutually_exclusive_group(required=True)
+def _source_of_weights(sub: argparse.ArgumentParser, required: bool = True) -> None:
+    where = sub.add_mutually_exclusive_group(required=required)
     where.add_argument("--model", type=Path, help="a Hugging Face directory")
     where.add_argument("--workdir", type=Path, help="a run's folder")
     sub.add_argument("--step", type=int, help="which checkpoint of the run (default: the newest)")
@@ -192,12 +200,8 @@ def _source_of_weights(sub: argparse.ArgumentParser) -> None:
 
 
 def _evaluation(sub: argparse.ArgumentParser) -> None:
-    _source_of_weights(sub)
-    sub.add_argument("--data", required=True, help="a data set, or several with commas between")
-    sub.add_argument("--samples", type=int, default=1, help="responses to each prompt (default: %(default)s)")
-    sub.add_argument(
-        "--out", type=Path, help="also write every response, with its grades, to this JSONL file"
-    )
+    _source_of_weights(sub, required=False)  # --again names them
+    suite.arguments(sub)
 
 
 def _generation(sub: argparse.ArgumentParser) -> None:

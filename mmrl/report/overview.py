@@ -97,7 +97,9 @@ def changes(run: Run) -> list[Change]:
         _, values = run.curve(f"heldout/{name}")
         if len(values):
             found.append(
-                Change(label, share, float(values[0]), float(values[-1]), difference(run.before, run.after, name))
+                Change(
+                    label, share, float(values[0]), float(values[-1]), difference(run.before, run.after, name)
+                )
             )
     return found
 
@@ -147,7 +149,9 @@ def notes(runs: Sequence[Run], titles: Sequence[str], told: Sequence[Facts]) -> 
             found.append(f"{title} has no held-out data.")
         skipped = sum(row.get("loss/skipped", 0.0) for row in run.metrics)
         if skipped:
-            found.append(f"{title} skipped updates whose loss or gradient was not finite ({skipped:g} steps).")
+            found.append(
+                f"{title} skipped updates whose loss or gradient was not finite ({skipped:g} steps)."
+            )
     heldout = {json.dumps(_heldout(run), sort_keys=True) for run in runs if run.config.data.heldout}
     if len(heldout) > 1:
         found.append("The runs have different held-out data: their accuracies are not of the same questions.")
@@ -179,7 +183,7 @@ def _devices(start: Mapping[str, Any]) -> str:
     if not there:
         return ""
     hosts = start.get("processes", 1)
-    return f"{there['count']} × {there['kind']}" + (f", {hosts} processes" if hosts > 1 else "")
+    return f"{there['kind']}, {there['count']} in all" + (f", {hosts} processes" if hosts > 1 else "")
 
 
 def _time(text: str) -> str:

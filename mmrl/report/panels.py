@@ -148,6 +148,7 @@ _KNOWN = (
         ("sampler/logprob_difference_max", "largest"),
         note="Difference of the logprobs of the sampled tokens; rounding, if all is well.",
     ),
+    _panel(SPEED, "Seconds of a whole step", ("time/step", "seconds")),
     _panel(
         SPEED,
         "Tokens a second",
@@ -173,7 +174,7 @@ _TROUBLE = _panel(
     ("reward/invalid", "gradings failed"),
     ("data/skipped", "broken rows"),
 )
-# Keys that belong to no picture: numbers of a row, and what other panels show in another form.
+# Numbers of a row rather than metrics. Seconds of phases have a picture of another kind.
 _LEFT_OUT = ("step", "rollout/digest")
 # What an evaluation or a batch tells of a data set besides the components of its rewards.
 _FIGURES = ("accuracy", "format", "reward", "length", "truncated", "skipped", "invalid", "share")
@@ -188,9 +189,10 @@ def panels(runs: Sequence[Sequence[Row]]) -> list[Panel]:
     every = [_ACCURACY, _ERRORS, *_by_data_set(there), *_components(there), *_KNOWN]
     if any(row.get(line.metric, 0) for rows in runs for row in rows for line in _TROUBLE.lines):
         every.append(_TROUBLE)
-    every.append(_phases(there))
     drawn = {line.metric for panel in (*every, _TROUBLE) for line in panel.lines}
-    every += _others([key for key in there if key not in drawn and key not in _LEFT_OUT])
+    every += _others(
+        [key for key in there if not (key in drawn or key in _LEFT_OUT or key.startswith("time/"))]
+    )
     present = [
         replace(panel, lines=tuple(line for line in panel.lines if line.metric in there)) for panel in every
     ]
@@ -234,20 +236,13 @@ def _components(there: Iterable[str]) -> list[Panel]:
     return found
 
 
-def _phases(there: Iterable[str]) -> Panel:
-    names = [key.removeprefix("time/") for key in there if key.startswith("time/")]
-    names.sort(key=lambda name: (name != "step", name))
-    lines = tuple(Line(f"time/{name}", "whole step" if name == "step" else name) for name in names)
-    return Panel(SPEED, "Seconds of each phase", lines)
-
-
 def _others(left: Iterable[str]) -> list[Panel]:
     """What no panel knows, each alone, as nothing is known of its size."""
     return [Panel(OTHER, key, (Line(key, key.rpartition("/")[2].replace("_", " ")),)) for key in left]
 
 
 def _apart(panel: Panel, runs: int) -> list[Panel]:
-    """The panel, or one for each of its lines where those of several runs could not be told from each other."""
+    """The panel, or one for each of its lines where several runs have too many to tell apart."""
     if runs == 1 or len(panel.lines) <= _MOST_LINES:
         return [panel]
     return [replace(panel, title=f"{panel.title}: {line.label}", lines=(line,)) for line in panel.lines]

@@ -1,0 +1,42 @@
+"""``mmrl report``: one page about runs."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    """What ``mmrl report`` takes."""
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder, or one with runs in it, as of a sweep",
+    )
+    sub.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    sub.add_argument(
+        "--rollouts",
+        type=int,
+        default=24,
+        metavar="N",
+        help="responses to look at, in all; 0 reads no weights (default: %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """Write the page."""
+    if options.rollouts < 0:
+        raise ValueError(f"--rollouts={options.rollouts}: a number from 0 on")
+    if options.out.is_dir():
+        raise ValueError(
+            f"--out={options.out} is a folder; name a file, such as {options.out / 'report.html'}"
+        )
+    if not options.out.absolute().parent.is_dir():
+        raise ValueError(f"--out={options.out}: there is no folder {options.out.absolute().parent}")
+    from mmrl.report.report import find_runs, report
+    from mmrl.whole_file import write_whole
+
+    workdirs = find_runs(options.runs)
+    write_whole(options.out, report(workdirs, options.rollouts, print))
+    print(f"{options.out}  ({options.out.stat().st_size / 1e6:.1f} MB, needs no other file)")
