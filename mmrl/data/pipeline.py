@@ -358,7 +358,7 @@ def _item(
     try:
         sample = source[row]
         response = None if demonstrate is None else demonstrate(sample)
-        return _Item(sample, _encoded(sample, processor, form), response)
+        return _Item(sample, encode_sample(sample, processor, form), response)
     except ValueError as error:
         if isinstance(error, OverBudget) and form.overlong == "error":
             raise
@@ -366,7 +366,8 @@ def _item(
         return _Item(nothing, None, reason=str(error))
 
 
-def _encoded(sample: Sample, processor: Processor, form: PromptFormat) -> Encoded:
+def encode_sample(sample: Sample, processor: Processor, form: PromptFormat) -> Encoded:
+    """The prompt of a row, unpadded. Raises ValueError and `OverBudget` as `encode` does, naming the row."""
     return encode(
         processor,
         messages(sample.problem, form.system, form.suffix),
