@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from mmrl.commands import data, report, runs, suite
+from mmrl.commands import data, datasets, report, runs, suite
 
 _EXAMPLES = {
     "train": """\
@@ -29,8 +29,8 @@ examples:
   mmrl eval --model=DIR --data=FILE.parquet --max-tokens=2048 --out=responses.jsonl
   mmrl eval --suite=experiments/suites/papers.py:smoke --workdir=runs/quickstart
 
-Prints the mean of every reward component as JSON. With --workdir, the run's config says how. A suite is several
-benchmarks, and says how by itself (docs/evaluation.md).""",
+Prints the mean of every reward component as JSON. With --workdir, the run's config says how. A suite is
+several benchmarks, and says how by itself (docs/evaluation.md).""",
     "generate": """\
 examples:
   mmrl generate --model=DIR --prompts=prompts.jsonl --out=out.jsonl --n=4 --temperature=0.7 --top-p=0.9
@@ -96,7 +96,14 @@ examples:
   mmrl data convert --from=choice questions.csv --images=photos --out=choice.parquet --embed
 
 llava: conversations. coco: instances, or a list of {"file_name", "bbox", "sentence"}. choice: a question with
-"options", "choices" or columns A, B, ..., and an "answer". Read from JSON, JSONL, CSV, TSV or parquet.""",
+"options", "choices" or columns A, B, ..., and an "answer". questions: with or without options, under any column
+names; mmrl data list NAME shows the flags for published ones. Read from JSON, JSONL, CSV, TSV or parquet.""",
+    "data list": """\
+examples:
+  mmrl data list --use=train
+  mmrl data list mathvista
+
+Public data sets: where they are, their columns, rows and licences, and the commands that convert them.""",
     "data pretext": """\
 examples:
   mmrl data pretext --images=photos --rows=10000 --out=pretext.parquet
@@ -278,6 +285,7 @@ def _benchmark(sub: argparse.ArgumentParser) -> None:
 
 def _data(sub: argparse.ArgumentParser) -> None:
     kinds = sub.add_subparsers(dest="what", required=True)
+    datasets.arguments(_command(kinds, "data list", "Tell of public data sets.", datasets.run))
     _inspection(
         _command(kinds, "data inspect", "Show what is in a data set, and what is wrong.", data.inspect)
     )
@@ -310,7 +318,7 @@ def _inspection(sub: argparse.ArgumentParser) -> None:
 def _conversion(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("data", type=Path, metavar="IN", help="what to convert")
     sub.add_argument(
-        "--from", dest="layout", choices=("llava", "coco", "choice"), required=True, help="its layout"
+        "--from", dest="layout", choices=("llava", "coco", "choice", "questions"), required=True, help="its layout"
     )
     sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="where its image paths start")
     sub.add_argument("--out", type=Path, required=True, help="parquet or JSONL to be written")
@@ -322,7 +330,7 @@ def _conversion(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--turns", choices=("each", "first"), help="which questions of a conversation (default: each)"
     )
-    group.add_argument("--verifier", metavar="NAME", help="what is to grade (default: text)")
+    group.add_argument("--verifier", metavar="NAME,...", help="what grades, the first that can (default: text)")
     group = sub.add_argument_group("coco")
     group.add_argument(
         "--task",
@@ -340,6 +348,7 @@ def _conversion(sub: argparse.ArgumentParser) -> None:
         choices=("letter", "index", "text"),
         help="what the answer is; index counts from 0 (default: what fits a row)",
     )
+    datasets.question_arguments(sub)
 
 
 def _pretext(sub: argparse.ArgumentParser) -> None:

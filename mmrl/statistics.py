@@ -1,5 +1,6 @@
 """Means with the doubt about them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,3 +55,22 @@ def bootstrap_interval(
     means = [values[rng.integers(count, size=count)].mean() for _ in range(draws)]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(values.mean()), float(low), float(high), count)
+
+
+def stratified_interval(
+    groups: Sequence[Float[np.ndarray, "_"]], rng: np.random.Generator, draws: int = 2000
+) -> Interval:
+    """Mean of the means of several sets of questions, each of one weight; questions are drawn within each.
+
+    The sets (benchmarks) are the ones that are of interest, not a sample of such: none is drawn.
+    """
+    if not groups or not all(map(len, groups)):
+        return Interval(np.nan, np.nan, np.nan, 0)
+
+    def drawn(values: np.ndarray) -> float:
+        return float(values[rng.integers(len(values), size=len(values))].mean())
+
+    means = [np.mean([drawn(values) for values in groups]) for _ in range(draws)]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    mean = float(np.mean([values.mean() for values in groups]))
+    return Interval(mean, float(low), float(high), len(groups))

@@ -232,8 +232,10 @@ def experiment(options: argparse.Namespace, overrides: Sequence[str]) -> tuple["
     return config, options.workdir or Path("runs") / name
 
 
-def _weights(options: argparse.Namespace) -> tuple["Config", "Model", "Params"]:
-    """Config, model and weights that ``--model`` or ``--workdir`` and the sampling options name."""
+def opened(
+    options: argparse.Namespace,
+) -> tuple["Config", "Model", Callable[[], tuple[int | None, "Params"]]]:
+    """Config and model that ``--model`` or ``--workdir`` name, and what reads the step and the weights."""
     from mmrl.config import Config
     from mmrl.train.assemble import open_model
 
@@ -241,9 +243,15 @@ def _weights(options: argparse.Namespace) -> tuple["Config", "Model", "Params"]:
         rollout = dataclasses.replace(Config().rollout, max_tokens=512)
         config = dataclasses.replace(Config(), rollout=rollout)
         model = open_model(config, options.model)
-        params = model.load()
-    else:
-        config, model, _, params = _run_weights(options.workdir, options.step)
+        return config, model, lambda: (None, model.load())
+    config, model = _run(options.workdir)
+    return config, model, lambda: _at_step(options.workdir, options.step, model)
+
+
+def _weights(options: argparse.Namespace) -> tuple["Config", "Model", "Params"]:
+    """Config, model and weights that ``--model`` or ``--workdir`` and the sampling options name."""
+    config, model, load = opened(options)
+    _, params = load()
     chosen = {"temperature": options.temperature, "top_p": options.top_p}
     given = {name: value for name, value in chosen.items() if value is not None}
     length = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
@@ -257,14 +265,22 @@ def _weights(options: argparse.Namespace) -> tuple["Config", "Model", "Params"]:
 
 
 def _run_weights(workdir: Path, step: int | None) -> tuple["Config", "Model", int, "Params"]:
+    config, model = _run(workdir)
+    return config, model, *_at_step(workdir, step, model)
+
+
+def _run(workdir: Path) -> tuple["Config", "Model"]:
     from mmrl.train.assemble import located, open_model
-    from mmrl.train.checkpoint import load_params
     from mmrl.train.workdir import read_config
 
     config = read_config(workdir)
-    model = open_model(config, located(config.model.path, workdir))
-    step, params = load_params(workdir / "checkpoints", model.description, step, model.shardings)
-    return config, model, step, params
+    return config, open_model(config, located(config.model.path, workdir))
+
+
+def _at_step(workdir: Path, step: int | None, model: "Model") -> tuple[int, "Params"]:
+    from mmrl.train.checkpoint import load_params
+
+    return load_params(workdir / "checkpoints", model.description, step, model.shardings)
 
 
 def _prompts(path: Path) -> Iterator[dict[str, Any]]:

@@ -104,7 +104,7 @@ def encode_turn(
     before = [{"role": "user", "content": ""}, {"role": "assistant", "content": MARK}]
     conversation = [*before, *messages(text)]
     _refuse_special(processor, conversation, name)
-    after = _rendered(processor, conversation).partition(MARK)[2]
+    after = rendered(processor, conversation).partition(MARK)[2]
     end = processor.tokenizer.convert_ids_to_tokens(processor.eos)
     if not after.startswith(end):
         raise ValueError(f"{name}: the chat template does not show a content with {end} after it")
@@ -201,7 +201,7 @@ def _encoded(
 def _tokens(processor: Processor, conversation: Messages, images: int, name: str) -> Int32[np.ndarray, "p"]:
     """Token ids of a conversation with one image pad for each of the ``images``."""
     _refuse_special(processor, conversation, name)
-    return _tokenised(processor, _rendered(processor, conversation), images, name)
+    return _tokenised(processor, rendered(processor, conversation), images, name)
 
 
 def _refuse_special(processor: Processor, conversation: Messages, name: str) -> None:
@@ -217,7 +217,7 @@ def _refuse_special(processor: Processor, conversation: Messages, name: str) -> 
             )
 
 
-def _rendered(processor: Processor, conversation: Messages) -> str:
+def rendered(processor: Processor, conversation: Messages) -> str:
     """The chat template's text, the assistant's turn opened at its end."""
     template = processor.tokenizer.apply_chat_template
     return template(list(conversation), tokenize=False, add_generation_prompt=True)

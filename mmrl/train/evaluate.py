@@ -1,15 +1,19 @@
 """Held-out accuracy: sample, grade, average each component."""
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Array, UInt32
 
 from mmrl import hosts
-from mmrl.config import Config
-from mmrl.data.pipeline import evaluation
+from mmrl.config import Config, Corruption
+from mmrl.data.corruption import corrupt
+from mmrl.data.pipeline import Batch, evaluation
 from mmrl.data.sources import Source
 from mmrl.mesh import batch_shards, own_mesh, own_rows
 from mmrl.rewards.pool import RewardPool
@@ -22,11 +26,12 @@ from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice
 from mmrl.train.programs import Policy
 from mmrl.train.rollouts import acting_weights, prompt_keys
-from mmrl.types import Params
+from mmrl.types import Images, Params
 from mmrl.whole_file import write_lines
 from mmrl.workers.pool import WorkerPool
 
 _PURPOSE = 2  # of random keys, apart from rollouts' and corruption's
+_SAMPLES, _IMAGES = 0, 1  # what keys of that purpose draw, in the place of a step
 
 
 def evaluate(
@@ -38,10 +43,15 @@ def evaluate(
     tools: WorkerPool | None,
     config: Config,
     notice: Notice,
+    *,
+    masked: Corruption | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean of reward components and episodes' facts over ``evaluation.samples`` responses a held-out prompt.
 
     The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
+    ``masked`` shows every image corrupted so, and samples with the same keys; what tools show of an image is
+    not masked. ``progress`` is told how many prompts are done, after each batch.
 
     Returns:
       ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "skipped": ...,
@@ -73,12 +83,16 @@ def evaluate(
         readers=readers(config),
     )
     for number, batch in enumerate(batches):
+        start = number * size
+        if masked is not None:
+            keys = prompt_keys(config.seed, _PURPOSE, _IMAGES, size, start=start)[batch.rows]
+            batch = _without_images(batch, masked, keys, model)
         experience, whole = sample_and_grade(
             acting,
             policy,
             model,
             batch,
-            prompt_keys(config.seed, _PURPOSE, 0, size, start=number * size)[batch.rows],
+            prompt_keys(config.seed, _PURPOSE, _SAMPLES, size, start=start)[batch.rows],
             group=config.evaluation.samples,
             sampling=sampling,
             config=config,
@@ -91,6 +105,7 @@ def evaluate(
         )
         seen.append(whole)
         told += [row for rows in hosts.by_row(batch.rows, _responses(experience)) for row in rows]
+        progress(min(start + size, sum(map(len, sources))))
     whole = reduce(concatenated, seen)
     values = _summary(whole)
     for name in [source.name for source in sources] if len(sources) > 1 else []:
@@ -105,6 +120,19 @@ def _batch_size(config: Config, model: Model, rows: int) -> int:
         return size
     parts = batch_shards(model.mesh)
     return -(-size // parts) * parts
+
+
+def _without_images(batch: Batch, masked: Corruption, keys: UInt32[np.ndarray, "b k"], model: Model) -> Batch:
+    """The batch with its images corrupted."""
+    with jax.set_mesh(own_mesh(model.mesh)):
+        images = _corrupted(batch.prompts.images, keys, masked.method, masked.probability)
+        images = jax.tree.map(np.asarray, images)
+    return replace(batch, prompts=replace(batch.prompts, images=images))
+
+
+@partial(jax.jit, static_argnames=("method", "probability"))
+def _corrupted(images: Images, keys: UInt32[Array, "b k"], method: str, probability: float) -> Images:
+    return corrupt(images, jax.random.wrap_key_data(keys), method, probability)
 
 
 def _responses(experience: Experience) -> list[list[dict[str, Any]]]:
