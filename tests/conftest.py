@@ -59,3 +59,22 @@ def policy(fixtures_dir):
     from tiny import read_policy
 
     return read_policy(fixtures_dir / "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def smoke_config():
+    """The quickstart, shrunk to seconds."""
+    from mmrl.config import resolve
+    from mmrl.experiment import load
+
+    return resolve(load(f"{Path(__file__).parents[1] / 'experiments' / 'quickstart.py'}:smoke"))
+
+
+@pytest.fixture(scope="session")
+def smoke_run(smoke_config, tmp_path_factory) -> Path:
+    """The folder of a finished run of `smoke_config`, which many look at: it is not to be changed."""
+    from mmrl.train.stages import run
+
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    run(smoke_config, workdir)
+    return workdir

@@ -9,7 +9,7 @@ github.com/xhguo7/PAPO-Eval, with which both evaluate: 8 responses, temperature 
 images of up to 589,824 pixels, the mean accuracy over questions. PAPO calls these eight: MathVerse_V, the
 vision-dependent part of MathVerse, is given apart from the whole. Both leave out questions with free answers
 (of MathVista, MathVerse, MathVision and DynaMath), and publish what remains; ``<name>.parquet`` should hold
-that, converted to the schema.
+that, converted to the schema (``mmrl data list`` says how).
 
 Differs from the papers: the format prompt is the one that `mmrl.presets` trains with, worded anew, and the
 grader is mmrl's; an image that does not fit the prompt budget is made smaller. The second pass without images
@@ -22,15 +22,15 @@ from mmrl.suite.suite import Benchmark, Suite
 PAPO = (
     "geometry3k",
     "mathvista",
-    "we_math",
+    "wemath",
     "mmk12",
     "mathverse",
     "mathverse_v",
     "logicvista",
-    "clevr_count",
+    "superclevr_counting",
     "mmmu_pro",
 )
-VPPO = ("dynamath", "geometry3k", "mathverse", "mathvision", "mmk12", "we_math", "logicvista", "mmmu_pro")
+VPPO = ("dynamath", "geometry3k", "mathverse", "mathvision", "mmk12", "wemath", "logicvista", "mmmu_pro")
 MAX_PIXELS = 768 * 768
 
 
