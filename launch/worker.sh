@@ -90,7 +90,7 @@ look() {
   if [[ -f "$job/status" ]]; then
     say ended "$(cat "$job/status")"
   elif running; then
-    say running
+    say running "$(cat "$job/installed")"
   elif [[ -f "$job/pid" ]]; then
     say gone
   else
@@ -123,15 +123,19 @@ verb="$1"
 shift
 case "$verb" in
   install | mount)
-    # The connection gets what went wrong at last, not every line of pip's.
-    if ! (set -e; if [[ "$verb" == install ]]; then install_code "$@"; else mount_bucket "$@"; fi) >"$job/$verb.log" 2>&1
-    then
+    # In a shell of its own: there `set -e` holds. The connection gets what went wrong at last, not all of pip.
+    if ! bash "$0" "$verb-loudly" "$@" >"$job/$verb.log" 2>&1; then
       tail -n 20 "$job/$verb.log"
       say failed "$verb"
       exit 1
     fi
     tail -n 1 "$job/$verb.log"
     ;;
+  install-loudly) install_code "$@" ;;
+  mount-loudly) mount_bucket "$@" ;;
   start | look | log | stop) "$verb" "$@" ;;
-  *) echo "worker.sh: unknown verb $verb" >&2; exit 2 ;;
+  *)
+    echo "worker.sh: unknown verb $verb" >&2
+    exit 2
+    ;;
 esac
