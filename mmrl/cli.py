@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from mmrl.commands import data, datasets, report, runs, suite
+from mmrl.commands import data, datasets, report, runs, suite, sweep
 
 _EXAMPLES = {
     "train": """\
@@ -66,6 +66,7 @@ examples:
   mmrl report runs/quickstart runs/vppo --out=report.html
 
 One HTML page about runs, which needs no other file and no network.""",
+    "sweep": sweep.EXAMPLES,
     "data": """\
 examples:
   mmrl data inspect FILE.parquet --model=DIR --out=report.html
@@ -116,7 +117,7 @@ never those of a benchmark.""",
 }
 
 # Commands that take --config.KEY=VALUE.
-_WITH_CONFIG = ("train", "sft", "plan", "bench", "data inspect")
+_WITH_CONFIG = ("train", "sft", "sweep", "plan", "bench", "data inspect")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the weights (default: %(default)s)",
     )
     report.arguments(command("report", "Write a page about runs.", report.run))
+    sweep.arguments(command("sweep", "Run an ablation, and make its table.", sweep.run))
     _data(command("data", "Look at data, convert it, and make it.", None))
     return parser
 

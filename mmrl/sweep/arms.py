@@ -1,7 +1,7 @@
 """Arms of a sweep: what each changes of the experiment, and what to call it.
 
-`param` varies one key and `arm` is one arm; `product`, `zipped` and `chain` make larger sweeps of smaller ones. All
-are tuples of `Arm`, so that plain Python works on them too.
+`param` varies one key and `arm` is one arm; `product`, `zipped` and `chain` make larger sweeps of smaller
+ones. All are tuples of `Arm`, so that plain Python works on them too.
 """
 
 import itertools
@@ -80,8 +80,8 @@ def labels(arms: Arms) -> tuple[str, ...]:
     for label in spelt:
         if not _SAFE.fullmatch(label) or len(label) > _LONGEST:
             raise ValueError(
-                f"the label {label!r} cannot be the name of a folder: give a short one of letters, digits and "
-                "_ = , . + - that begins with a letter or digit, as in arm({...}, LABEL)"
+                f"the label {label!r} cannot be the name of a folder: give a short one of letters, digits "
+                "and _ = , . + - that begins with a letter or digit, as in arm({...}, LABEL)"
             )
     alike = [label for label, count in Counter(map(str.casefold, spelt)).items() if count > 1]
     if alike:

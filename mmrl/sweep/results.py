@@ -119,7 +119,7 @@ def table(results: Results, baseline: str | None = None) -> list[Row]:
 
 
 def write_table(results: Results) -> str:
-    """Write ``table.md``, ``table.csv`` and ``runs.csv`` into the sweep's folder; returns what table.md holds."""
+    """Write ``table.md``, ``table.csv`` and ``runs.csv`` into the sweep's folder; returns the first."""
     rows = table(results)
     text = as_markdown(results, rows)
     write_whole(results.directory / "table.md", text)
@@ -209,7 +209,7 @@ def _csv(columns: Sequence[str], rows: Any) -> str:
 
 def _cell(value: Interval, digits: int, sign: str = "") -> str:
     if not value.n:
-        return "–"
+        return "-"
     mean = f"{value.mean:{sign}.{digits}f}"
     return mean if value.n == 1 else f"{mean} ± {value.half:.{digits}f}"
 
