@@ -1,9 +1,9 @@
 """The methods in the shapes world: k3 against exact KL, with and without entropy penalties, five seeds.
 
-On the quickstart, a few minutes a run on two cores. Coefficients are those of the papers (PAPO
-arXiv:2507.06448: 0.02, and 0.03 for both entropies without a strong reference KL; VPPO arXiv:2510.09285: entropy
-penalty 0.06); "strong" is a coefficient far above, at which PAPO is said to collapse unless entropies are
-held down. ``shapes.py:smoke`` takes the quickstart's smoke form and one seed.
+On the quickstart, a few minutes a run on two cores. Coefficients are among those of the papers (PAPO,
+arXiv:2507.06448: 0.02, and 0.03 for both entropies; VPPO, arXiv:2510.09285: entropy penalty 0.06); "strong"
+is a coefficient far above, at which PAPO is said to collapse unless entropies are held down.
+``shapes.py:smoke`` takes the quickstart's smoke form and one seed.
 """
 
 from mmrl.sweep import Arms, Sweep, arm, chain, form, product

@@ -7,9 +7,7 @@ from mmrl.experiment import call
 from mmrl.nearest import nearest
 from mmrl.sweep.arms import Arms, labels
 
-# What a metric may be of a curve, written before its name: "heldout/accuracy" is the value at the end,
-# "area:reward/accuracy" the mean height of the curve, which is higher the earlier a run learns.
-AREA = "area:"
+AREA = "area:"  # before the name of a metric
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,9 @@ class Sweep:
     arms: Arms
     seeds: tuple[int, ...] = (0,)
     baseline: str = ""  # label of the arm that the others are compared with; "" compares none
-    metrics: tuple[str, ...] = ("heldout/accuracy",)  # of metrics.jsonl: the last value, or "area:NAME"
+    # Names in metrics.jsonl, of which the last value is taken; "area:NAME" is the mean height of the curve,
+    # which is higher the earlier a run learns.
+    metrics: tuple[str, ...] = ("heldout/accuracy", "area:reward/accuracy")
 
 
 def form(sweep: Sweep, arg: str) -> Sweep:
