@@ -17,7 +17,8 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.data.curriculum import Curriculum, check
 from mmrl.nearest import nearest
-from mmrl.rewards.composition import rule
+from mmrl.python_file import function
+from mmrl.rewards.composition import own, rule
 from mmrl.rewards.judge_client import Judge
 from mmrl.rollout.tools import TOOLS
 from mmrl.typed import build
@@ -130,7 +131,9 @@ class Reward:
     # Component -> condition(s) without which it does not count: "format", "iou>=0.5", ("format", "accuracy").
     gates: dict[str, Any] = field(default_factory=dict)
     bonuses: tuple[str, ...] = ()  # components that compare a response with its group, e.g. "brevity"
-    verifier: str = ""  # overrules the verifier that the samples name; "" leaves it
+    verifier: str = (
+        ""  # instead of the samples'; "" leaves it. May be one's own: "FILE.py:function"
+    )
     also: tuple[str, ...] = ()  # verifiers that grade every response besides, e.g. "repetition"
     options: dict[str, Any] = field(default_factory=dict)  # facts for rows that do not have them
     # Name of a data set -> what holds for its rows instead: weights, gates, bonuses, verifier, also, options.
@@ -253,17 +256,23 @@ def template(algorithm: str = "grpo") -> ConfigDict:
 
 
 def resolve(config: ConfigDict) -> Config:
-    """Check a `ConfigDict` and freeze it.
+    """Check a `ConfigDict` and freeze it. Files with code of one's own, "FILE.py:function", are run.
 
     Raises:
       ValueError: an unknown key (with the nearest valid one), a value of the wrong type, or values that
         contradict each other.
     """
-    return from_dict(config.to_dict())
+    resolved = from_dict(config.to_dict())
+    algorithm(resolved)
+    own(dataclasses.asdict(resolved.reward))
+    return resolved
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """`resolve` for a plain nested dict, such as ``dataclasses.asdict`` of a `Config` read back from JSON."""
+    """`resolve` for a plain nested dict, such as ``dataclasses.asdict`` of a `Config` read back from JSON.
+
+    It runs no file: looking at a run that somebody else made does not run what its config names.
+    """
     resolved = build(Config, values, "config")
     _check(resolved)
     return resolved
@@ -277,15 +286,20 @@ def algorithm(config: Config) -> Algorithm:
     """
     chosen = {key: value for key, value in config.algorithm.items() if value is not None}
     name = chosen.pop("name")
-    if name not in RECIPES:
-        raise ValueError(f"config.algorithm.name={name!r} is unknown{nearest(name, RECIPES)}")
-    accepted = inspect.signature(RECIPES[name]).parameters
+    path = f"config.algorithm.name={name!r}"
+    if name not in RECIPES and ":" not in name:
+        raise ValueError(f"{path} is unknown{nearest(name, RECIPES)}")
+    recipe = function(path, name) if ":" in name else RECIPES[name]
+    accepted = inspect.signature(recipe).parameters
     for key in chosen:
         if key not in accepted:
             raise ValueError(
                 f"config.algorithm.{key} is not a hyper-parameter of {name!r}{nearest(key, accepted)}"
             )
-    return RECIPES[name](**chosen)
+    made = recipe(**chosen)
+    if not isinstance(made, Algorithm):
+        raise ValueError(f"{path} should return an Algorithm, and returns {type(made).__name__}")
+    return made
 
 
 def _hyper_parameters() -> dict[str, type]:
@@ -300,7 +314,8 @@ def _hyper_parameters() -> dict[str, type]:
 
 def _check(config: Config) -> None:
     """Combinations that cannot work."""
-    algorithm(config)
+    if ":" not in config.algorithm["name"]:
+        algorithm(config)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("model.remat", config.model.remat, ("none", "dots", "full"))
     _choice("data.overlong", config.data.overlong, ("drop", "resize", "error"))

@@ -2,12 +2,12 @@
 
 import ast
 import difflib
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from mmrl.python_file import defined
 
 # Parts of a config that have whatever keys are given.
 FREE = ("reward.weights", "reward.gates", "reward.options")
@@ -38,17 +38,9 @@ def call(text: str, function: str, what: str) -> Any:
       ValueError: no such file, or it does not define the function, or that raises one.
     """
     path, _, arg = text.partition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"{what}: the file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{what}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ValueError(f"{what}: {path} does not define {function}(arg)")
+    called = defined(what, path, function)
     try:
-        return getattr(module, function)(arg)
+        return called(arg)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 
@@ -60,6 +52,10 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
             config[parents_path][name] = _literal(text)
         return
     known = _keys(config)
+    if parents_path == "algorithm" and key not in known and ":" in config.algorithm.name:
+        with config.unlocked():  # a recipe of one's own has hyper-parameters of its own
+            config.algorithm[name] = _literal(text)
+        return
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         raise ValueError(f"config.{key} is not a key of the config; did you mean config.{close[0]}?")

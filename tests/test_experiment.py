@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.config import algorithm, resolve
+from mmrl.config import algorithm, from_dict, resolve
 from mmrl.experiment import load
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
@@ -87,3 +87,50 @@ def test_wrong_files(tmp_path):
         load(str(tmp_path / "empty.py"))
     with pytest.raises(ValueError, match="there is no form 'smok'"):
         load(f"{EXPERIMENTS[0]}:smok")
+
+
+RECIPE = """
+from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.recipes import grpo
+
+
+def mine(clip_low: float = 0.2, bonus: float = 0.01) -> Algorithm:
+    return grpo(clip_low=clip_low, reference_kl=bonus)
+
+
+def shapeless(clip_low, clip_high, dual_clip, reference_kl):
+    return 3
+"""
+
+
+def test_a_recipe_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    name = "--config.algorithm.name=mine.py:mine"
+    config = overridden(name, "--config.algorithm.bonus=0.5", "--config.algorithm.shaping_min=None")
+    (penalty,) = algorithm(config).penalties
+    assert float(penalty.coefficient(0, 1)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["name=mine.py:yours"], "config.algorithm.name='mine.py:yours': mine.py does not define yours"),
+        (["name=mine.py:mine", "bonsu=1"], "config.algorithm.bonsu is not .* did you mean 'bonus'"),
+        (["name=mine.py:shapeless"], "should return an Algorithm, and returns int"),
+        (["bonus=1"], "config.algorithm.bonus is not a key"),
+    ],
+)
+def test_mistakes_about_a_recipe_of_ones_own(tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    grpo = next(path for path in EXPERIMENTS if path.stem == "grpo_qwen2_5_vl_7b")
+    with pytest.raises(ValueError, match=message):
+        resolve(load(str(grpo), [f"--config.algorithm.{override}" for override in overrides]))
+
+
+def test_reading_a_config_back_runs_no_file():
+    config = from_dict({"algorithm": {"name": "gone.py:mine"}, "reward": {"verifier": "gone.py:grade"}})
+    assert config.algorithm == {"name": "gone.py:mine"}
+    with pytest.raises(ValueError, match=r"the file gone.py does not exist"):
+        algorithm(config)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmrl.nearest import nearest
 from mmrl.rewards.group import BONUSES, Group
-from mmrl.rewards.verifier import names_of, score
+from mmrl.rewards.verifier import Verifier, names_of, own_names, own_verifiers, score
 
 Points = tuple[tuple[float, float], ...]  # (share of the run, weight)
 OWN_KEYS = ("weights", "gates", "bonuses", "verifier", "also", "options")  # that a data set may have
@@ -93,10 +93,19 @@ def rule(reward: Mapping[str, Any], source: str = "") -> Rule:
     verifier, also = merged.get("verifier", ""), tuple(merged.get("also", ()))
     for key, named in (("verifier", [verifier] if verifier else []), ("also", also)):
         try:
-            [names_of(name) for name in named]
+            [names_of(name, own_names(name)) for name in named]
         except ValueError as error:
             raise ValueError(f"{path}.{key}: {error}") from error
     return Rule(weights, gates, bonuses, verifier, also, merged["options"])
+
+
+def own(reward: Mapping[str, Any]) -> dict[str, Verifier]:
+    """Verifiers of one's own, "FILE.py:function", that ``config.reward``, as a dict, has for any data set.
+
+    Raises ValueError if one is not there.
+    """
+    rules = [rule(reward, source) for source in ("", *reward.get("sources", {}))]
+    return own_verifiers(own_names("+".join(name for one in rules for name in (one.verifier, *one.also))))
 
 
 def weighted(value: Any, weights: Mapping[str, Points]) -> Any:

@@ -38,7 +38,8 @@ class RewardPool:
     ``workers``: processes. ``deadline_s``: seconds for one sample, after which its worker is killed and
     replaced. ``table``: an importable module with ``VERIFIERS`` and optionally ``LOADERS``, as in
     ``mmrl.rewards.verifier``. ``memory_bytes``: address space of a worker. See ``mmrl.workers.pool``.
-    ``judge``: who is asked for the verifiers of `mmrl.rewards.judge`.
+    ``judge``: who is asked for the verifiers of `mmrl.rewards.judge`. ``own``: names of verifiers besides
+    those of the table, "FILE.py:function".
     """
 
     def __init__(
@@ -48,9 +49,12 @@ class RewardPool:
         table: str = TABLE,
         memory_bytes: int = 2 << 30,
         judge: "JudgePool | None" = None,
+        own: Sequence[str] = (),
     ) -> None:
         self._judge = judge
-        self._pool = WorkerPool(workers, f"{table}:VERIFIERS", deadline_s, memory_bytes, noun="verifier")
+        self._pool = WorkerPool(
+            workers, f"{table}:VERIFIERS", deadline_s, memory_bytes, noun="verifier", own=own
+        )
 
     def __enter__(self) -> "RewardPool":
         return self

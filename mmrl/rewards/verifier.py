@@ -4,11 +4,12 @@ A verifier is a pure function ``(sample, response) -> {component: value}``. Comp
 weighed by the config: PAPO and EasyR1 use ``PAPO_WEIGHTS``, VPPO accuracy alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 from mmrl.nearest import nearest
+from mmrl.python_file import function
 from mmrl.rewards.boxes import load as load_matching
 from mmrl.rewards.choice import choice
 from mmrl.rewards.counting import count
@@ -100,14 +101,29 @@ LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType(
 )
 
 
-def names_of(verifier: str) -> tuple[str, ...]:
-    """The verifiers that a sample names, joined by "+": ``"box+repetition"``.
+def own_names(verifier: str) -> tuple[str, ...]:
+    """Of verifiers joined by "+", those of one's own: ``"FILE.py:function"``."""
+    return tuple(name.strip() for name in verifier.split("+") if ":" in name)
+
+
+def own_verifiers(names: Collection[str]) -> dict[str, Verifier]:
+    """Verifiers of one's own by name. Their files are run, so names come from a config, never from data.
+
+    Raises ValueError if a file does not exist or does not define the function.
+    """
+    return {name: function(f"verifier {name!r}", name) for name in names}
+
+
+def names_of(verifier: str, own: Collection[str] = ()) -> tuple[str, ...]:
+    """The verifiers that a sample names, joined by "+": ``"box+repetition"``. ``own`` are known besides.
 
     Raises ValueError for an unknown name or one that stands twice.
     """
     names = tuple(name.strip() for name in verifier.split("+"))
     for name in names:
-        known = [*VERIFIERS, *JUDGED]
+        known = [*VERIFIERS, *JUDGED, *own]
+        if name not in known and ":" in name:
+            raise ValueError(f"verifier {name!r}: rows cannot name a file; name it in config.reward.verifier")
         if name not in known:
             raise ValueError(f"verifier {name!r} is unknown{nearest(name, known)}")
     if len(set(names)) < len(names):
@@ -115,14 +131,14 @@ def names_of(verifier: str) -> tuple[str, ...]:
     return names
 
 
-def reports(sample: Sample) -> frozenset[str]:
-    """The components that responses to ``sample`` will have.
+def reports(sample: Sample, own: Mapping[str, Verifier] = MappingProxyType({})) -> frozenset[str]:
+    """The components that responses to ``sample`` will have. ``own``: verifiers of one's own, by name.
 
     Raises ValueError if a verifier is unknown, cannot use this sample, or reports what another does.
     """
     found: set[str] = set()
-    for name in names_of(sample.verifier):
-        components = _reports(name, replace(sample, verifier=name))
+    for name in names_of(sample.verifier, own):
+        components = _reports(own, name, replace(sample, verifier=name))
         twice = found & components
         if twice:
             raise ValueError(f"verifier {sample.verifier!r}: two of these report {min(twice)!r}")
@@ -130,11 +146,11 @@ def reports(sample: Sample) -> frozenset[str]:
     return frozenset(found)
 
 
-def _reports(name: str, sample: Sample) -> set[str]:
+def _reports(own: Mapping[str, Verifier], name: str, sample: Sample) -> set[str]:
     if name in JUDGED:
         JUDGED[name].request(sample, "")
         return set(JUDGED[name].components)
-    return set(VERIFIERS[name](sample, ""))
+    return set((own.get(name) or VERIFIERS[name])(sample, ""))
 
 
 def score(components: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import UInt32
 from mmrl.config import Config
 from mmrl.data.pipeline import Batch
 from mmrl.mesh import own_mesh
+from mmrl.rewards.composition import own
 from mmrl.rewards.judge_client import JudgePool
 from mmrl.rewards.pool import Graded, RewardPool
 from mmrl.rollout.generate import gather, member_keys
@@ -56,7 +57,11 @@ def reward_pool(config: Config, workdir: Path | None) -> Iterator[RewardPool]:
         cache = cache and f"{cache}.{jax.process_index()}"
     judge = replace(judge, cache=cache)
     asked = JudgePool(judge, seed=config.seed, say=say) if judge.endpoint else nullcontext()
-    with asked as judges, RewardPool(reward.workers, reward.deadline_seconds, judge=judges) as pool:
+    names = tuple(own(asdict(reward)))
+    with (
+        asked as judges,
+        RewardPool(reward.workers, reward.deadline_seconds, judge=judges, own=names) as pool,
+    ):
         yield pool
 
 

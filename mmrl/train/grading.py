@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.config import Config
-from mmrl.rewards.composition import Rule, pay, rule, weighted, weights_of
+from mmrl.rewards.composition import Rule, own, pay, rule, weighted, weights_of
 from mmrl.rewards.facts import Rollout
 from mmrl.rewards.group import Group
 from mmrl.rewards.judge import JUDGED
@@ -72,14 +72,16 @@ def facts_of(response: Trajectory, max_tokens: int, progress: float) -> Rollout:
 def probe(config: Config) -> Callable[[Sample], None]:
     """What raises ValueError if responses to a row could not be graded and paid as the config says."""
     rules = rules_of(config)
+    verifiers = own(dataclasses.asdict(config.reward))
 
     def look(sample: Sample) -> None:
         found = rules(sample)
         sample = told(sample, found, Rollout(), {})
-        there = reports(sample)
+        there = reports(sample, verifiers)
         if config.reward.self_judge.question:
             there |= {SELF_JUDGE}
-        if not config.reward.judge.endpoint and any(name in JUDGED for name in names_of(sample.verifier)):
+        judged = any(name in JUDGED for name in names_of(sample.verifier, verifiers))
+        if judged and not config.reward.judge.endpoint:
             raise ValueError(
                 f"the verifier {sample.verifier!r} asks a text model; name one: config.reward.judge.endpoint"
             )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,8 +50,9 @@ class WorkerPool:
     functions; its mapping ``LOADERS``, if there is one, has by the same names what a worker does before its
     first call of a function, outside the deadline. ``deadline_s``: seconds for one call, after which its
     worker is killed and replaced. ``memory_bytes``: address space of a worker. ``noun``: what the functions
-    are, in messages. The workers are fresh interpreters: they share no state with the parent and never import
-    jax. Leaving the context kills them; should the parent be killed they end by themselves.
+    are, in messages. ``own``: functions besides those of the table, "FILE.py:function".
+    The workers are fresh interpreters: they share no state with the parent and never import jax. Leaving the
+    context kills them; should the parent be killed they end by themselves.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class WorkerPool:
         deadline_s: float = 5.0,
         memory_bytes: int = 2 << 30,
         noun: str = "tool",
+        own: Sequence[str] = (),
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers = {workers}: a pool needs at least one")
         if deadline_s <= 0:
             raise ValueError(f"deadline_s = {deadline_s}: give a positive number of seconds")
-        self._arguments = [table, str(deadline_s), str(memory_bytes)]
+        self._arguments = [table, str(deadline_s), str(memory_bytes), *own]
         self._deadline_s = deadline_s
         self._noun = noun
         self._workers = workers

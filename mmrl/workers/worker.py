@@ -1,4 +1,4 @@
-"""The process that runs functions: ``python -m mmrl.workers.worker FD TABLE DEADLINE MEMORY``.
+"""The process that runs functions: ``python -m mmrl.workers.worker FD TABLE DEADLINE MEMORY [OWN ...]``.
 
 Started by ``pool.WorkerPool``. Reads pickled lists of pickled ``(function, payload)`` from the parent, which
 it trusts, and answers with JSON, one message a job: the parent never unpickles what comes from a process that
@@ -12,17 +12,18 @@ import pickle
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from mmrl.python_file import function as own_function
 from mmrl.workers.message import pack
 
 PARENT_POLL_S = 1.0  # how often an idle worker looks whether its parent still lives
 
 
-def main(fd: int, table: str, deadline_s: float, memory_bytes: int) -> None:
+def main(fd: int, table: str, deadline_s: float, memory_bytes: int, own: Sequence[str]) -> None:
     """Serves requests until the parent closes the connection or is gone.
 
     Each job runs under a timer of ``deadline_s`` seconds whose signal keeps its default action, death: the
@@ -35,7 +36,7 @@ def main(fd: int, table: str, deadline_s: float, memory_bytes: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     name, _, attribute = table.partition(":")
     module = importlib.import_module(name)
-    functions = getattr(module, attribute)
+    functions = {**getattr(module, attribute), **{text: own_function(table, text) for text in own}}
     loaders = getattr(module, "LOADERS", {})
     loaded: set[str] = set()
     connection.send_bytes(pack({"event": "ready"}))
@@ -74,4 +75,4 @@ def _printable(text: str) -> str:
 
 if __name__ == "__main__":
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed its end, or died
-        main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+        main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

@@ -4,7 +4,17 @@ import sys
 import pytest
 from rewards_cases import CASES
 
-from mmrl.rewards.verifier import PAPO_WEIGHTS, VERIFIERS, VPPO_WEIGHTS, score, together
+from mmrl.rewards.composition import own
+from mmrl.rewards.pool import Graded, RewardPool
+from mmrl.rewards.verifier import (
+    PAPO_WEIGHTS,
+    VERIFIERS,
+    VPPO_WEIGHTS,
+    names_of,
+    reports,
+    score,
+    together,
+)
 from mmrl.sample import Sample
 
 SAMPLE = Sample("test:0", "", "7")
@@ -44,3 +54,42 @@ def test_importing_the_table_imports_neither_jax_nor_sympy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A verifier of one's own, in a file of the folder that a command is given in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def shout(sample, response):\n    return {'loud': float(response == sample.answer.upper())}\n"
+    )
+    return "mine.py:shout"
+
+
+def test_a_verifier_of_ones_own_is_graded_like_the_others(mine):
+    reward = {"weights": {"loud": 1.0}, "sources": {"a": {"verifier": f"choice+{mine}"}}}
+    verifiers = own(reward)
+    sample = Sample("test:0", "", "b", verifier=f"choice+{mine}")
+    assert list(verifiers) == [mine]
+    assert reports(sample, verifiers) == {"accuracy", "format", "loud"}
+    with RewardPool(1, own=tuple(verifiers)) as pool:
+        assert pool.grade([(sample, "B")]) == [Graded({"accuracy": 0.0, "format": 0.0, "loud": 1.0})]
+
+
+def test_rows_cannot_name_a_file(mine, tmp_path):
+    """Data are data: a row runs no code, here or in the workers."""
+    (tmp_path / "other.py").write_text("open('touched', 'w')\n\n\ndef grade(s, r):\n    return {}\n")
+    sample = Sample("test:0", "", "b", verifier="other.py:grade")
+    with pytest.raises(ValueError, match=r"'other.py:grade': rows cannot name a file"):
+        reports(sample, own({"weights": {"loud": 1.0}, "verifier": mine}))
+    with RewardPool(1, own=(mine,)) as pool:
+        (graded,) = pool.grade([(sample, "B")])
+    assert (graded.valid, graded.error) == (False, "sample test:0: KeyError: 'other.py:grade'")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_verifier_of_ones_own_that_is_not_there(mine):
+    with pytest.raises(ValueError, match=r"verifier 'mine.py:whisper': mine.py does not define whisper"):
+        own({"weights": {"loud": 1.0}, "also": ("mine.py:whisper",)})
+    with pytest.raises(ValueError, match="names one twice"):
+        names_of(f"{mine}+{mine}", (mine,))
