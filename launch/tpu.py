@@ -166,8 +166,7 @@ def state(options: argparse.Namespace, _: Sequence[str]) -> int:
     if found.state == "ACTIVE":
         machines, count = tpu_slice.node_state(shell, name, place)
         print(f"machines: {count}, {machines or 'gone'}")
-        _, reports = tpu_slice.on_workers(shell, name, place, LOOK)
-        for report in reports:
+        for report in tpu_slice.on_workers(shell, name, place, LOOK)[1]:
             print(f"{report.worker}: {report.word} {report.rest}".rstrip())
     return 0
 

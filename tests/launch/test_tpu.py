@@ -1,0 +1,312 @@
+"""A run on Cloud TPU VMs, against a stand-in of gcloud whose workers really run what is sent to them."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from launch import __main__ as command
+from launch import tpu
+from launch.job import name_of
+from launch.shell import Shell
+
+STANDINS = Path(__file__).parent / "standins"
+ON_WORKERS = ("hostname", "mountpoint", "uv", "gcsfuse", "sudo")
+FOUR_HOSTS = ("--accelerator=v5litepod-16", "--bucket=gs://my-bucket", "--spot")
+TWO_HOSTS = ("--accelerator=v5p-16", "--bucket=gs://my-bucket/team")
+SPOT = ("--accelerator=v5e:2x4", "--bucket=gs://my-bucket", "--spot")
+ONE_HOST = ("--accelerator=v5e:2x4",)
+NAME = name_of("runs/papo")
+TRAIN = "mmrl train --config=experiments/tiny.py --workdir=/mnt/bucket/runs/papo --config.seed=3"
+PLAN = {
+    "model": "a model",
+    "plan": {"programs": [{"program": "update", "fit": "fits", "needed_bytes": 8e9, "limit_bytes": 16e9}]},
+}
+
+
+@dataclass
+class Cloud:
+    """The stand-in's folder, and what the launcher said."""
+
+    state: Path
+    root: Path
+    said: list[str] = field(default_factory=list)
+    slept: list[float] = field(default_factory=list)
+    interrupt_at: int = 0  # the wait in which Ctrl-C comes
+
+    def set(self, **scenario) -> None:
+        (self.state / "scenario.json").write_text(json.dumps(scenario))
+
+    def endings(self, *lines: str) -> None:
+        """How mmrl ends: "SLICE.START WORKER STATUS"; with 0 where nothing is said."""
+        (self.state / "endings").write_text("".join(f"{line}\n" for line in lines))
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if len(self.slept) == self.interrupt_at:
+            raise KeyboardInterrupt
+        if len(self.slept) > 200:
+            raise AssertionError("waits for ever")
+
+    def launch(self, *words: str, plan=lambda *_: json.dumps(PLAN)) -> int:
+        parser = argparse.ArgumentParser()
+        tpu.arguments(parser)
+        line = ["run", "--config=experiments/tiny.py", "--workdir=runs/papo", "--zone=us-west4-a", *words]
+        options, rest = parser.parse_known_args(line)
+        shell = Shell(say=self.said.append, sleep=self.sleep)
+        return tpu.run(options, [*rest, "--config.seed=3"], shell=shell, plan=plan, root=self.root)
+
+    def calls(self) -> list[str]:
+        """What was asked of gcloud, in order: its verb, or the verb of worker.sh; repeated ones once."""
+        path, found = self.state / "calls.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            words = json.loads(line)
+            run = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
+            if run:
+                said = re.sub("bash (mmrl-job/worker.sh )?", "", run[0]).split()[0]
+            else:
+                said = " ".join(
+                    word for word in words[:4] if not word.startswith("--") and "papo" not in word
+                )
+                said = re.sub("compute tpus |queued-resources |tpu-vm ", "", said)
+            if said not in (*found[-1:], "log"):
+                found.append(said)
+        return [call for call in found if call != "log"]
+
+    def since_checks(self) -> list[str]:
+        """The same, after what is asked before anything is made."""
+        calls = self.calls()
+        return calls[calls.index("describe") + 1 :]
+
+    def trained(self) -> list[str]:
+        """Each start of mmrl, by slice and worker: "SLICE WORKER words"."""
+        return sorted((self.state / "trained").read_text().splitlines())
+
+    def have(self, *states: str, ours: bool = True, accelerator: str = "v5litepod-8") -> None:
+        """Have a slice of the run's name there already."""
+        told = {"accelerator": accelerator, "hosts": 1, "labels": {"mmrl-launch": "x"} if ours else {}}
+        told |= {"states": list(states), "looks": 0, "born": 0}
+        (self.state / "slices" / f"{NAME}.json").write_text(json.dumps(told))
+
+    def slices(self) -> list[str]:
+        return [path.stem for path in (self.state / "slices").glob("*.json")]
+
+    def heard(self, text: str) -> bool:
+        return any(text in line for line in self.said)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A clone with one experiment in one commit."""
+    root = tmp_path_factory.mktemp("clone")
+    (root / "experiments").mkdir()
+    tiny = "from mmrl.config import template\n\n\ndef get_config(arg):\n    return template()\n"
+    (root / "experiments" / "tiny.py").write_text(tiny)
+    (root / "constraints.txt").write_text("")
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def cloud(tmp_path, clone, monkeypatch) -> Iterator[Cloud]:
+    state, root, bin_ = tmp_path / "state", tmp_path / "clone", tmp_path / "bin"
+    shutil.copytree(clone, root)
+    (state / "worker-bin").mkdir(parents=True)
+    (state / "slices").mkdir()
+    bin_.mkdir()
+    # Without site packages Python starts in a third of the time, which counts: it is started a hundred times.
+    text = (STANDINS / "gcloud").read_text().replace("/usr/bin/env python3", f"{sys.executable} -IS", 1)
+    (bin_ / "gcloud").write_text(text)
+    (bin_ / "gcloud").chmod(0o755)
+    for name in ON_WORKERS:
+        (state / "worker-bin" / name).symlink_to(STANDINS / "other")
+    (state / "worker-bin" / "mmrl").symlink_to(STANDINS / "mmrl")
+    monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("LAUNCH_STANDIN", str(state))
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(tpu, "with_signals", lambda: None)
+    made = Cloud(state, root)
+    made.set()
+    made.endings()
+    yield made
+    (state / "finish").touch()
+
+
+CHECKS = [
+    "config get-value project",
+    "locations list",
+    "accelerator-types list",
+    "quotas info describe",
+    "storage buckets describe",
+    "describe",
+]
+UP = ["create", "describe", "-c", "scp", "install", "mount", "start", "look"]
+
+
+def test_a_run_from_nothing_to_its_end(cloud, capsys):
+    assert cloud.launch(*FOUR_HOSTS, "--hours=2") == 0
+    assert cloud.calls() == [*CHECKS, *UP, "storage rsync", "delete"]
+    assert cloud.trained() == [f"1 {worker} {TRAIN} --coordinator=auto" for worker in range(4)]
+    assert cloud.slices() == []
+    assert Path("runs/papo/summary.json").exists()
+    assert cloud.heard("16 chips of v5e: 16 chip-hours an hour, 32 in 2 h")
+    assert cloud.heard("all programs fit, update with 50 % of the memory")
+    assert cloud.heard("quota     TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI: 64 in us-west4-a")
+    assert cloud.heard("WAITING_FOR_RESOURCES after 0 min")
+    assert capsys.readouterr().out == "step 1 of worker 0\nreward ?[31m0.5\n"
+
+
+def test_one_machine_needs_no_bucket(cloud):
+    assert cloud.launch(*ONE_HOST) == 0
+    there = f"--workdir=../mmrl-runs/{NAME}"
+    assert cloud.trained() == [f"1 0 mmrl train --config=experiments/tiny.py {there} --config.seed=3"]
+    assert cloud.calls()[-3:] == ["look", "scp", "delete"]
+    assert Path("runs/papo/summary.json").read_text() == "{}\n"
+    assert cloud.slices() == []
+
+
+def test_what_is_preempted_goes_on_with_the_same_command(cloud):
+    cloud.set(preempted_at_look={"1": 2, "2": 3})
+    cloud.endings("1.1 0 wait", "2.1 0 wait")
+    assert cloud.launch(*SPOT) == 0
+    assert cloud.trained() == [f"{slice_} 0 {TRAIN}" for slice_ in (1, 2, 3)]
+    again = ["describe", "delete", *UP]
+    assert cloud.since_checks() == [*UP, *again, *again, "storage rsync", "delete"]
+    assert cloud.slices() == []
+
+
+def test_restarts_come_to_an_end(cloud):
+    cloud.set(preempted_at_look={"1": 1, "2": 1})
+    cloud.endings("1.1 0 wait", "2.1 0 wait")
+    with pytest.raises(ValueError, match="was lost 2 times: --restarts allows more"):
+        cloud.launch(*SPOT, "--restarts=1")
+    assert cloud.since_checks().count("create") == 2
+    assert cloud.slices() == []
+
+
+def test_a_machine_that_is_taken_with_its_disk_is_not_started_again(cloud):
+    cloud.set(preempted_at_look={"1": 1})
+    cloud.endings("1.1 0 wait")
+    with pytest.raises(
+        ValueError, match="was taken away, and the run with its disk: with --bucket it goes on"
+    ):
+        cloud.launch(*ONE_HOST)
+    assert cloud.slices() == []
+
+
+def test_a_lost_process_is_started_again_where_it_was(cloud):
+    cloud.endings("1.1 0 75", "1.1 1 134")
+    assert cloud.launch(*TWO_HOSTS) == 0
+    train = TRAIN.replace("bucket/", "bucket/team/")
+    assert cloud.trained() == sorted([f"1 {k} {train} --coordinator=auto" for k in (0, 0, 1, 1)])
+    assert cloud.since_checks().count("create") == 1
+    assert "stop" in cloud.calls()
+
+
+def test_a_crash_is_shown_and_not_repeated(cloud):
+    cloud.endings("1.1 0 75", "1.1 1 1")
+    assert cloud.launch(*TWO_HOSTS) == 1
+    assert cloud.heard("the log of t1v-n-5eed-w-1 ends:")
+    assert cloud.heard("ValueError: what went wrong on worker 1")
+    assert len(cloud.trained()) == 2
+    assert cloud.since_checks()[-3:] == ["tail", "storage rsync", "delete"]
+    assert cloud.slices() == []
+
+
+def test_a_run_that_somebody_stopped_is_not_started_again(cloud):
+    cloud.endings("1.1 0 143")
+    assert cloud.launch(*ONE_HOST) == 143
+    assert len(cloud.trained()) == 1
+    assert cloud.slices() == []
+
+
+def test_spot_machines_end_processes_before_they_go(cloud):
+    cloud.endings("1.1 0 143")
+    cloud.set(preempted_states=["ACTIVE"])
+
+    def taken(seconds: float) -> None:
+        path = cloud.state / "slices" / f"{NAME}.json"
+        told = json.loads(path.read_text())
+        if told["born"] == 1 and told["looks"]:
+            path.write_text(json.dumps(told | {"states": ["SUSPENDED"]}))
+
+    cloud.sleep = taken
+    assert cloud.launch(*SPOT) == 0
+    assert len(cloud.trained()) == 2
+
+
+def test_a_slice_of_ours_is_used_again(cloud):
+    cloud.have("ACTIVE")
+    assert cloud.launch(*SPOT) == 0
+    assert "create" not in cloud.calls()
+    assert cloud.slices() == []
+
+
+def test_a_slice_of_somebody_else_is_left(cloud):
+    cloud.have("ACTIVE", ours=False)
+    assert cloud.launch(*SPOT) == 0
+    assert cloud.slices() == [NAME]
+    assert cloud.heard("at its cost")
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
+def test_a_spent_slice_of_ours_is_made_anew(cloud, state):
+    cloud.set(failed="no more capacity")
+    cloud.have(state)
+    assert cloud.launch(*SPOT) == 0
+    assert cloud.since_checks()[:2] == ["delete", "create"]
+
+
+def test_a_slice_of_another_type_is_not_touched(cloud):
+    cloud.have("ACTIVE", accelerator="v5litepod-4")
+    with pytest.raises(ValueError, match="is there, and is a v5litepod-4, not a v5litepod-8"):
+        cloud.launch(*SPOT)
+    assert cloud.since_checks() == []
+
+
+def test_the_same_command_finds_the_run_that_goes_on(cloud):
+    cloud.endings("1.1 0 wait")
+    cloud.interrupt_at = 2  # the first wait is for the slice
+    assert cloud.launch(*SPOT, "--keep") == 130
+    assert cloud.slices() == [NAME]
+    (cloud.state / "calls.jsonl").unlink()
+    cloud.sleep = lambda seconds: (cloud.state / "finish").touch()
+    assert cloud.launch(*SPOT) == 0
+    assert cloud.since_checks() == ["look", "start", "look", "storage rsync", "delete"]
+    assert len(cloud.trained()) == 1
+
+
+def test_ctrl_c_while_waiting_deletes_what_was_asked_for(cloud):
+    cloud.set(states=["WAITING_FOR_RESOURCES"])
+    cloud.interrupt_at = 3
+    assert cloud.launch(*SPOT) == 130
+    assert cloud.since_checks() == ["create", "describe", "delete"]
+    assert cloud.slices() == []
+
+
+def test_ctrl_c_lets_the_run_save_its_last_step(cloud):
+    cloud.endings("1.1 0 wait")
+    cloud.interrupt_at = 2
+    assert cloud.launch(*ONE_HOST) == 130
+    assert cloud.since_checks()[-4:] == ["describe", "stop", "scp", "delete"]
+    assert cloud.slices() == []
+    assert Path("runs/papo/summary.json").exists()
+
+
+def test_ctrl_c_leaves_a_slice_that_was_there(cloud):
+    cloud.have("ACTIVE")
+    cloud.endings("0.1 0 wait")
+    cloud.interrupt_at = 1
+    assert cloud.launch(*SPOT) == 130
+    assert cloud.slices() == [NAME]
+    assert cloud.heard(f"python -m launch tpu delete --name={NAME} --zone=us-west4-a --project=my-project")
