@@ -97,14 +97,14 @@ examples:
   mmrl data convert --from=choice questions.csv --images=photos --out=choice.parquet --embed
 
 llava: conversations. coco: instances, or a list of {"file_name", "bbox", "sentence"}. choice: a question with
-"options", "choices" or columns A, B, ..., and an "answer". questions: with or without options, under any column
-names; mmrl data list NAME shows the flags for published ones. Read from JSON, JSONL, CSV, TSV or parquet.""",
+"options", "choices" or columns A, B, ..., and an "answer". questions: these or open ones, under any columns;
+mmrl data list NAME has the flags for public data sets. Read from JSON, JSONL, CSV, TSV or parquet.""",
     "data list": """\
 examples:
   mmrl data list --use=train
   mmrl data list mathvista
 
-Public data sets: where they are, their columns, rows and licences, and the commands that convert them.""",
+What is known of public data sets, and the commands that convert them.""",
     "data pretext": """\
 examples:
   mmrl data pretext --images=photos --rows=10000 --out=pretext.parquet
@@ -319,9 +319,8 @@ def _inspection(sub: argparse.ArgumentParser) -> None:
 
 def _conversion(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("data", type=Path, metavar="IN", help="what to convert")
-    sub.add_argument(
-        "--from", dest="layout", choices=("llava", "coco", "choice", "questions"), required=True, help="its layout"
-    )
+    layouts = ("llava", "coco", "choice", "questions")
+    sub.add_argument("--from", dest="layout", choices=layouts, required=True, help="its layout")
     sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="where its image paths start")
     sub.add_argument("--out", type=Path, required=True, help="parquet or JSONL to be written")
     sub.add_argument("--embed", action="store_true", help="put images into the file instead of paths")
@@ -332,7 +331,9 @@ def _conversion(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--turns", choices=("each", "first"), help="which questions of a conversation (default: each)"
     )
-    group.add_argument("--verifier", metavar="NAME,...", help="what grades, the first that can (default: text)")
+    group.add_argument(
+        "--verifier", metavar="NAME,...", help="what grades, the first that can (default: text)"
+    )
     group = sub.add_argument_group("coco")
     group.add_argument(
         "--task",

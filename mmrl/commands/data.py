@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl.commands.datasets import question_options
 from mmrl.commands.runs import experiment
 
 if TYPE_CHECKING:
@@ -136,18 +137,19 @@ def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
         "llava": ("turns", "verifier"),
         "coco": ("task", "coordinates"),
         "choice": ("answer",),
+        "questions": ("verifier", "answer", "columns", "where", "facts", "ask", "say", "agreed"),
     }
     given = {
         name: value
-        for names in of_layout.values()
-        for name in names
+        for name in dict.fromkeys(name for names in of_layout.values() for name in names)
         if (value := getattr(options, name)) is not None
     }
     wrong = [name for name in given if name not in of_layout[options.layout]]
     if wrong:
         raise ValueError(f"--{wrong[0]} says nothing about --from={options.layout}; leave it out")
-    choices = Options(**given)
-    names_of(choices.verifier)
+    choices = Options(**question_options(given))
+    for verifier in choices.verifier.split(","):
+        names_of(verifier)
     count = _counter(f"converting {options.data}", "entries")
     made = run(
         options.layout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mmrl.data import convert_choice, convert_coco, convert_llava
+from mmrl.data import convert_choice, convert_coco, convert_llava, convert_questions
 from mmrl.data.convert_entries import Entry, Images, Options
 from mmrl.data.rows import sample_of
 from mmrl.data.validation import EVERY, SHOWN, reason
@@ -26,6 +27,7 @@ LAYOUTS: Mapping[
         "llava": (convert_llava.entries, convert_llava.rows),
         "coco": (convert_coco.entries, convert_coco.rows),
         "choice": (convert_choice.entries, convert_choice.rows),
+        "questions": (convert_questions.entries, convert_questions.rows),
     }
 )
 _COLUMNS = {name: name for name in SCHEMA.names}
@@ -116,7 +118,7 @@ def _finished(
     probe: Callable[[Sample], Any] | None,
 ) -> dict[str, Any]:
     """A row as it is written: checked as it will be when it is read, its images in place."""
-    sample = sample_of(row, _COLUMNS, Path(), name, "")
+    row, sample = _graded(row, name, probe)
     check_placeholders(sample.problem.count(IMAGE), len(sample.images), name)
     for k, image in enumerate(sample.images):
         what = f"{name}, image {k}"
@@ -124,10 +126,26 @@ def _finished(
             image_size(image, what)
         else:
             pictures.size(image, what)
+    written = [_image(image, out.absolute().parent, embed) for image in sample.images]
+    return {**row, "answer": sample.answer, "images": written, "origin": name}
+
+
+def _graded(
+    row: dict[str, Any], name: str, probe: Callable[[Sample], Any] | None
+) -> tuple[dict[str, Any], Sample]:
+    """The row, and its sample, under the first of its verifiers ("number,text") that can grade it."""
+    *others, last = (row.get("verifier") or "").split(",")
+    for verifier in others:
+        sample = sample_of({**row, "verifier": verifier}, _COLUMNS, Path(), name, "")
+        with contextlib.suppress(ValueError):
+            if probe:
+                probe(sample)
+            return {**row, "verifier": verifier}, sample
+    row = {**row, "verifier": last}
+    sample = sample_of(row, _COLUMNS, Path(), name, "")
     if probe:
         probe(sample)
-    written = [_image(image, out.absolute().parent, embed) for image in sample.images]
-    return {**row, "images": written, "origin": name}
+    return row, sample
 
 
 def _image(image: bytes | str, folder: Path, embed: bool) -> dict[str, Any]:

@@ -20,6 +20,8 @@ ANSWERS = ("letter", "index", "text")
 LONGEST_LIST = 20_000  # characters of options written as one text
 _PLACE = re.compile(r"<image ?(\d+)>")  # MMMU's mark of the image in "image_1", "image_2", ...
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+_LABEL = re.compile(r"(?:^|[;,\n])\s*\(?([A-Z])[.:)]\s*")  # before an option of several in one text
+MOST_IMAGES = 20  # columns "image_1", "image_2", ... that are looked for
 
 
 def entries(spec: Path) -> Iterator[Entry]:
@@ -30,8 +32,9 @@ def entries(spec: Path) -> Iterator[Entry]:
 def rows(entry: Mapping[str, Any], images: Images, options: Options) -> list[dict[str, Any]]:
     """The row of a question; none of one without options, which is an open question.
 
-    Options stand in a list ``options`` or ``choices``, written as text perhaps, or in columns A, B, ...; the
-    question in ``question`` (after its ``hint`` or ``context``), the right one in ``answer``.
+    Options stand in a list ``options`` or ``choices``, perhaps written as text (or as "A. red; B. blue"), or
+    in columns A, B, ...; the question in ``question`` (after its ``hint`` or ``context``), the right one in
+    ``answer``.
 
     Raises ValueError for a question, an option, an answer or an image that cannot be read.
     """
@@ -46,7 +49,7 @@ def rows(entry: Mapping[str, Any], images: Images, options: Options) -> list[dic
     hint = first_of(entry, ("hint", "context"))
     told = f"{hint.strip()}\n{question.strip()}" if isinstance(hint, str) else question.strip()
     lines = [told, *(f"{letter}. {option}" for letter, option in zip(LETTERS, listed, strict=False))]
-    problem, pictures = _placed("\n".join(lines), entry, images)
+    problem, pictures = placed("\n".join(lines), entry, images)
     return [
         {
             "problem": problem,
@@ -57,6 +60,11 @@ def rows(entry: Mapping[str, Any], images: Images, options: Options) -> list[dic
             "kind": "choice",
         }
     ]
+
+
+def has_options(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry says what there is to choose from."""
+    return first_of(entry, ("options", "choices", "A")) is not None
 
 
 def _options(entry: Mapping[str, Any]) -> list[str]:
@@ -78,13 +86,16 @@ def _options(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _written_list(text: str) -> Any:
-    """A list written as JSON, or as Python writes it: only constants are read, and nothing is run."""
+    """A list written as JSON, labelled, or as Python does: only constants are read, and nothing is run."""
     if len(text) > LONGEST_LIST:
         raise ValueError(f"options are a text of {len(text)} characters")
     try:
         return parse_json(text)
     except ValueError:
         pass
+    before, *labelled = _LABEL.split(text.strip())
+    if not before and len(labelled) > 2 and "".join(labelled[::2]) == LETTERS[: len(labelled) // 2]:
+        return labelled[1::2]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
@@ -127,17 +138,26 @@ def _by_text(answer: Any, options: Sequence[str]) -> int | None:
     return same[0] if len(same) == 1 else None
 
 
-def _placed(text: str, entry: Mapping[str, Any], images: Images) -> tuple[str, list[bytes | str]]:
-    """The text with a placeholder for each image, and these in its order."""
-    numbers = _PLACE.findall(text)
-    if numbers:
-        named = [entry.get(f"image_{number}") for number in numbers]
+def placed(text: str, entry: Mapping[str, Any], images: Images) -> tuple[str, list[bytes | str]]:
+    """The text with a placeholder for each image of the entry, and these in its order.
+
+    A mark "<image 1>" stands for the image in the column ``image_1``, or for the first of ``image``. Images
+    without such marks stand in front.
+    """
+    numbers = [int(number) for number in _PLACE.findall(text)]
+    named = first_of(entry, ("image", "images"))
+    named = named if isinstance(named, list) else [] if named is None else [named]
+    apart = {k: entry[f"image_{k}"] for k in range(1, MOST_IMAGES) if entry.get(f"image_{k}") is not None}
+    if numbers and (not named or apart):
+        named = [apart.get(number) for number in numbers]
+        text = _PLACE.sub(IMAGE, text)
+    elif numbers and sorted(numbers) == list(range(1, len(named) + 1)):
+        named = [named[number - 1] for number in numbers]
         text = _PLACE.sub(IMAGE, text)
     else:
-        named = first_of(entry, ("image", "images", "image_1"))
-        named = named if isinstance(named, list) else [] if named is None else [named]
-        if IMAGE not in text:
-            text = IMAGE * len(named) + text
+        text = _PLACE.sub(r"image \1", text)
+        named = named or list(apart.values())
+        text = text if IMAGE in text else IMAGE * len(named) + text
     identity, split = str(entry.get("id", "")), str(entry.get("split", ""))
     return text, [_picture(image, images, identity, split) for image in named]
 

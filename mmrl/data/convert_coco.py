@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.data.convert_entries import Entry, Images, Options, first_of, read_entries, read_json
+from mmrl.models.images import image_size
 
 OVERSHOOT = 2.0  # pixels that a box may reach beyond its image, by rounding; it is cut off
 NAMES = ("file_name", "image", "image_path", "img_path", "filename")
@@ -21,7 +22,7 @@ UNITS = {
     "unit": "from 0 to 1 over the width and the height",
     "thousand": "from 0 to 1000 over the width and the height",
 }
-SENTENCES = ("sentence", "sentences", "expression", "caption", "phrase", "ref")
+SENTENCES = ("sentence", "sentences", "expression", "caption", "phrase", "ref", "answer")
 
 
 def entries(spec: Path) -> Iterator[Entry]:
@@ -99,8 +100,10 @@ def _grounding(objects: Sequence[tuple[str, list[float]]], units: str) -> list[d
 
 
 def _referring(entry: Mapping[str, Any], images: Images, options: Options) -> list[dict[str, Any]]:
-    path = images.path(first_of(entry, NAMES))
-    size = images.size(path, path)
+    embedded = entry.get("image")
+    embedded = embedded.get("bytes") if isinstance(embedded, Mapping) else None
+    image = embedded or images.path(first_of(entry, NAMES))
+    size = image_size(embedded, "its image") if embedded else images.size(image, image)
     box = _corners(entry.get("bbox"), size)
     told = first_of(entry, SENTENCES)
     sentences = [
@@ -113,7 +116,7 @@ def _referring(entry: Mapping[str, Any], images: Images, options: Options) -> li
     return [
         {
             **_box_row(f'Find what this describes: "{sentence.strip()}".', box, units),
-            **_frame(path, size, options),
+            **_frame(image, size, options),
         }
         for sentence in sentences
     ]
@@ -128,10 +131,10 @@ def _box_row(question: str, box: Sequence[float], units: str) -> dict[str, Any]:
     }
 
 
-def _frame(path: str, size: tuple[int, int], options: Options) -> dict[str, Any]:
+def _frame(image: bytes | str, size: tuple[int, int], options: Options) -> dict[str, Any]:
     """The image, and what the verifier must know to compare an answer with its pixels."""
     facts = {"image_size": [size[1], size[0]], "coordinates": options.coordinates}
-    return {"images": [path], "facts": facts}
+    return {"images": [image], "facts": facts}
 
 
 def _name(category: Any, names: Mapping[str, Any]) -> str:

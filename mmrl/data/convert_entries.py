@@ -24,11 +24,17 @@ CSV_BLOCK = 64 << 20  # bytes; a line must fit in one
 class Options:
     """What to make of entries."""
 
-    verifier: str = "text"  # of conversations
+    verifier: str = "text"  # of conversations and questions; of several, the first that can grade a row
     turns: str = "each"  # of a conversation: a row for "each" question, or for the "first" only
     task: str = "detect"  # of boxes: "detect" all objects of an image, or "ground" the only one of a category
     coordinates: str = "pixels"  # that answers are to be in, a key of ``convert_coco.UNITS``
     answer: str = ""  # how a choice is given: "letter", "index" (from 0), "text"; "": what fits it
+    columns: Mapping[str, str] = field(default_factory=dict)  # of questions: a role, and what plays it
+    where: tuple[tuple[str, tuple[str, ...]], ...] = ()  # only entries with one of these values in a column
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for every question
+    ask: str = ""  # the question of entries that have none, as it stands in their image
+    say: Mapping[str, str] = field(default_factory=dict)  # answers in other words: {"0": "no"}
+    agreed: int = 1  # of several answers, how many people must have given one for it to be right
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 METADATA = {"metadata.jsonl": "jsonl", "metadata.csv": "csv", "metadata.parquet": "parquet"}
-SHARD = re.compile(r"(?P<split>.+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})")  # the hub's name of a part
+# The hub's name of a part; older ones end in a hash.
+SHARD = re.compile(r"(?P<split>.+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})(?:-[0-9a-f]{16})?")
 TFDS_FILES = ("dataset_info.json", "features.json")  # what a directory written by TFDS holds
 SPLIT_FOLDER = "data"  # where a dataset repository keeps its files
 

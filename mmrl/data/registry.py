@@ -1,0 +1,114 @@
+"""The public data sets that are trained and evaluated on: where they are, their layouts, how to convert them.
+
+``registry.toml`` beside this file holds what is known, and says what its keys mean. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmrl.nearest import nearest
+from mmrl.typed import build
+
+FILE = Path(__file__).with_suffix(".toml")
+WIDTH = 100  # characters of a line
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way in which a data set is published."""
+
+    where: str  # a repository of data sets ("owner/name"), or what else it is known by
+    data: str  # the data set once converted, or as it lies below DIR if it is in the schema
+    columns: tuple[str, ...]
+    splits: Mapping[str, int]  # rows; 0: not documented
+    licence: str
+    checked: str  # what this was taken from
+    unpack: str = ""  # what must be unpacked before
+    steps: tuple[str, ...] = ()  # commands that convert it
+    note: str = ""
+    papers: bool = False  # the rows that PAPO or VPPO report on
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set."""
+
+    title: str
+    use: tuple[str, ...]  # "train", "eval"
+    about: str
+    verifier: str
+    forms: tuple[Form, ...] = field(default=())
+
+
+def read_registry() -> dict[str, Entry]:
+    """Every entry by its name. Raises ValueError for a key or type that the file should not have."""
+    found = {}
+    for name, values in tomllib.loads(FILE.read_text(encoding="utf-8")).items():
+        forms = tuple(build(Form, form, f"{name}.forms") for form in values.pop("forms"))
+        found[name] = build(Entry, {**values, "forms": forms}, name)
+    return found
+
+
+def entry(registry: Mapping[str, Entry], name: str) -> Entry:
+    """The entry of that name. Raises ValueError naming the nearest if there is none."""
+    if name not in registry:
+        raise ValueError(f"no data set {name!r} is known{nearest(name, registry)}")
+    return registry[name]
+
+
+def table(registry: Mapping[str, Entry], use: str = "") -> str:
+    """The entries (for one use) as text: a line with name, use, verifier, rows, licence, where for each."""
+    head = ("name", "use", "verifier", "rows", "licence", "where")
+    rows = [
+        (name, ", ".join(one.use), one.verifier, _rows(form), form.licence, form.where)
+        for name, one in registry.items()
+        if not use or use in one.use
+        for form in (_original(one),)
+    ]
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    )
+
+
+def described(name: str, one: Entry) -> str:
+    """All that is known of an entry, with the commands that convert it, as text."""
+    lines = [f"{name}: {one.title} ({', '.join(one.use)})", *textwrap.wrap(one.about, WIDTH)]
+    lines.append(f"graded by {one.verifier}")
+    for form in one.forms:
+        lines += ["", form.where + (", the rows of the papers" if form.papers else "")]
+        rows = ", ".join(f"{split} {count or '?'}" for split, count in form.splits.items())
+        said = [
+            ("rows", rows),
+            ("columns", ", ".join(form.columns)),
+            ("licence", form.licence),
+            ("taken from", form.checked),
+            ("note", form.note),
+            ("unpack", form.unpack),
+        ]
+        lines += [line for key, text in said if text for line in _said(key, text)]
+        if not form.steps:
+            lines += _said("in the schema", f'--config.data.train="{form.data}"')
+        lines += [f"  {step}" for step in form.steps]
+    lines += ["", "DIR: where you downloaded it to. Then look at it: mmrl data inspect FILE"]
+    return "\n".join(lines)
+
+
+def _said(key: str, text: str) -> Sequence[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"  {key}: ", subsequent_indent="    ")
+
+
+def _original(one: Entry) -> Form:
+    """Of several forms that which its authors published: not the papers' selection."""
+    return next((form for form in one.forms if not form.papers), one.forms[0])
+
+
+def _rows(form: Form) -> str:
+    total = sum(form.splits.values())
+    return f"{total:,}" if all(form.splits.values()) else f"over {total:,}" if total else "?"
