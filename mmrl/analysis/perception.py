@@ -1,28 +1,21 @@
 """How much each token of a response owes to the image, measured again on any response by any weights."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from mmrl.algorithms.divergences import k3
-from mmrl.analysis.keys import corruption_keys
+from mmrl.analysis.scoring import Progress, Scores, scored
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
-from mmrl.mesh import batch_shards, put
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import bucket, collate
 from mmrl.sample import Sample
-from mmrl.train.assemble import Model, check_corruption, prompt_format
-from mmrl.train.programs import Batch, ImageCorruption, score
-from mmrl.types import Params, Responses
-
-_WANTED = frozenset({"entropy", "corrupted", "perception"})
+from mmrl.train.assemble import Model, prompt_format
+from mmrl.types import Params
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ def perceive(
     model: Model,
     config: Config,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[TokenPerception]:
     """Logprob, entropy and perception of every token of ``responses``, in order.
 
@@ -82,49 +75,29 @@ def perceive(
       ValueError: a prompt cannot be made, a token is not one that a policy writes, the corruption is
         unknown, or there are more samples than responses or fewer.
     """
-    check_corruption(config)
     if len(samples) != len(responses):
         raise ValueError(f"{len(samples)} samples, {len(responses)} responses: give each response its sample")
-    if not samples:
-        return []
     processor, form = model.processor, prompt_format(config)
-    written = [_ids(response, sample, processor) for sample, response in zip(samples, responses, strict=True)]
+    written = [
+        ids_of(response, sample, processor) for sample, response in zip(samples, responses, strict=True)
+    ]
     groups = _groups(samples, most=config.rollout.group)
-    encoded = [encode_sample(samples[members[0]], processor, form) for members in groups]
-    tokens = bucket(max(len(one.tokens) for one in encoded), form.prompt_buckets)
-    slots = bucket(max(len(one.patches) for one in encoded), form.patch_buckets)
-    length = _rounded(max(map(len, written)), config.rollout.max_tokens)
-    width = _rounded(max(map(len, groups)), config.rollout.group)
-    size = _rounded(len(groups), config.train.micro_prompts)
-    size += -size % batch_shards(model.mesh)
-    policy = model.policy(config.rollout.temperature)
-    measure = partial(
-        score,
+    scores = scored(
         params,
-        # A few passes do not pay for compiling the layers apart.
-        replace(policy, model=replace(policy.model, unroll=1)),
-        corruption=ImageCorruption(config.corruption.method, config.corruption.probability),
-        wanted=_WANTED,
-        micro_batches=1,
+        [encode_sample(samples[members[0]], processor, form) for members in groups],
+        [[written[k] for k in members] for members in groups],
+        [samples[members[0]].id for members in groups],
+        model=model,
+        config=config,
+        wanted=frozenset({"entropy", "corrupted", "perception"}),
+        seed=seed,
+        progress=progress,
     )
-    out: dict[int, TokenPerception] = {}
-    with jax.set_mesh(model.mesh):
-        for start in range(0, len(groups), size):
-            # The last batch is filled up with its own first prompt, which then has no responses.
-            here = [*groups[start : start + size], *[[]] * size][:size]
-            full = [*encoded[start : start + size], *[encoded[start]] * size][:size]
-            names = [samples[members[0]].id if members else "" for members in here]
-            laid = _laid([[written[k] for k in members] for members in here], width, length)
-            prompts, answers, keys = put(
-                (collate(full, processor, tokens, slots), laid, corruption_keys(names, seed)), model.mesh
-            )
-            scores = jax.device_get(measure(Batch(prompts, answers, jax.random.wrap_key_data(keys))))
-            for b, members in enumerate(here):
-                for g, k in enumerate(members):
-                    of_row = {name: values[b, g, : len(written[k])] for name, values in scores.items()}
-                    out[k] = _told(written[k], of_row, processor)
-            if progress:
-                progress(len(out), len(samples))
+    out = {
+        k: _told(written[k], row, processor)
+        for members, rows in zip(groups, scores, strict=True)
+        for k, row in zip(members, rows, strict=True)
+    }
     return [out[k] for k in range(len(samples))]
 
 
@@ -135,9 +108,11 @@ def pieces_of(tokens: Sequence[int], processor: Processor) -> tuple[str, ...]:
     """
     decode = partial(processor.tokenizer.decode, skip_special_tokens=True)
     pieces: list[str] = []
-    start = 0
+    start = 0  # the first token of which the text is not settled
     for k in range(len(tokens)):
-        text = decode(tokens[start : k + 1])
+        text, before, own = decode(tokens[start : k + 1]), decode(tokens[start:k]), decode(tokens[k : k + 1])
+        if start < k and before + own == text:  # what was kept back was the beginning of no letter
+            pieces[-1], start, text = before, k, own
         if text.endswith("\ufffd") and k + 1 < len(tokens):  # perhaps a letter of which more is to come
             text = ""
         else:
@@ -146,22 +121,11 @@ def pieces_of(tokens: Sequence[int], processor: Processor) -> tuple[str, ...]:
     return tuple(pieces)
 
 
-def _told(
-    tokens: Int[np.ndarray, "r"], scores: dict[str, Float[np.ndarray, "r"]], processor: Processor
-) -> TokenPerception:
-    return TokenPerception(
-        tokens=tokens,
-        pieces=pieces_of(tokens.tolist(), processor),
-        logprob=scores["logprob"],
-        corrupted=scores["corrupted"],
-        entropy=scores["entropy"],
-        exact=scores["perception"],
-        k3=np.asarray(k3(jnp.asarray(scores["logprob"]), jnp.asarray(scores["corrupted"]))),
-    )
+def ids_of(response: str | Sequence[int], sample: Sample, processor: Processor) -> Int[np.ndarray, "r"]:
+    """Token ids of a response; those of a text end with the token that ends a turn.
 
-
-def _ids(response: str | Sequence[int], sample: Sample, processor: Processor) -> Int[np.ndarray, "r"]:
-    """Token ids of a response; those of a text end with the token that ends a turn."""
+    Raises ValueError naming the row for a token that no policy writes.
+    """
     if isinstance(response, str):
         ids = [*processor.tokenizer(response, add_special_tokens=False)["input_ids"], processor.eos]
     else:
@@ -176,35 +140,21 @@ def _ids(response: str | Sequence[int], sample: Sample, processor: Processor) ->
     return np.array(ids, np.int32)
 
 
+def _told(tokens: Int[np.ndarray, "r"], scores: Scores, processor: Processor) -> TokenPerception:
+    return TokenPerception(
+        tokens=tokens,
+        pieces=pieces_of(tokens.tolist(), processor),
+        logprob=scores["logprob"],
+        corrupted=scores["corrupted"],
+        entropy=scores["entropy"],
+        exact=scores["perception"],
+        k3=np.asarray(k3(jnp.asarray(scores["logprob"]), jnp.asarray(scores["corrupted"]))),
+    )
+
+
 def _groups(samples: Sequence[Sample], most: int) -> list[list[int]]:
     """Which responses have their prompt in common, at most ``most`` together."""
     found: dict[tuple, list[int]] = {}
     for k, sample in enumerate(samples):
         found.setdefault((sample.id, sample.problem, sample.images), []).append(k)
     return [members[k : k + most] for members in found.values() for k in range(0, len(members), most)]
-
-
-def _laid(groups: Sequence[Sequence[np.ndarray]], width: int, length: int) -> Responses:
-    """Responses padded to ``[b, width, length]``, on the host."""
-    grid = (len(groups), width)
-    tokens: Any = np.zeros((*grid, length), np.int32)  # numpy until put on the device
-    mask: Any = np.zeros((*grid, length), bool)
-    logprob: Any = np.zeros(mask.shape, np.float32)
-    zeros: Any = np.zeros(grid, np.int32)
-    for b, members in enumerate(groups):
-        for g, ids in enumerate(members):
-            tokens[b, g, : len(ids)] = ids
-            mask[b, g, : len(ids)] = True
-    return Responses(
-        tokens=tokens,
-        mask=mask,
-        logprob=logprob,
-        stop=zeros,
-        valid=mask.any(axis=-1),
-    )
-
-
-def _rounded(count: int, most: int) -> int:
-    """The power of two from ``count``, but ``most`` where that lies between: few shapes are compiled."""
-    power = 1 << max(count - 1, 0).bit_length()
-    return most if count <= most < power else power
