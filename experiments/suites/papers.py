@@ -17,7 +17,7 @@ is not in the papers.
 """
 
 from mmrl.presets import FORMAT_PROMPT
-from mmrl.suite.suite import Benchmark, Suite
+from mmrl.suite import Benchmark, Suite
 
 PAPO = (
     "geometry3k",

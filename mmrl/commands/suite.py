@@ -52,18 +52,17 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _suite(options: argparse.Namespace) -> None:
     from mmrl.suite.suite import load_suite, overruled
 
-    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
-    suite = overruled(load_suite(options.suite), given)
-    _measure(suite, options)
+    _measure(overruled(load_suite(options.suite), _given(options)), options)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
 
 
 def _again(options: argparse.Namespace) -> None:
     from mmrl.suite.run import changed, read_results
-    from mmrl.suite.suite import from_dict
+    from mmrl.suite.suite import from_dict, overruled
 
-    given = [f"--{name.replace('_', '-')}" for name in _FIELDS if getattr(options, name) is not None]
-    if given:
-        raise ValueError(f"--again measures as before: leave out {', '.join(given)}")
     before = read_results(options.again)
     origin = before["origin"]
     if options.out is None:
@@ -74,7 +73,9 @@ def _again(options: argparse.Namespace) -> None:
     options.step = origin["step"] if options.step is None and options.workdir else options.step
     options.seed = before["seed"]
     options.data_root = options.data_root or before["data_root"]
-    now = _measure(from_dict(before["suite"], f"--again={options.again}"), options, before["rows"])
+    # What is overruled has another hash, unless it is what it was.
+    suite = overruled(from_dict(before["suite"], f"--again={options.again}"), _given(options))
+    now = _measure(suite, options, before["rows"])
     other = changed(now, before)
     if other:
         raise ValueError(f"not as in {options.again}: {'; '.join(other)}")

@@ -57,7 +57,7 @@ def load_suite(text: str) -> Suite:
     what = f"--suite={text}"
     suite = call(text, "get_suite", what)
     if not isinstance(suite, Suite):
-        raise ValueError(f"{what}: get_suite returned a {type(suite).__name__}, not a mmrl.suite.suite.Suite")
+        raise ValueError(f"{what}: get_suite returned a {type(suite).__name__}, not a mmrl.suite.Suite")
     return from_dict(dataclasses.asdict(suite), what)
 
 
