@@ -4,15 +4,16 @@ import argparse
 import re
 import sys
 
-from launch import local, tpu
+from launch import gke, local, tpu
 
 # Where a run can be started. Each has `arguments(parser)`, which sets ``run`` to what gets the options and
 # the --config.KEY=VALUE words, and returns an exit status.
 PLACES = {
     "local": (local.arguments, "several processes on this machine, as if each were a host"),
+    "gke": (gke.arguments, "slices of a GKE cluster, through XPK"),
     "tpu": (tpu.arguments, "Cloud TPU VMs, through queued resources"),
 }
-VERBS = ("tpu",)  # places whose first word may be a verb; without one it is "run"
+VERBS = ("gke", "tpu")  # places whose first word may be a verb; without one it is "run"
 
 
 def main(argv: list[str] | None = None) -> int:
