@@ -3,6 +3,10 @@
 Source: the paper's 3B run and released script: perception KL 0.02 (k3), no entropy terms, reference KL
 0.01, group of 5, 60 % of the patches blackened. Differences: those of `mmrl.presets.virl39k` and of the
 recipe `papo_g`.
+
+Evaluated by ``mmrl eval --suite=experiments/suites/papers.py:papo --workdir=RUN``. The paper's table 1 has
+53.39 / 45.57 / 49.92 for it (avg@8, %: general / vision-dependent / all). Not run here; see
+docs/experiments.md.
 """
 
 from ml_collections import ConfigDict

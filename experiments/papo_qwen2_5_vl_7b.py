@@ -3,6 +3,10 @@
 Source: the paper's 7B run and released script: perception KL 0.02 (k3), both entropies 0.05, reference KL
 0.01, group of 5, 60 % of the patches blackened. Differences: those of `mmrl.presets.virl39k` and of the
 recipe `papo_g`.
+
+Evaluated by ``mmrl eval --suite=experiments/suites/papers.py:papo --workdir=RUN``. The paper's table 1 has
+63.50 / 59.37 / 61.66 for it (avg@8, %: general / vision-dependent / all). Not run here; see
+docs/experiments.md.
 """
 
 from ml_collections import ConfigDict

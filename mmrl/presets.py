@@ -13,12 +13,14 @@ def virl39k(algorithm: str, *, group: int, epochs: int = 2) -> ConfigDict:
 
     Sources: the released scripts of PAPO (github.com/MikeWangWZHL/PAPO) and VPPO
     (github.com/huaixuheqing/VPPO-RL). AdamW, learning rate 1e-6 constant, weight decay 0.01, clipping at 1;
-    384 prompts a rollout, 128 an optimizer step; responses up to 2048 tokens at temperature 1; images of
-    200,704 to 1,003,520 pixels. ``config.model.path`` and ``config.data.train`` are left to the command line.
+    384 prompts a rollout, 128 an optimizer step; responses up to 2048 tokens at temperature 1 and top-p 0.99;
+    images of 200,704 to 1,003,520 pixels; two epochs. ``config.model.path`` and ``config.data.train`` are
+    left to the command line.
 
     Differs from the scripts: the optimizer keeps float32 weights; the format prompt is worded anew; an image
     that does not fit the prompt budget is made smaller instead of its row dropped; corruption works on the
-    model's own 14-pixel patches, after resizing.
+    model's own 14-pixel patches, after resizing; where groups are filtered, up to 10 batches of 384 prompts
+    are drawn for one (PAPO: 20 of 128; VPPO: without end).
     """
     config = template(algorithm)
     config.model.update({"dtype": "bfloat16", "remat": "full"})
@@ -33,7 +35,7 @@ def virl39k(algorithm: str, *, group: int, epochs: int = 2) -> ConfigDict:
             "workers": 16,
         }
     )
-    config.rollout.update({"prompts": 384, "group": group, "max_tokens": 2048})
+    config.rollout.update({"prompts": 384, "group": group, "max_tokens": 2048, "top_p": 0.99})
     config.reward.workers = 16
     config.optimizer.update({"learning_rate": 1e-6, "weight_decay": 0.01, "max_gradient_norm": 1.0})
     config.train.update(
