@@ -86,7 +86,6 @@ def run(
         shell = replace(shell, say=lambda line: None)
     place = tpu_checks.project(shell, Place(options.zone, options.project))
     wanted = Slice(job.name, place, topology, tier, runtime)
-    tpu_checks.zone_named(shell, place)
     shell.say(f"zone      {tpu_checks.offered(shell, wanted)}")
     shell.say(f"quota     {tpu_checks.quota(shell, wanted)}")
     if options.bucket:

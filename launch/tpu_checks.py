@@ -39,32 +39,19 @@ def offered(shell: Shell, wanted: Slice) -> str:
     place, type_ = wanted.place, tpu_types.accelerator_type(wanted.topology)
     words = ["compute", "tpus", "accelerator-types", "list", "--format=value(type)"]
     done = gcloud.ask(shell, place, words, assumed=type_ or "")
-    if done.status:
-        raise gcloud.refused(f"--zone={place.zone}", done.err.strip(), place)
-    there = done.out.split()
-    alike = [one for one in there if tpu_types.belongs(one, wanted.topology)]
-    if type_ and type_ not in there:
-        known = f"it has {', '.join(alike)}" if alike else "it has none of that generation"
-        zones = _zones(shell, place)
-        other = f"; zones with TPUs: {', '.join(zones)}" if not alike and zones else ""
-        raise ValueError(f"{place.zone} has no {type_}: {known}{other}")
-    return f"{place.zone} offers {type_ or name(wanted.topology)}"
-
-
-def _zones(shell: Shell, place: Place) -> list[str]:
+    there = [] if done.status else done.out.split()
+    if type_ in there or (there and type_ is None):
+        return f"{place.zone} offers {type_ or name(wanted.topology)}"
     words = ["compute", "tpus", "locations", "list", "--format=value(locationId)"]
-    return gcloud.ask(shell, place, words, zonal=False).out.split()
-
-
-def zone_named(shell: Shell, place: Place) -> None:
-    """Check the zone's name, where Google Cloud can be asked for the others.
-
-    Raises:
-      ValueError: no such zone has TPUs; the nearest is named.
-    """
-    zones = _zones(shell, place)
+    zones = gcloud.ask(shell, place, words, zonal=False).out.split()
     if zones and place.zone not in zones:
         raise ValueError(f"--zone={place.zone} has no TPUs{nearest(place.zone, zones)}")
+    if done.status:
+        raise gcloud.refused(f"--zone={place.zone}", done.err.strip(), place)
+    alike = [one for one in there if tpu_types.belongs(one, wanted.topology)]
+    if alike:
+        raise ValueError(f"{place.zone} has no {type_}: it has {', '.join(alike)}")
+    raise ValueError(f"{place.zone} has no {type_}, nor others like it; zones with TPUs: {', '.join(zones)}")
 
 
 def quota(shell: Shell, wanted: Slice) -> str:
