@@ -2,7 +2,7 @@
 
 On the quickstart, a few minutes a run on two cores. Coefficients are among those of the papers (PAPO,
 arXiv:2507.06448: 0.02, and 0.03 for both entropies; VPPO, arXiv:2510.09285: entropy penalty 0.06); "strong"
-is a coefficient far above, at which PAPO is said to collapse unless entropies are held down.
+is a coefficient far above, to see whether PAPO collapses there, and whether double entropy prevents it.
 ``shapes.py:smoke`` takes the quickstart's smoke form and one seed.
 """
 
