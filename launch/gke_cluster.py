@@ -65,8 +65,8 @@ def find(shell: Shell, name: str, place: Place) -> Cluster:
     words = ["container", "clusters", "list", "--format=value(name)"]
     names = gcloud.ask(shell, place, words, zonal=False).out.split()
     raise ValueError(
-        f"--cluster={name}: project {place.project} has none of that name{nearest(name, names)}; "
-        "xpk cluster create makes one"
+        f"--cluster={name}: project {place.project} has none of that name (xpk cluster create makes one)"
+        f"{nearest(name, names)}"
     )
 
 

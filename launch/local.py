@@ -19,9 +19,7 @@ MMRL = (sys.executable, "-m", "mmrl.cli")
 def arguments(sub: argparse.ArgumentParser) -> None:
     """What ``launch local`` takes."""
     request.arguments(sub)
-    sub.add_argument(
-        "--processes", type=int, default=4, metavar="N", help="how many (default: %(default)s)"
-    )
+    sub.add_argument("--processes", type=int, default=4, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument(
         "--restarts",
         type=int,
@@ -56,7 +54,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def keep_running(
     words: Sequence[str], parts: Shares, workdir: Path, restarts: int, to_notice: float = 10.0
 ) -> int:
-    """Run ``words`` in one process for each part, again if one was lost; 0, or the status that says why not."""
+    """Run ``words`` in one process for each part, again if one was lost; 0, or the status that says why."""
     count = len(parts.variables)
     devices = f"{parts.each} {parts.kind} device{'s' if parts.each > 1 else ''}"
     _say(f"{count} process{'es' if count > 1 else ''} of {devices} each")

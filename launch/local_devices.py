@@ -47,8 +47,8 @@ def _gpu_shares(processes: int, gpus: tuple[str, ...]) -> Shares:
     if len(gpus) % processes:
         counts = [str(n) for n in range(1, len(gpus) + 1) if len(gpus) % n == 0]
         raise ValueError(
-            f"--processes={processes}: {len(gpus)} GPUs ({', '.join(gpus)}) cannot be shared out equally; take "
-            f"{' or '.join(counts)}, or the CPU with JAX_PLATFORMS=cpu in front of the command"
+            f"--processes={processes}: {len(gpus)} GPUs ({', '.join(gpus)}) cannot be shared out equally; "
+            f"take {' or '.join(counts)}, or the CPU with JAX_PLATFORMS=cpu in front of the command"
         )
     each = len(gpus) // processes
     parts = [gpus[k * each : (k + 1) * each] for k in range(processes)]

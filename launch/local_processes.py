@@ -116,7 +116,8 @@ def _wait(running: list[subprocess.Popen[bytes]], asked: _Asked, to_notice: floa
         for kind in asked.signals[passed_on:]:
             passed_on += 1
             if passed_on > 1:
-                return order or [(0, 128 + kind)]
+                still = [number for number in range(len(running)) if number not in dict(order)]
+                return [*order, *((number, -signal.SIGKILL) for number in still)]
             for process in running:
                 process.send_signal(kind)
         if failed_at is None and any(status not in (0, *STOPPED) for _, status in order):
