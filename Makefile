@@ -7,7 +7,7 @@ WORKDIR ?= runs/quickstart
 TEST_EXTRAS ?= test
 ARGS ?=
 
-.PHONY: quickstart test exhaustive lint clean
+.PHONY: quickstart test exhaustive lint docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,5 +37,8 @@ lint: $(TEST_VENV)/linters
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
 
+docs: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) $(TEST_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf docs/_build $(VENV) $(TEST_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

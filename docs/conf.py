@@ -46,7 +46,7 @@ def with_modules(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def as_rst(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Docstrings are plain text with `names` and ``code``: both are code, and no other mark means anything."""
+    """Docstrings are plain text: what stands between backticks is code, and no other mark means anything."""
     parts = re.split(r"(``.+?``|`[^`]+`)", "\n".join(lines))
     text = "".join(
         f"``{part.strip('`')}``" if k % 2 else re.sub(r"([*|\\]|_\b)", r"\\\1", part)

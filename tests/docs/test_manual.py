@@ -3,7 +3,7 @@
 Commands stand in blocks marked ``sh`` and are run in their *quick form* (see `quick`) in a folder with the
 files that the manual speaks of: ``DIR``, ``FILE.parquet``, ``prompts.jsonl``, ``photo.png`` and the run
 ``runs/quickstart``. So a new command is covered as soon as it is written; one that needs more fails until it
-is given that here.
+is given that here. Pages of the newcomer's path, ``docs/start``, are run as they are read, from top to end.
 """
 
 import ast
@@ -26,17 +26,17 @@ import pyarrow.parquet as pq
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from launch.__main__ import parse as launcher
 from mmrl import cli
-from mmrl.algorithms import advantages, objectives, penalties, schedules
-from mmrl.algorithms.algorithm import Algorithm
-from mmrl.algorithms.recipe_parts import per_response
-from mmrl.config import template
+from mmrl.config import resolve, template
 from mmrl.data.shapes import example
 from mmrl.data.sources import read
-from mmrl.experiment import FREE
+from mmrl.experiment import FREE, load
 
 ROOT = Path(__file__).parents[2]
-MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+START = sorted((ROOT / "docs" / "start").glob("*.md"))
+API = sorted((ROOT / "docs" / "api").glob("*.md"))
+MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *START, *API]
 PAGES = [*MANUAL, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "third_party").rglob("*.md"))]
 
 # The quick form of a command: words for others, and words added (the last of a kind counts).
@@ -44,6 +44,9 @@ IN_PLACE = {
     "--step=STEP": ["--step=2"],
     "--config.model.path=DIR": ["--config.model.path=DIR", "--config.cold_start.steps=0"],
     "--model-size=7b": ["--config.model.path=DIR"],
+    "--suite=experiments/suites/papers.py:papo": ["--suite=experiments/suites/papers.py:smoke"],
+    "--workdir=runs/papo": ["--workdir=runs/quickstart"],
+    "--data-root=benchmarks": ["--out=evaluated"],  # which is there by then
 }
 ADDED = {
     "train": ["--config.model.unroll=1"],
@@ -57,22 +60,13 @@ ADDED = {
 
 # Blocks that only sketch a call, by how they begin.
 SKETCHES = ("targets = prepare(algorithm, rewards=...",)
-# What snippets of docs/algorithms.md take as imported.
-IMPORTED = {
-    "Algorithm": Algorithm,
-    "advantages": advantages,
-    "objectives": objectives,
-    "penalties": penalties,
-    "per_response": per_response,
-    "schedules": schedules,
-}
 
 
 @dataclass(frozen=True)
 class Block:
     """A fenced block, or one that is indented (language "indented")."""
 
-    page: str
+    page: str  # from docs/ on
     line: int
     language: str
     text: str
@@ -90,20 +84,25 @@ def read_blocks(page: Path) -> list[Block]:
         at += 1
         if line.startswith("```"):
             end = lines.index("```", at)
-            found.append(Block(page.name, at, line[3:], "\n".join(lines[at:end])))
+            found.append(Block(_named(page), at, line[3:], "\n".join(lines[at:end])))
             at = end + 1
         elif line.startswith("    ") and not (start and lines[start - 1].strip()):
             body = list(itertools.takewhile(lambda text: text[:4].isspace() or not text, lines[start:]))
-            found.append(Block(page.name, at, "indented", "\n".join(text[4:] for text in body).strip()))
+            found.append(Block(_named(page), at, "indented", "\n".join(text[4:] for text in body).strip()))
             at = start + len(body)
     return found
+
+
+def _named(page: Path) -> str:
+    return str(page.relative_to(ROOT)).removeprefix("docs/")
 
 
 BLOCKS = [block for page in MANUAL for block in read_blocks(page)]
 
 
 def in_language(*languages: str) -> list[Block]:
-    return [block for block in BLOCKS if block.language in languages]
+    """Blocks that are run each for itself."""
+    return [b for b in BLOCKS if b.language in languages and not b.page.startswith("start/")]
 
 
 COMMANDS = [
@@ -202,6 +201,8 @@ def test_command_runs(command, folder):
     elif program == "make":
         for line in made(words):
             run(line, folder)
+    elif words[:2] == ["-m", "launch"]:
+        followed([program, *words], folder)
     elif words[:2] == ["-m", "experiments.peers.compare"]:
         alone = ["--quick", "--threads=1", f"--peer-python={folder / 'none'}"]
         subprocess.run([sys.executable, *words, *alone], cwd=ROOT, check=True, timeout=600)
@@ -227,8 +228,52 @@ def made(words: list[str]) -> list[list[str]]:
     assert done.returncode == 0, done.stderr
     lines = [shlex.split(line) for line in done.stdout.splitlines() if line.strip()]
     commands = [line[1:] for line in lines if Path(line[0]).name == "mmrl"]
-    assert commands or any(line[1:3] in (["-m", "pytest"], ["check", "."]) for line in lines), done.stdout
+    others = (["-m", "pytest"], ["-m", "sphinx"], ["check", "."])
+    assert commands or any(line[1:3] in others for line in lines), done.stdout
     return commands
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", START, ids=_named)
+def test_a_page_of_the_path_runs_from_its_top_to_its_end(page, folder, tmp_path, monkeypatch, capsys):
+    """In a folder of its own, beside the experiments, a model and a question.
+
+    Python whose first line is a comment with a file's name is that file; other Python is run. A command that
+    is followed by a block of text fails, with that text. Commands of docs/commands.md are run there.
+    """
+    for name in ("experiments", "DIR", "prompts.jsonl", "photo.png"):
+        (tmp_path / name).symlink_to(folder / name)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = (ROOT / "docs" / "commands.md").read_text().splitlines()
+    blocks = read_blocks(page)
+    for block, after in itertools.zip_longest(blocks, blocks[1:]):
+        file = re.match(r"# (\w+\.py)\n", block.text)
+        if block.language == "python" and file:
+            Path(file[1]).write_text(block.text)
+        elif block.language == "python":
+            exec(compile(block.text, str(block), "exec"), {})
+        elif block.language == "sh" and after is not None and after.language == "text":
+            capsys.readouterr()
+            assert cli.main(shlex.split(block.text)[1:]) == 2, block
+            said = capsys.readouterr().err.replace(str(tmp_path), "/home/you").strip()
+            assert said.endswith(after.text), block
+        elif block.language == "sh":
+            for line in block.text.splitlines():
+                if line not in elsewhere:
+                    followed(shlex.split(line), tmp_path)
+
+
+def followed(words: list[str], folder: Path) -> None:
+    """A command of the path: launched as far as its words are checked, trained or looked at, or run."""
+    if words[:3] == ["python", "-m", "launch"]:
+        options, overrides = launcher(words[3:])
+        if hasattr(options, "config"):
+            resolve(load(options.config, overrides))
+        return
+    data = [word.partition("=")[2] for word in words if word.startswith("--config.data.train=")]
+    if words[1] == "train" and data:  # what a run with data of one's own does before its first step
+        words = ["mmrl", "data", "inspect", *data, *(word for word in words if word.startswith("--config"))]
+    run(words[1:], folder)
 
 
 def test_make_is_named_with_targets_that_exist():
@@ -248,7 +293,13 @@ def test_commands_with_options_stand_in_blocks():
 
 
 def test_every_block_is_of_a_kind_that_is_run():
-    other = [str(block) for block in BLOCKS if block.language not in ("sh", "python", "json", "indented")]
+    kinds = {"sh", "python", "json", "indented", "{toctree}"}
+    of_path = {"sh", "python", "text"}
+    other = [
+        str(block)
+        for block in BLOCKS
+        if block.language not in (of_path if block.page.startswith("start/") else kinds)
+    ]
     assert other == []
 
 
@@ -256,9 +307,8 @@ def test_every_block_is_of_a_kind_that_is_run():
 def test_snippet_runs(block, tmp_path):
     if block.text.startswith(SKETCHES):
         pytest.skip("a sketch of a call")
-    names = dict(IMPORTED) if block.language == "indented" else {}
     with contextlib.chdir(tmp_path):
-        exec(compile(block.text, str(block), "exec"), names)
+        exec(compile(block.text, str(block), "exec"), {})
 
 
 @pytest.mark.parametrize("block", in_language("json"), ids=str)
@@ -286,11 +336,14 @@ def test_links_lead_somewhere(page):
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", MANUAL, ids=_named)
 def test_keys_of_the_config_exist(page):
     keys = set(_keys(template()))
     commands = [
-        line for block in read_blocks(page) if block.language == "sh" for line in block.text.splitlines()
+        line
+        for block in read_blocks(page)
+        if block.language == "sh" and page not in START  # whose mistakes are meant
+        for line in block.text.splitlines()
     ]
     named = {
         key
