@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 
 from launch import gke, local, tpu
 
@@ -18,10 +19,7 @@ VERBS = ("gke", "tpu")  # places whose first word may be a verb; without one it 
 
 def main(argv: list[str] | None = None) -> int:
     """Do one command; a mistake of the caller's is one line on stderr and exit status 2."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if len(words) > 1 and words[0] in VERBS and words[1].startswith("--") and words[1] != "--help":
-        words.insert(1, "run")
-    options, rest = _parser().parse_known_args(words)
+    options, rest = parse(sys.argv[1:] if argv is None else argv)
     try:
         wrong = [word for word in rest if not re.match(r"--config\.[\w.]+=", word)]
         if wrong:
@@ -33,6 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("launch: interrupted", file=sys.stderr)
         return 130
+
+
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that the words mean, and the words that are none; the verb ``run`` may be left out."""
+    words = list(words)
+    if len(words) > 1 and words[0] in VERBS and words[1].startswith("--") and words[1] != "--help":
+        words.insert(1, "run")
+    return _parser().parse_known_args(words)
 
 
 def _parser() -> argparse.ArgumentParser:

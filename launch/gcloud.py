@@ -20,7 +20,7 @@ _PASSING_SSH = re.compile(
     re.IGNORECASE,
 )
 API = Retry(4, _PASSING)
-SSH = Retry(6, _PASSING_SSH, first_wait=10.0)
+SSH = Retry(3, _PASSING_SSH, first_wait=10.0)  # of what gcloud has tried ten times itself
 
 _NOT_FOUND = re.compile(r"NOT_FOUND|was not found|could not be found", re.IGNORECASE)
 _QUOTA = re.compile(r"quota", re.IGNORECASE)

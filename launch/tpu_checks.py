@@ -63,7 +63,7 @@ def quota(shell: Shell, wanted: Slice) -> str:
     named = tpu_types.quota(wanted.topology, wanted.tier)
     if named is None:
         return "of the reservation (not checked)"
-    words = ["quotas", "info", "describe", named, "--service=tpu.googleapis.com", "--format=json"]
+    words = ["beta", "quotas", "info", "describe", named, "--service=tpu.googleapis.com", "--format=json"]
     done = gcloud.ask(shell, wanted.place, words, zonal=False, assumed="{}")
     if done.status:
         return f"{named} (not known: {shells.last_line(done)})"
@@ -97,9 +97,9 @@ def bucket(shell: Shell, place: Place, url: str) -> str:
     if not re.fullmatch(r"gs://[a-z0-9][-a-z0-9_.]{1,61}[a-z0-9](/[^\s/]+)*/?", url):
         raise ValueError(f"--bucket={url}: write gs://NAME or gs://NAME/FOLDER")
     root = "/".join(url.split("/")[:3])
-    words = ["storage", "buckets", "describe", root, "--format=json"]
+    words = ["storage", "buckets", "describe", root, "--raw", "--format=json"]
     region = place.zone.rpartition("-")[0]
-    assumed = json.dumps({"hierarchical_namespace": {"enabled": True}, "location": region})
+    assumed = json.dumps({"hierarchicalNamespace": {"enabled": True}, "location": region})
     done = gcloud.ask(shell, place, words, zonal=False, assumed=assumed)
     make = (
         f"gcloud storage buckets create {root} --location={region} --uniform-bucket-level-access "
@@ -110,7 +110,7 @@ def bucket(shell: Shell, place: Place, url: str) -> str:
     if done.status:
         raise gcloud.refused(f"--bucket={url}", done.err.strip(), place)
     told = json.loads(done.out)
-    if not (told.get("hierarchical_namespace") or {}).get("enabled"):
+    if not (told.get("hierarchicalNamespace") or {}).get("enabled"):
         raise ValueError(
             f"--bucket={url}: {root} has no hierarchical namespace, so that folders cannot be renamed in one "
             f"step as checkpoints need; make another bucket, as in: {make}"

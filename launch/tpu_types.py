@@ -1,6 +1,8 @@
 """What Google Cloud calls slices of Cloud TPU VMs: accelerator types, hosts, images and quotas."""
 
-from mmrl.plan.chips import Topology, chip_count, name, parse_topology
+import math
+
+from mmrl.plan.chips import Topology, chip_count, name, parse_topology, sizes
 
 # Of each generation: how accelerator types begin, the image for JAX (Google's page "TPU software versions"),
 # and the quotas of on-demand and spot slices. TPU7x is to be had through GKE only.
@@ -12,6 +14,7 @@ _RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 _QUOTAS = {"v4": "TPUV4s{}Pod", "v5e": "TPUV5s{}Litepod", "v5p": "TPUV5P{}", "v6e": "TPUV6E{}"}
+_ANY_SHAPE = ("v4",)  # what gcloud takes with --type and --topology, beside older generations
 _ONE_HOST = 8  # chips of the largest v5e and v6e machine; beyond it all machines have four
 _CHIPS_A_HOST = 4
 TIERS = ("on-demand", "spot", "reserved")
@@ -30,6 +33,12 @@ def slice_of(text: str) -> Topology:
         )
     if topology.slices > 1:
         raise ValueError(f"--accelerator={text}: several slices are for GKE: python -m launch gke")
+    if accelerator_type(topology) is None and topology.generation not in _ANY_SHAPE:
+        usual = next(dims for dims in sizes(topology.generation) if math.prod(dims) == chip_count(topology))
+        raise ValueError(
+            f"--accelerator={text}: Cloud TPU VMs of {topology.generation} come in one shape a size: take "
+            f"{name(Topology(topology.generation, usual))}, or python -m launch gke"
+        )
     return topology
 
 

@@ -10,6 +10,7 @@ from launch import tpu
 from launch.job import name_of
 from launch.shell import Shell
 
+STANDINS = Path(__file__).parent / "standins"
 FOUR_HOSTS = ("--accelerator=v5litepod-16", "--bucket=gs://my-bucket", "--spot")
 TWO_HOSTS = ("--accelerator=v5p-16", "--bucket=gs://my-bucket/team")
 SPOT = ("--accelerator=v5e:2x4", "--bucket=gs://my-bucket", "--spot")
@@ -24,7 +25,7 @@ PLAN = {
 
 CHECKS = [
     "accelerator-types list",
-    "quotas info",
+    "beta quotas info describe",
     "storage buckets describe",
     "describe",
 ]
@@ -73,9 +74,7 @@ class Cloud:
             if run:
                 said = re.sub("bash (mmrl-job/worker.sh )?", "", run[0]).split()[0]
             else:
-                said = " ".join(
-                    word for word in words[:4] if not word.startswith("--") and "papo" not in word
-                )
+                said = " ".join(word for word in words[:4] if not re.search("--|papo|gs://", word))
                 said = re.sub("compute tpus |queued-resources |tpu-vm ", "", said)
             if said not in (*found[-1:], "log"):
                 found.append(said)

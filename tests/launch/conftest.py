@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cloud import Cloud
+from cloud import STANDINS, Cloud
 
 from launch import tpu
 
-STANDINS = Path(__file__).parent / "standins"
 ON_WORKERS = ("hostname", "mountpoint", "uv", "gcsfuse", "sudo")
 
 

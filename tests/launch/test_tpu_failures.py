@@ -1,11 +1,13 @@
 """What goes wrong around a run on Cloud TPU VMs: each ends in one line, and leaves nothing that costs."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 
 import pytest
-from cloud import FOUR_HOSTS, NAME, ONE_HOST, SPOT, TRAIN
+from cloud import FOUR_HOSTS, NAME, ONE_HOST, SPOT, STANDINS, TRAIN
 
 from launch import __main__ as launch
 
@@ -25,6 +27,7 @@ def broken(command: str, say: str, times: tuple[int, ...] = (1,), status: int = 
         ([*SPOT, "--workdir=/tmp/x"], "with --bucket, a folder below it"),
         (["--accelerator=tpu7x:2x2x1"], "python -m launch gke"),
         (["--accelerator=v5e:2x4*2"], "several slices are for GKE"),
+        (["--accelerator=v5p:4x4x16"], "come in one shape a size: take v5p:4x8x8, or python -m launch gke"),
         (["--accelerator=v5litepod-12"], "no slice has 12 chips; nearest are v5e:2x4"),
         ([*ONE_HOST, "--config.sed=1"], "config.sed is not a key of the config; did you mean config.seed"),
         ([*ONE_HOST, "--config=experiments/none.py"], "experiments/none.py does not exist"),
@@ -105,8 +108,11 @@ def test_refused_before_a_slice_is_asked_for(cloud, words, scenario, message):
     assert "create" not in cloud.calls()
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_known_of_quotas_is_left_to_the_service(cloud):
-    cloud.set(fail=[broken("quotas info describe", "SERVICE_DISABLED: Cloud Quotas API has not been used")])
+    cloud.set(
+        fail=[broken("beta quotas info describe", "SERVICE_DISABLED: Cloud Quotas API has not been used")]
+    )
     assert cloud.launch(*ONE_HOST) == 0
     assert cloud.heard("quota     TPUV5sLitepodServingPerProjectPerZoneForTPUAPI (not known: ERROR")
 
@@ -150,6 +156,7 @@ def test_a_machine_that_is_not_ready_for_ssh_is_tried_again(cloud):
     assert cloud.trained() == [f"1 0 {TRAIN}"]
 
 
+@pytest.mark.exhaustive
 def test_a_failure_of_a_moment_is_tried_again(cloud):
     cloud.set(fail=[broken(f"{QR} describe", "UNAVAILABLE: The service is currently unavailable", (1, 3))])
     assert cloud.launch(*ONE_HOST) == 0
@@ -179,6 +186,7 @@ def test_results_that_are_nowhere_else_keep_their_slice(cloud):
     assert cloud.heard("results are on the slice alone, so that it is not deleted")
 
 
+@pytest.mark.exhaustive
 def test_a_slice_that_cannot_be_deleted_is_named(cloud):
     cloud.set(fail=[broken(f"{QR} delete", "FAILED_PRECONDITION: busy")])
     assert cloud.launch(*ONE_HOST) == 0
@@ -216,6 +224,28 @@ def test_a_slice_looked_at_and_deleted(cloud, capsys):
     assert launch.main(["tpu", "fetch", "--workdir=runs/papo", "--zone=us-west4-a"]) == 0
     assert launch.main(["tpu", "delete", *at]) == 0
     assert cloud.slices() == []
+
+
+@pytest.mark.exhaustive
+def test_the_real_gcloud_knows_what_the_stand_in_takes(tmp_path):
+    """Where one is installed; only its help is asked for."""
+    if not shutil.which("gcloud"):
+        pytest.skip("no gcloud is installed: https://cloud.google.com/sdk/docs/install")
+    source = (STANDINS / "gcloud").read_text().replace('STATE = os.environ["LAUNCH_STANDIN"]', "STATE = ''")
+    source = source[: source.index("HOSTS = {")]
+    names: dict = {}
+    exec(compile(source, "gcloud", "exec"), names)
+    for command, (_, _, flags, _) in names["GRAMMAR"].items():
+        asked = subprocess.run(
+            ["gcloud", *command.split(), "--help"],
+            env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path), "PAGER": "cat"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        told = re.sub(r"\x1b\[\d*m|.\x08", "", asked.stdout)
+        assert [flag for flag in flags if flag not in told] == [], command
 
 
 def test_the_verb_run_may_be_left_out(cloud, capsys):
