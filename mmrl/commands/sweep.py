@@ -66,6 +66,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             )
             print(f"{found[one.name]:<10}{one.name}  {words}".rstrip())
         return
+    if launcher and shutil.which(launcher[0]) is None:
+        raise ValueError(f"--launcher={options.launcher!r}: there is no program {launcher[0]!r}")
     write_sweep(sweep, directory, overrides)
     ended = None
     if not options.table:
@@ -78,15 +80,15 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _launcher(text: str | None) -> tuple[str, ...] | None:
-    """The words of --launcher. Raises ValueError if there is no such program."""
+    """The words of --launcher. Raises ValueError if there are none."""
     if text is None:
         return None
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
         raise ValueError(f"--launcher={text!r}: {error}") from error
-    if not words or shutil.which(words[0]) is None:
-        raise ValueError(f"--launcher={text!r}: there is no program {words[0] if words else ''!r}")
+    if not words:
+        raise ValueError("--launcher is empty: leave it out, or name a program")
     return words
 
 

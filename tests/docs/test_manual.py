@@ -54,6 +54,7 @@ ADDED = {
     "eval": ["--max-tokens=8", "--batch=1"],
     "generate": ["--max-tokens=8", "--batch=1"],
     "plan": ["--quick"],
+    "sweep": ["--dry-run"],
     "data shapes": ["--cold-start=8", "--train=8", "--heldout=8"],
     "data pretext": ["--rows=6", "--side=140"],
 }
@@ -286,7 +287,7 @@ def test_make_is_named_with_targets_that_exist():
 def test_commands_with_options_stand_in_blocks():
     """Between backticks stands the name of a command only: options there would not be run."""
     name = re.compile(
-        r"mmrl (train|sft|eval|generate|export|plan|bench|data (inspect|convert|pretext|shapes))"
+        r"mmrl (train|sft|sweep|eval|generate|export|plan|bench|data (inspect|convert|pretext|shapes))"
     )
     named = [(page.name, word) for page in MANUAL for word in inline(page) if word.startswith("mmrl ")]
     assert [(page, word) for page, word in named if not name.fullmatch(word)] == []

@@ -70,6 +70,7 @@ def test_what_is_asked_wrongly_is_told_and_nothing_is_begun(file, tmp_path, caps
         (["--at-once=0"], "--at-once=0: run at least one"),
         (["--launcher=nosuchprogram run"], "there is no program 'nosuchprogram'"),
         (["--launcher='"], "No closing quotation"),
+        (["--launcher="], "--launcher is empty"),
         (["--workdir=gs://bucket/sweep"], "name a folder of this machine"),
         (["--arm=perception_kl=0.3"], "did you mean 'perception_kl=0.2'?"),
         (["--config.algorithm.perception_kl=3"], "is what the sweep varies"),
