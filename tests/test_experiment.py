@@ -94,11 +94,11 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import grpo
 
 
-def mine(clip_low: float = 0.2, bonus: float = 0.01) -> Algorithm:
-    return grpo(clip_low=clip_low, reference_kl=bonus)
+def mine(clip_low: float = 0.2, bonus: float = 0.01, average: str = "sequence") -> Algorithm:
+    return grpo(clip_low=clip_low, reference_kl=bonus, average=average)
 
 
-def shapeless(clip_low, clip_high, dual_clip, reference_kl):
+def shapeless(clip_low, clip_high, dual_clip, reference_kl, average):
     return 3
 """
 
