@@ -20,14 +20,20 @@ from mmrl.suite.run import Origin, open_suite, read_rows
 from mmrl.suite.suite import config_for
 from mmrl.train.assemble import open_model
 
+# Of the shapes in which the smoke run evaluates, so that nothing is compiled; graded so that a policy
+# which has learnt nothing is right now and then.
 SMALL = """
 from mmrl.suite import Benchmark, Suite
 
 
+def even(sample, response):
+    return {"accuracy": float(len(response) % 2 == 0), "letters": float(len(response))}
+
+
 def get_suite(arg):
-    small = {"data": "heldout.parquet", "max_tokens": 5}
-    kinds = Benchmark("kinds", samples=3, limit=5, category="kind", **small)
-    plain = Benchmark("plain", samples=2, limit=3, masked="", temperature=0.0, **small)
+    small = {"data": "heldout.parquet", "max_tokens": 12, "samples": 4}
+    kinds = Benchmark("kinds", limit=9, category="kind", verifier=__file__ + ":even", **small)
+    plain = Benchmark("plain", limit=8, masked="", temperature=0.0, **small)
     return Suite("small", (kinds, plain))
 """
 
@@ -41,7 +47,7 @@ def small(tmp_path_factory) -> Path:
 
 def measure(run, *words, out=None) -> int:
     options = [f"--out={out}"] if out else []
-    return main(["eval", f"--workdir={run}", f"--data-root={run / 'world'}", "--batch=4", *options, *words])
+    return main(["eval", f"--workdir={run}", f"--data-root={run / 'world'}", "--batch=8", *options, *words])
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +91,21 @@ def test_what_it_writes(done, smoke_run):
     assert names == {"results.json", "vlmevalkit", "lmms_eval", *responses}
     found = results_of(done)
     kinds, plain = found["rows"]
-    assert (kinds["benchmark"], kinds["questions"], kinds["samples"]) == ("kinds", 5, 3)
+    assert (kinds["benchmark"], kinds["questions"], kinds["samples"]) == ("kinds", 9, 4)
     rows = read_rows(done / "kinds.jsonl")
-    assert len(rows) == 15
-    again = figures({}, rows, 3, {}, read_rows(done / "kinds.masked.jsonl"))
+    assert len(rows) == 36
+    again = figures({}, rows, 4, {}, read_rows(done / "kinds.masked.jsonl"))
     assert kinds["accuracy"] == again["accuracy"]
     assert kinds["pass"] == again["pass"]
     assert kinds["masked"] == again["masked"]
     source = read(smoke_run / "world" / "heldout.parquet")
-    assert set(kinds["categories"]) == {source[k].facts["kind"] for k in range(5)}
-    assert sum(one["questions"] for one in kinds["categories"].values()) == 5
+    assert set(kinds["categories"]) == {source[k].facts["kind"] for k in range(9)}
+    assert sum(one["questions"] for one in kinds["categories"].values()) == 9
     assert kinds["length"] == pytest.approx(np.mean([len(row["tokens"]) for row in rows]))
-    assert {"format", "perception_error"} <= set(kinds["components"])
+    assert set(kinds["components"]) == {"letters"}
+    assert {"format", "perception_error"} <= set(plain["components"])
+    assert 0 < kinds["accuracy"]["mean"] < kinds["pass"]["4"]["mean"] <= 1
+    assert kinds["masked"]["accuracy"] != kinds["accuracy"]
     assert "masked" not in plain
     assert found["overall"]["accuracy"]["mean"] == pytest.approx(
         (kinds["accuracy"]["mean"] + plain["accuracy"]["mean"]) / 2
@@ -106,7 +115,7 @@ def test_what_it_writes(done, smoke_run):
 
 
 def test_the_second_pass_sees_black_images_and_the_same_keys(done, seen):
-    first, second = seen[:2], seen[2:4]  # five questions are two batches of four
+    first, second = seen[:2], seen[2:4]  # nine questions are two batches of eight
     for (batch, keys), (masked, same_keys) in zip(first, second, strict=True):
         there = batch.prompts.images.image >= 0
         assert there.any()
@@ -115,7 +124,7 @@ def test_the_second_pass_sees_black_images_and_the_same_keys(done, seen):
         assert (masked.prompts.images.image == batch.prompts.images.image).all()
         assert (masked.prompts.tokens == batch.prompts.tokens).all()
         assert (keys == same_keys).all()
-    assert len(seen) == 5  # and one of three questions, once
+    assert len(seen) == 5  # and one of eight questions, once
 
 
 def test_a_second_call_samples_nothing(copy, smoke_run, small, monkeypatch, capsys):
@@ -131,13 +140,13 @@ def test_what_is_missing_is_measured_again(copy, done, smoke_run, small, monkeyp
     sampled = []
 
     def watched(*words, **rest):
-        sampled.append(words[6].evaluation.samples)
+        sampled.append(words[6].evaluation.limit)
         return original(*words, **rest)
 
     original = suite_run.evaluate
     monkeypatch.setattr(suite_run, "evaluate", watched)
     assert measure(smoke_run, f"--suite={small}", out=copy) == 0
-    assert sampled == [2]
+    assert sampled == [8]
     assert (copy / "plain.jsonl").read_text() == (done / "plain.jsonl").read_text()
     assert results_of(copy)["overall"] == results_of(done)["overall"]
 
@@ -146,7 +155,7 @@ def test_what_is_missing_is_measured_again(copy, done, smoke_run, small, monkeyp
     ("words", "what"),
     [
         (["--seed=1"], "'kinds' with another sampling;"),
-        (["--max-tokens=4"], "'kinds' with another sampling;"),
+        (["--max-tokens=11"], "'kinds' with another sampling;"),
         (["--step=2"], "'kinds' with another weights;"),
     ],
 )
@@ -163,7 +172,7 @@ def test_results_of_another_evaluation_are_not_mixed(
 def test_again_from_the_result_gives_the_same_numbers(done, smoke_run, tmp_path, capsys):
     """In batches of another size, from what ``results.json`` says alone."""
     again = ["eval", f"--again={done / 'results.json'}", f"--out={tmp_path / 'again'}"]
-    assert main([*again, "--batch=5"]) == 0
+    assert main([*again, "--batch=4"]) == 0
     assert "the same figures" in capsys.readouterr().out
     for name in ("kinds.jsonl", "kinds.masked.jsonl", "plain.jsonl"):
         assert (tmp_path / "again" / name).read_text() == (done / name).read_text()
@@ -249,7 +258,7 @@ def test_everything_is_opened_before_anything_is_sampled(smoke_run, smoke_config
         opened(Suite("x", (Benchmark("fine", data),)), tools, model, smoke_run)
 
 
-def test_hashes_are_of_what_decides_and_of_nothing_else(smoke_run, smoke_config, model):
+def test_hashes_are_of_what_decides_and_of_nothing_else(small, smoke_run, smoke_config, model):
     source = read(smoke_run / "world" / "heldout.parquet")
     first = Benchmark("a", "b")
 
@@ -268,12 +277,13 @@ def test_hashes_are_of_what_decides_and_of_nothing_else(smoke_run, smoke_config,
         "prompt": of(replace(first, suffix=" Think.")),
         "extractor": of(replace(first, options={"answer_in": "tag"})),
         "grader": of(verifiers=("math",)),
+        "grader ": of(verifiers=("shapes", f"{small}:even")),
         "data": of(replace(first, limit=3)),
         "sampling": of(seed=1),
         "weights": of(weights="v"),
     }
     for name, found in other.items():
-        assert differing(found, of()) == [name]
+        assert differing(found, of()) == [name.strip()]
     budget = Data(prompt_buckets=(50,), patch_buckets=smoke_config.data.patch_buckets)
     assert differing(of(data=budget), of()) == ["prompt"]
 
