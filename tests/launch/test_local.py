@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -273,15 +272,9 @@ def smoke(processes: int, workdir: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_processes_run_the_smoke_form_of_the_quickstart(tmp_path):
-    said = smoke(2, tmp_path)
-    assert "held out" in said
-    assert (tmp_path / "logs" / "process1.log").is_file()
-
-
 @pytest.mark.exhaustive
-def test_four_processes_run_it_too_and_go_on(tmp_path):
-    smoke(4, tmp_path)
-    shutil.rmtree(tmp_path / "logs")
-    assert "held out" in smoke(4, tmp_path)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_run_the_smoke_form_of_the_quickstart(tmp_path, processes):
+    """In CI tests/train/test_processes.py runs two that are started so."""
+    assert "held out" in smoke(processes, tmp_path)
+    assert (tmp_path / "logs" / f"process{processes - 1}.log").is_file()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import pytest
 from devices import IN_HASTE
 from runs import assert_same_run
 
+from launch.local import together
+from launch.local_devices import shares
 from mmrl.hosts import LOST
 from mmrl.train.metrics import read_metrics
 
@@ -19,18 +20,18 @@ EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
 
 
 def start(processes: int, workdir: Path) -> list[subprocess.Popen[str]]:
+    """Processes as ``python -m launch local`` starts them, but that all of them are heard here."""
     command = [sys.executable, "-m", "mmrl.cli", "train", f"--config={EXPERIMENT}:smoke"]
     command += [f"--workdir={workdir}", "--config.train.checkpoint_every=1"]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
-    each = [[*several, f"--process={k}"] if processes > 1 else [] for k in range(processes)]
     env = dict(os.environ)
     if processes > 1:  # each compiles for itself: let that be in haste
         env |= IN_HASTE
+        parts = shares(processes, {"fsdp": -1}, env)
+        started = [(one.words, one.environment) for one in together(command, parts, workdir, env)]
+    else:
+        started = [(command, env)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return [subprocess.Popen([*command, *words], env=env, **pipes) for words in each]
+    return [subprocess.Popen(words, env=variables, **pipes) for words, variables in started]
 
 
 def finish(running: list[subprocess.Popen[str]]) -> list[str]:
