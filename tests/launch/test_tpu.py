@@ -86,6 +86,7 @@ def test_a_run_that_somebody_stopped_is_not_started_again(cloud):
     assert cloud.slices() == []
 
 
+@pytest.mark.exhaustive
 def test_spot_machines_end_processes_before_they_go(cloud):
     cloud.endings("1.1 0 143")
     cloud.set(preempted_states=["ACTIVE"])

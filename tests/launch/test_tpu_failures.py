@@ -165,7 +165,7 @@ def test_a_failure_of_a_moment_is_tried_again(cloud):
 def test_an_install_that_fails(cloud):
     (cloud.state / "no-package").touch()
     with pytest.raises(ValueError, match=r"failed on t1v-n-5eed-w-\d \(install\): see its last lines above"):
-        cloud.launch(*FOUR_HOSTS)
+        cloud.launch(*SPOT)
     assert cloud.heard("  | error: No solution found when resolving dependencies: libtpu==0.0.0 is not there")
     assert cloud.since_checks()[-2:] == ["describe", "delete"]
     assert cloud.slices() == []
