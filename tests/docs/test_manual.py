@@ -265,7 +265,7 @@ def test_a_page_of_the_path_runs_from_its_top_to_its_end(page, folder, tmp_path,
 
 
 def followed(words: list[str], folder: Path) -> None:
-    """A command of the path: launched as far as its words are checked, trained or looked at, or run."""
+    """A command of the path: launched as far as its words are checked, looked through, or run."""
     if words[:3] == ["python", "-m", "launch"]:
         options, overrides = launcher(words[3:])
         if hasattr(options, "config"):
