@@ -49,7 +49,7 @@ def where_it_looks(
     Args:
       params, sample, response, model, config: as for `perceive`.
       image: which of the sample's images.
-      side: of a region, in patches; by default the least that makes no more than 64 regions.
+      side: of a region, in patches; by default whole image tokens, as many as leave at most 64 regions.
       progress: is told (passes done, of how many) after each batch.
 
     Raises ValueError if the sample has no such image, or as `perceive` does.
@@ -61,7 +61,8 @@ def where_it_looks(
     mine = encoded.patch_image == image
     grid = encoded.patch_position[mine].max(axis=0) + 1
     if side is None:
-        side = next(n for n in range(1, max(grid) + 1) if np.prod(-(-grid // n)) <= MOST_REGIONS)
+        merge = model.processor.image.merge  # no region cuts what the language model sees as one token
+        side = next(n for n in range(merge, max(grid) + 1, merge) if np.prod(-(-grid // n)) <= MOST_REGIONS)
     rows, columns = -(-grid // side)
     region = encoded.patch_position // side
     variants = [encoded]

@@ -90,7 +90,7 @@ def plot_tokens(
     scale = ScalarMappable(Normalize(0.0, highest or max(float(every.max()), 1e-6)), colormaps["YlOrRd"])
     laid = {title: _lines(one.pieces) for title, one in several.items()}
     last = {title: max((row for row, *_ in cells), default=0) for title, cells in laid.items()}
-    lines = sum(row + (3.6 if title else 2.6) for title, row in last.items())
+    lines = sum(row + (3.2 if title else 2.2) for title, row in last.items())
     figure = Figure(figsize=(LETTERS * ADVANCE + 0.4, lines * LINE + 0.8))
     height = figure.get_figheight()
     axis = figure.add_axes(
@@ -265,7 +265,7 @@ def plot_where_it_looks(occlusion: Occlusion, most: int = 5) -> Figure:
     limit = max(max(float(np.abs(values).max()) for values in maps.values()), 1e-6)
     for axis, (name, values) in zip(axes, maps.items(), strict=True):
         rows, columns = values.shape
-        axis.imshow(occlusion.picture.convert("L"), cmap="gray", interpolation="nearest")
+        axis.imshow(occlusion.picture.convert("L").convert("RGB"), interpolation="nearest")
         drawn = axis.imshow(
             values,
             cmap="RdBu_r",

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mmrl.analysis.perception import TokenPerception, perceive
 from mmrl.analysis.pictures import pictures_seen, png
 from mmrl.analysis.runs import Run, load_params
@@ -145,17 +143,18 @@ def choose_evenly(rows: Sequence[Row], count: int) -> list[Row]:
         first = {row["id"]: index for index, row in reversed(list(enumerate(mine)))}
         once = [mine[index] for index in sorted(first.values())]
         more = [row for index, row in enumerate(mine) if index not in set(first.values())]
-        queues.append([*_spread(once, count), *more])
+        queues.append([*_spread(once), *more])
     chosen = []
     for place in range(max(map(len, queues), default=0)):
         chosen += [queue[place] for queue in queues if place < len(queue)]
     return chosen[:count]
 
 
-def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """All rows, ``count`` that lie evenly apart first."""
-    picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)).tolist()
-    return [rows[k] for k in picked] + [row for k, row in enumerate(rows) if k not in set(picked)]
+def _spread(rows: Sequence[Row]) -> list[Row]:
+    """All rows in an order whose first few, however many, lie evenly apart: that of van der Corput."""
+    bits = len(rows).bit_length()
+    places = (int(f"{k:0{bits}b}"[::-1], 2) * len(rows) >> bits for k in range(1 << bits))
+    return [rows[place] for place in dict.fromkeys(places)] if rows else []
 
 
 def _places(source: Source, wanted: set[str]) -> dict[str, int]:

@@ -51,7 +51,7 @@ def scored(
     slots = bucket(max(len(one.patches) for one in prompts), config.data.patch_buckets)
     length = _rounded(max(len(ids) for group in groups for ids in group), config.rollout.max_tokens)
     width = _rounded(max(map(len, groups)), config.rollout.group)
-    size = _rounded(len(prompts), config.train.micro_prompts)
+    size = min(_rounded(len(prompts), config.train.micro_prompts), config.train.micro_prompts)
     size += -size % batch_shards(model.mesh)
     policy = model.policy(config.rollout.temperature)
     measure = partial(

@@ -1,0 +1,94 @@
+"""On a finished run: the notebooks from top to bottom (also on a sweep of copies of it), and its rollouts."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from mmrl import analysis
+
+NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
+FIGURES = {"what_papo_changes": 5, "ablation_table": 3, "where_it_looks": 4}
+LONGEST_S = 600  # a cell; on CI they take seconds
+
+
+@pytest.fixture(scope="module")
+def sweep_folder(smoke_run, tmp_path_factory) -> Path:
+    """Two arms of two seeds, whose metrics differ a little."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for number, arm in enumerate(("papo_g", "half")):
+        for seed in (0, 1):
+            run = folder / arm / f"seed{seed}"
+            run.mkdir(parents=True)
+            config = json.loads((smoke_run / "config.json").read_text())
+            (run / "config.json").write_text(json.dumps(config | {"seed": seed}))
+            rows = [json.loads(line) for line in (smoke_run / "metrics.jsonl").read_text().splitlines()]
+            for row in rows:
+                row |= {name: row[name] + 0.1 * number + 0.01 * seed for name in row if name != "step"}
+            (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+            for name in ("responses_before.jsonl", "responses_after.jsonl", "summary.json"):
+                shutil.copy(smoke_run / name, run)
+    asked = {"experiment": "quickstart.py:smoke", "arms": {"papo_g": {}, "half": {}}, "seeds": [0, 1]}
+    asked |= {"baseline": "papo_g", "metrics": ["heldout/accuracy"]}
+    (folder / "sweep.json").write_text(json.dumps(asked))
+    return folder
+
+
+def executed(name: str, **environment: str) -> nbformat.NotebookNode:
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment}
+    client = NotebookClient(
+        notebook, timeout=LONGEST_S, resources={"metadata": {"path": str(NOTEBOOKS)}}, kernel_name="python3"
+    )
+    return client.execute(env={**os.environ, **settings})
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+def test_there_are_no_others():
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == FIGURES.keys()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_is_kept_without_outputs(name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert outputs(notebook) == []
+    assert all(cell.get("execution_count") is None for cell in notebook.cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_runs(name, smoke_run, sweep_folder):
+    done = executed(name, MMRL_RUN=str(smoke_run), MMRL_SWEEP=str(sweep_folder))
+    figures = [one for one in outputs(done) if "image/png" in one.get("data", {})]
+    assert len(figures) == FIGURES[name]
+
+
+@pytest.mark.slow
+def test_rollouts_of_a_run_are_shown_with_what_the_model_saw(smoke_run):
+    run = analysis.load_run(smoke_run)
+    shown = analysis.rollout_sample(run, 3)
+    assert len({one.sample.id for one in shown}) == 3
+    for one in shown:
+        assert one.sample.id == one.row["id"]
+        assert "".join(one.perception.pieces) == one.row["response"]
+        assert one.perception.tokens.tolist() == one.row["tokens"]
+        assert len(one.perception.exact) == len(one.row["tokens"])
+        (seen,), (corrupted,) = (
+            [Image.open(io.BytesIO(png)) for png in each] for each in (one.images, one.corrupted)
+        )
+        assert seen.size == corrupted.size
+        assert seen.tobytes() != corrupted.tobytes()
+    (before,) = analysis.rollout_sample(run, 1, when="before")
+    assert before.row == analysis.choose_evenly(run.before, 1)[0]
+    with pytest.raises(ValueError, match="no checkpoint of step 77"):
+        analysis.rollout_sample(run, 1, step=77)
