@@ -23,10 +23,11 @@ def standin(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("STANDIN", str(folder))
 
-    def tell(members, *, seconds=0.0, stage_seconds=0.0, fails=(), heights=None):
+    def tell(members, *, together=1, seconds=0.0, stage_seconds=0.0, fails=(), heights=None):
         told = {
             one.name: {
                 "config": dataclasses.asdict(one.config),
+                "together": together,  # each waits until so many run
                 "seconds": seconds,
                 "stage_seconds": stage_seconds,
                 "fails": one.name in fails,

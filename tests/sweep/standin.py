@@ -18,12 +18,23 @@ def event(*words: str) -> None:
         file.write(" ".join(words) + "\n")
 
 
+def wait_for_others(together: int, runs: int) -> None:
+    """Until so many run at once, or all have been started; not for ever."""
+    start = time.monotonic()
+    while time.monotonic() - start < 20:
+        seen = [line.split()[0] for line in (HERE / "events").read_text().splitlines()]
+        if seen.count("start") == runs or seen.count("start") - seen.count("end") >= together:
+            return
+        time.sleep(0.02)
+
+
 def main() -> None:
     workdir = Path(
         next(word for word in sys.argv if word.startswith("--workdir=")).removeprefix("--workdir=")
     )
     name = f"{workdir.parent.name}/{workdir.name}"
-    told = json.loads((HERE / "told.json").read_text())[name]
+    runs = json.loads((HERE / "told.json").read_text())
+    told = runs[name]
 
     def stop(number: int, _: object) -> None:
         event("signal", name, str(number))
@@ -40,6 +51,7 @@ def main() -> None:
             (workdir / stage / "model").mkdir(parents=True)
             (workdir / stage / "model" / "weights").write_text(f"of {name}")
             (workdir / stage / "model" / "config.json").write_text("{}")
+    wait_for_others(told["together"], len(runs))
     time.sleep(told["seconds"])
     if told["fails"]:
         print("step 1\nout of memory \x1b[31m<b>")

@@ -40,7 +40,7 @@ def most_at_once(events):
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_so_many_run_at_once_and_are_finished(members, standin, at_once):
-    ended, lines = run(members, standin(members, seconds=0.3), at_once, wait=False)
+    ended, lines = run(members, standin(members, together=at_once), at_once, wait=False)
     assert most_at_once(standin.events()) == at_once
     assert {one.name for one in ended.finished} == {one.name for one in members}
     assert set(states(members).values()) == {"finished"}
