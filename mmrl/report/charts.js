@@ -17,12 +17,12 @@ function number(value, percent) {
   const size = Math.abs(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en");
   if (size && size < 1e-3) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
+  return String(Number(value.toPrecision(4)));
 }
 
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((k) => k * power).find((one) => one >= rough * 0.999);
+  const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((one) => one >= rough * 0.999);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) found.push(k * step);
   return found;
@@ -51,7 +51,10 @@ function axes(svg, width, height, x, y, { percent, log, bottomZero }) {
   let [low, high] = y;
   if (!log) {
     if (low >= 0 && (bottomZero || low < 0.6 * high)) low = 0;
-    if (low === high) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
+    // What differs by rounding only is drawn as the level line that it is.
+    const least = 1e-3 * Math.max(Math.abs(low), Math.abs(high));
+    if (high === 0 && low === 0) high = 1;
+    else if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
     else high += (high - low) * 0.04;
   } else if (low === high) [low, high] = [low / 2, high * 2];
   const inner = width - EDGE.left - EDGE.right, tall = height - EDGE.top - EDGE.bottom;
@@ -59,10 +62,15 @@ function axes(svg, width, height, x, y, { percent, log, bottomZero }) {
   const right = x[1] > x[0] ? x[1] : x[0] + 1;
   const toX = (step) => EDGE.left + (inner * (step - x[0])) / (right - x[0]);
   const toY = (value) => EDGE.top + tall * (1 - (of(value) - of(low)) / (of(high) - of(low)));
-  for (const value of log ? logTicks(low, high) : ticks(low, high, 4)) {
+  const lines = log ? logTicks(low, high) : ticks(low, high, 4);
+  const step = (lines[1] - lines[0]) * (percent ? 100 : 1);
+  let digits = 0;
+  while (digits < 6 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
+  for (const value of lines) {
     const at = toY(value);
     svg.append(make("svg:line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }));
-    const label = percent ? `${Number((100 * value).toPrecision(3))} %` : number(value, false);
+    const plain = percent ? `${(100 * value).toFixed(digits)} %` : value.toFixed(digits);
+    const label = log || digits > 5 || Math.abs(value) >= 1000 ? number(value, percent) : plain;
     svg.append(make("svg:text", { x: EDGE.left - 6, y: at + 4, "text-anchor": "end" }, label));
   }
   for (const step of ticks(x[0], right, Math.max(2, Math.floor(inner / 70)))) {
@@ -100,7 +108,7 @@ function frame({ title, note, entries, stops, draw, tell, canLog, marks }) {
   const legend = make("div", { class: "legend" }), at = make("p", { class: "at" });
   const caption = make("figcaption", {}, make("h3", {}, title));
   const figure = make("figure", { "data-panel": title }, caption, svg, at, legend);
-  const state = { log: false, cursor: null, off: new Set(), places: null };
+  const state = { log: false, cursor: null, off: new Set(), places: null, width: 0, height: 0 };
   if (canLog) {
     const button = make("button", { type: "button", class: "log", "aria-pressed": "false", "aria-label": `${title}: logarithmic axis` }, "log");
     button.onclick = () => { state.log = !state.log; button.setAttribute("aria-pressed", state.log); redraw(); };
@@ -129,18 +137,21 @@ function frame({ title, note, entries, stops, draw, tell, canLog, marks }) {
     at.textContent = state.cursor === null ? "last value of each" : `step ${state.cursor.toLocaleString("en")}`;
     const { toX, toY } = state.places;
     if (state.cursor === null) return;
-    const x = toX(state.cursor), height = svg.clientHeight;
-    svg.append(make("svg:line", { class: "cursor", x1: x, x2: x, y1: EDGE.top, y2: height - EDGE.bottom }));
+    const x = toX(state.cursor);
+    svg.append(make("svg:line", { class: "cursor", x1: x, x2: x, y1: EDGE.top, y2: state.height - EDGE.bottom }));
     told.forEach((one, k) => {
       if (!one || one.value === null || one.value === undefined || one.step === undefined || (state.log && one.value <= 0)) return;
       svg.append(make("svg:circle", { class: `dot at-cursor c${entries[k].colour}`, r: 4, cx: toX(one.step), cy: toY(one.value) }));
     });
   }
+  function measure() {
+    state.width = svg.clientWidth || 380;
+    state.height = svg.clientHeight || 200;
+  }
   function redraw() {
-    const width = svg.clientWidth || 380, height = svg.clientHeight || 200;
-    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.setAttribute("viewBox", `0 0 ${state.width} ${state.height}`);
     svg.replaceChildren();
-    state.places = draw(svg, width, height, { log: state.log, shows });
+    state.places = draw(svg, state.width, state.height, { log: state.log, shows });
     values.forEach(({ button }, k) => {
       button.setAttribute("aria-pressed", !state.off.has(k));
       button.hidden = hiddenRuns.has(entries[k].run);
@@ -166,7 +177,7 @@ function frame({ title, note, entries, stops, draw, tell, canLog, marks }) {
     point();
     if (state.cursor !== null) document.getElementById("status").textContent = `step ${state.cursor}: ${spoken(state.cursor)}`;
   };
-  redraws.push(redraw);
+  redraws.push({ measure, redraw });
   return figure;
 }
 
@@ -201,7 +212,7 @@ function lineChart(panel) {
     });
     return places;
   }
-  return frame({ title: panel.title, note: panel.note, entries: lines, stops: all, draw, tell, canLog: positive, marks });
+  return frame({ title: panel.title, note: panel.note, entries: lines, stops: all, draw, tell, canLog: positive && !panel.percent, marks });
 }
 
 function phaseChart(phases) {
@@ -234,7 +245,11 @@ function phaseChart(phases) {
   return frame({ title: phases.title, note: phases.note, entries, stops: steps, draw, tell, canLog: false, marks });
 }
 
-function drawAll() { redraws.forEach((one) => one()); }
+// All are measured before any is drawn, so that the page is laid out once.
+function drawAll() {
+  redraws.forEach((one) => one.measure());
+  redraws.forEach((one) => one.redraw());
+}
 
 function startCharts() {
   for (const place of document.querySelectorAll(".panels")) {

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def rounded(values: Sequence[float]) -> list[float | None]:
+def rounded(values: Iterable[float]) -> list[float | None]:
     """Numbers as JSON has them, to five digits: what a picture or a reader can tell apart."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in map(float, values)]
 

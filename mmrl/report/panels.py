@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 Row = Mapping[str, float]
-Curve = tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]  # steps, and the values there
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ _KNOWN = (
         POLICY,
         "KL to the reference",
         ("policy/reference_kl", "sampled responses"),
-        ("loss/reference_kl", "as the loss has it"),
         note="How far the policy has gone from where reinforcement learning began, in nats a token.",
     ),
     _panel(
@@ -83,8 +81,6 @@ _KNOWN = (
         "Entropy",
         ("policy/sampled_entropy", "image as it is"),
         ("policy/entropy", "image as it is, exact"),
-        ("loss/sampled_entropy", "image as it is, in the loss"),
-        ("loss/entropy", "exact, in the loss"),
         ("loss/corrupted_sampled_entropy", "image corrupted"),
         ("loss/corrupted_entropy", "image corrupted, exact"),
         note="In nats a token.",
@@ -179,7 +175,7 @@ _LEFT_OUT = ("step", "rollout/digest")
 # What an evaluation or a batch tells of a data set besides the components of its rewards.
 _FIGURES = ("accuracy", "format", "reward", "length", "truncated", "skipped", "invalid", "share")
 _FAILURES = ("skipped", "invalid", "dropped")
-_MOST_LINES = 4  # of one run in a picture that shows several runs
+_MOST_LINES = 6  # in a picture that shows several runs
 MOST_POINTS = 500  # of a line
 
 
@@ -243,20 +239,21 @@ def _others(left: Iterable[str]) -> list[Panel]:
 
 def _apart(panel: Panel, runs: int) -> list[Panel]:
     """The panel, or one for each of its lines where several runs have too many to tell apart."""
-    if runs == 1 or len(panel.lines) <= _MOST_LINES:
+    if runs == 1 or runs * len(panel.lines) <= _MOST_LINES:
         return [panel]
     return [replace(panel, title=f"{panel.title}: {line.label}", lines=(line,)) for line in panel.lines]
 
 
-def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
+def thinned(
+    steps: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"], most: int = MOST_POINTS
+) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
     """At most ``most`` points of a curve: the lowest and the highest of each stretch, so that peaks stay.
 
     First and last stay too. Values that are no finite numbers stay as one gap a stretch, where it holds
     nothing else.
     """
-    steps, values = curve
     if len(steps) <= most:
-        return curve
+        return steps, values
     kept = {0, len(steps) - 1}
     for part in np.array_split(np.arange(1, len(steps) - 1), (most - 2) // 2):
         finite = part[np.isfinite(values[part])]

@@ -114,7 +114,7 @@ def _panel(panel: Panel, runs: Sequence[Run], columns: Sequence[dict[str, Any]])
             if not len(steps):
                 continue
             alone = len(runs) == 1
-            few, drawn = thinned((steps, values))
+            few, drawn = thinned(steps, values)
             lines.append(
                 {
                     "run": k,

@@ -1,0 +1,40 @@
+import json
+import math
+import re
+
+import pytest
+from report_cases import HOSTILE
+
+from mmrl.report import overview
+from mmrl.report.page import as_script_data, delta, duration, figure, rounded
+from mmrl.statistics import Interval
+
+
+def test_data_cannot_end_its_element_and_is_read_back_as_it_was():
+    data = {"texts": list(HOSTILE), "value": None}
+    text = as_script_data(data)
+    assert re.search(r"[<>&\u2028\u2029]", text) is None
+    assert text.isascii()
+    assert json.loads(text) == data
+
+
+def test_numbers_that_json_does_not_have_are_gaps():
+    assert rounded([0.123456789, math.nan, math.inf, 2.0]) == [0.12346, None, None, 2.0]
+    with pytest.raises(ValueError, match="Out of range"):
+        as_script_data({"value": math.nan})
+
+
+def test_figures():
+    assert figure(0.7143, True) == "71.4 %"
+    assert figure(0.7143, False) == "0.714"
+    assert figure(math.nan, True) == "-"
+    assert duration(59.6) == "1 min 0 s"
+    assert duration(12) == "12 s"
+    assert duration(7_260) == "2 h 1 min"
+
+
+def test_a_change_is_told_in_points_with_its_interval():
+    change = overview.Change("accuracy", True, 0.5, 0.6, Interval(0.1, 0.05, 0.15, 9))
+    assert delta(change) == "+10.0 (+5.0 to +15.0)"
+    unknown = overview.Change("length", False, 8.0, 7.0, Interval(math.nan, math.nan, math.nan, 0))
+    assert delta(unknown) == ""
