@@ -131,9 +131,7 @@ class Reward:
     # Component -> condition(s) without which it does not count: "format", "iou>=0.5", ("format", "accuracy").
     gates: dict[str, Any] = field(default_factory=dict)
     bonuses: tuple[str, ...] = ()  # components that compare a response with its group, e.g. "brevity"
-    verifier: str = (
-        ""  # instead of the samples'; "" leaves it. May be one's own: "FILE.py:function"
-    )
+    verifier: str = ""  # instead of the samples' own; "" leaves those. "FILE.py:function" is one of yours
     also: tuple[str, ...] = ()  # verifiers that grade every response besides, e.g. "repetition"
     options: dict[str, Any] = field(default_factory=dict)  # facts for rows that do not have them
     # Name of a data set -> what holds for its rows instead: weights, gates, bonuses, verifier, also, options.
