@@ -55,13 +55,8 @@ _ERRORS = _panel(
     percent=True,
     note="Perception: something is seen wrongly. Reasoning: all is seen, and the conclusion is wrong.",
 )
+_REWARD = _panel(OUTCOME, "Reward", ("heldout/reward", "held out"), ("reward/mean", "training batch"))
 _KNOWN = (
-    _panel(
-        OUTCOME,
-        "Reward",
-        ("heldout/reward", "held out"),
-        ("reward/mean", "training batch"),
-    ),
     _panel(
         OUTCOME,
         "Tools, calls in a response",
@@ -182,7 +177,7 @@ MOST_POINTS = 500  # of a line
 def panels(runs: Sequence[Sequence[Row]]) -> list[Panel]:
     """What there is to plot of the metrics of ``runs``: all of them, but trouble that there was not."""
     there = sorted({key for rows in runs for row in rows for key in row})
-    every = [_ACCURACY, _ERRORS, *_by_data_set(there), *_components(there), *_KNOWN]
+    every = [_ACCURACY, _ERRORS, _REWARD, *_by_data_set(there), *_components(there), *_KNOWN]
     if any(row.get(line.metric, 0) for rows in runs for row in rows for line in _TROUBLE.lines):
         every.append(_TROUBLE)
     drawn = {line.metric for panel in (*every, _TROUBLE) for line in panel.lines}
@@ -221,7 +216,9 @@ def _by_data_set(there: Iterable[str]) -> list[Panel]:
 
 def _components(there: Iterable[str]) -> list[Panel]:
     """Means of reward components, and of facts about episodes, of all data sets together."""
-    known = {line.metric for panel in (_ACCURACY, _ERRORS, *_KNOWN, _TROUBLE) for line in panel.lines}
+    known = {
+        line.metric for panel in (_ACCURACY, _ERRORS, _REWARD, *_KNOWN, _TROUBLE) for line in panel.lines
+    }
     found = []
     for kind, title in (("reward", "training batch"), ("heldout", "held out")):
         names = [

@@ -143,7 +143,7 @@ def _label(line: Line, panel: Panel, run: str | None) -> str:
 
 def _phases(runs: Sequence[Run], columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean seconds of each phase in stretches of the run, phases that take next to nothing put together."""
-    found = []
+    found: list[dict[str, Any]] = []
     for k, (run, column) in enumerate(zip(runs, columns, strict=True)):
         rows = [row for row in run.metrics if "time/step" in row]
         names = sorted({key for row in rows for key in row if key.startswith("time/")} - {"time/step"})

@@ -55,6 +55,7 @@ ADDED = {
     "generate": ["--max-tokens=8", "--batch=1"],
     "plan": ["--quick"],
     "sweep": ["--dry-run"],
+    "report": ["--rollouts=2"],
     "data shapes": ["--cold-start=8", "--train=8", "--heldout=8"],
     "data pretext": ["--rows=6", "--side=140"],
 }
@@ -274,6 +275,8 @@ def followed(words: list[str], folder: Path) -> None:
     data = [word.partition("=")[2] for word in words if word.startswith("--config.data.train=")]
     if words[1] == "train" and data:  # what a run with data of one's own does before its first step
         words = ["mmrl", "data", "inspect", *data, *(word for word in words if word.startswith("--config"))]
+    elif words[1] == "train":
+        words = [*words, "--config.cold_start.steps=0", "--config.train.steps=1", "--config.data.heldout="]
     run(words[1:], folder)
 
 
@@ -287,7 +290,8 @@ def test_make_is_named_with_targets_that_exist():
 def test_commands_with_options_stand_in_blocks():
     """Between backticks stands the name of a command only: options there would not be run."""
     name = re.compile(
-        r"mmrl (train|sft|sweep|eval|generate|export|plan|bench|data (inspect|convert|pretext|shapes))"
+        r"mmrl (train|sft|sweep|eval|generate|export|plan|bench|report"
+        r"|data (list|inspect|convert|pretext|shapes))"
     )
     named = [(page.name, word) for page in MANUAL for word in inline(page) if word.startswith("mmrl ")]
     assert [(page, word) for page, word in named if not name.fullmatch(word)] == []
