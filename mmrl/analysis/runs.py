@@ -1,14 +1,14 @@
 """A run's folder, read: config, metrics, held-out responses, weights."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmrl.config import Config
+from mmrl.config import Config, Mesh
 from mmrl.train import checkpoint
 from mmrl.train.assemble import Model, located, open_model
 from mmrl.train.metrics import read_metrics
@@ -57,7 +57,7 @@ def load_run(workdir: str | Path) -> Run:
 
 
 def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
-    """The model of a run and its weights at ``step``, laid out over ``config.mesh``.
+    """The model of a run and its weights at ``step``, laid out over the devices that are here.
 
     Args:
       run: of `load_run`.
@@ -66,7 +66,9 @@ def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
     Raises ValueError if that step was not kept (those that were are named), or the model is not there.
     """
     started = run.workdir / "cold_start" / "model" if run.config.cold_start.steps else None
-    model = open_model(run.config, started or located(run.config.model.path, run.workdir))
+    # A run's mesh is that of its slice, and it is looked at elsewhere.
+    config = replace(run.config, mesh=Mesh())
+    model = open_model(config, started or located(config.model.path, run.workdir))
     if step == 0:
         return model, model.load()
     _, params = checkpoint.load_params(run.workdir / "checkpoints", model.description, step, model.shardings)

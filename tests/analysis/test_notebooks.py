@@ -88,7 +88,7 @@ def test_rollouts_of_a_run_are_shown_with_what_the_model_saw(smoke_run):
         )
         assert seen.size == corrupted.size
         assert seen.tobytes() != corrupted.tobytes()
-    (before,) = analysis.rollout_sample(run, 1, when="before")
-    assert before.row == analysis.choose_evenly(run.before, 1)[0]
+    before = analysis.rollout_sample(run, 3, when="before")
+    assert [one.row for one in before] == analysis.choose_evenly(run.before, 3)
     with pytest.raises(ValueError, match="no checkpoint of step 77"):
         analysis.rollout_sample(run, 1, step=77)
