@@ -4,11 +4,13 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 import jinja2
+import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
 
 from mmrl.report.overview import Change
@@ -71,9 +73,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def rounded(values: Iterable[float]) -> list[float | None]:
+def rounded(values: Float[np.ndarray, "n"]) -> list[float | None]:
     """Numbers as JSON has them, to five digits: what a picture or a reader can tell apart."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in map(float, values)]
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _script() -> str:

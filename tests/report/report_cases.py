@@ -100,7 +100,7 @@ def png_of(colour: str, side: int = 28) -> bytes:
 
 def shown(row: dict, pieces: tuple[str, ...]) -> Shown:
     """A rollout as `mmrl.analysis.rollout_sample` gives it."""
-    values = np.linspace(0, 2, len(pieces))
+    values = np.linspace(0, 2, len(pieces), dtype=np.float32)
     return Shown(
         sample=Sample(id=row["id"], problem=row["problem"], answer=row["answer"]),
         row=row,

@@ -2,6 +2,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from report_cases import HOSTILE
 
@@ -19,7 +20,7 @@ def test_data_cannot_end_its_element_and_is_read_back_as_it_was():
 
 
 def test_numbers_that_json_does_not_have_are_gaps():
-    assert rounded([0.123456789, math.nan, math.inf, 2.0]) == [0.12346, None, None, 2.0]
+    assert rounded(np.array([0.123456789, math.nan, math.inf, 2.0])) == [0.12346, None, None, 2.0]
     with pytest.raises(ValueError, match="Out of range"):
         as_script_data({"value": math.nan})
 
