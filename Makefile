@@ -38,7 +38,7 @@ lint: $(TEST_VENV)/linters
 	$(TEST_VENV)/bin/mypy
 
 docs: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+	$(TEST_VENV)/bin/python -m sphinx -E -W --keep-going -n -q docs docs/_build/html
 
 clean:
 	rm -rf docs/_build $(VENV) $(TEST_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -37,7 +37,10 @@ def with_modules(app: Sphinx, page: str, source: list[str]) -> None:
     folder, _, room = page.rpartition("/")
     if folder != "api":
         return
-    names = ["", *sorted(f".{path.stem}" for path in (DOCS.parent / "mmrl" / room).glob("[!_]*.py"))]
+    files = DOCS.parent / "mmrl" / room
+    names = [f".{path.stem}" for path in sorted(files.glob("[!_]*.py"))]
+    if (files / "__init__.py").read_text().strip():
+        names = ["", *names]
     blocks = [
         f"## mmrl.{room}{name}\n\n```{{eval-rst}}\n.. automodule:: mmrl.{room}{name}\n   :members:\n```\n"
         for name in names
@@ -55,6 +58,21 @@ def as_rst(app: Sphinx, what: str, name: str, thing: object, options: object, li
     lines[:] = text.split("\n")
 
 
+def as_written(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Arrays under the name that the code has for them."""
+    short = [text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, returns)]
+    return short[0], short[1]
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", as_written)
     app.connect("source-read", with_modules)
     app.connect("autodoc-process-docstring", as_rst, priority=900)
