@@ -215,7 +215,14 @@ assert images < 300, images  # of 2300
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]")
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize(
+    "topology",
+    [
+        "v5e:2x2",
+        pytest.param("v5p:2x2x1", marks=pytest.mark.exhaustive),
+        pytest.param("v6e:2x2", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_compiles_for_tpu(topology):
     """Values and gradients at the sizes of a 7B model, heads over four chips; no array of scores."""
     child = subprocess.run(
