@@ -11,7 +11,7 @@ from launch.gke_cluster import Cluster, Storage
 from launch.gke_run import Task
 from launch.job import check_name, name_of
 from launch.shell import Shell
-from launch.tpu import with_signals
+from launch.signals import with_signals
 
 PRIORITIES = ("very-low", "low", "medium", "high", "very-high")
 

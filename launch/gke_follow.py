@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from launch import gke_cluster, gke_jobset
 from launch.gke_cluster import Cluster
 from launch.gke_jobset import CONTAINER, IMAGE_FAILURES, Pod, State
-from launch.shell import Shell
-from launch.tpu_follow import OTHERS, clean
+from launch.job import OTHERS
+from launch.shell import Shell, clean
 
 LOST = 75  # status: the same command may go on
 STOPPED = 143

@@ -9,7 +9,7 @@ from launch import gke_cluster, gke_follow, gke_jobset, gke_types
 from launch.gke_cluster import Cluster
 from launch.job import Job, train_words
 from launch.shell import Done, Shell
-from launch.tpu_run import Terminated
+from launch.signals import Terminated
 from mmrl.plan.chips import Topology
 
 # Seconds that pods have to save the last step before they are killed. Spot machines leave about 25 of them.

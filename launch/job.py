@@ -5,6 +5,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+OTHERS = (75, 134)  # statuses of a process of a run that ended because another one did
 NAME_LENGTH = 40  # of a job; Google Cloud allows 63, and launchers append to it
 
 

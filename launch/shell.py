@@ -11,6 +11,7 @@ from pathlib import Path
 
 MISSING = 127  # status of a command that is not installed, as shells say it
 TOO_LONG = 124  # status of one that ran past its limit, as timeout(1) says it
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _print(line: str) -> None:
@@ -115,6 +116,11 @@ def last_line(done: Done) -> str:
     """What a command that failed said at last, on one line."""
     lines = [line.strip() for line in (done.err.strip() or done.out.strip()).splitlines() if line.strip()]
     return lines[-1] if lines else f"{done.words[0]} ended with status {done.status}"
+
+
+def clean(line: str) -> str:
+    """A line of a log without what a terminal would act on: a model may write it."""
+    return _CONTROL.sub("?", line.replace("\r", ""))
 
 
 def tail(text: str, lines: int = 30) -> str:

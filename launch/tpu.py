@@ -1,8 +1,6 @@
 """``python -m launch tpu``: a run on a slice of Cloud TPU VMs."""
 
 import argparse
-import signal
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -11,6 +9,7 @@ from launch import checks, request, tpu_checks, tpu_run, tpu_slice, tpu_types
 from launch.gcloud import Place
 from launch.job import Job, check_name, name_of
 from launch.shell import Shell
+from launch.signals import with_signals
 from launch.tpu_follow import LOOK, Lost, follow
 from launch.tpu_run import Task
 from launch.tpu_slice import Slice
@@ -93,16 +92,6 @@ def run(
     task = Task(wanted, job, files.tree, root, options.bucket, options.restarts, options.keep)
     with_signals()
     return tpu_run.supervise(shell, task)
-
-
-def with_signals() -> None:
-    """Have SIGTERM, which a sweep sends, be treated as Ctrl-C is: with a clean-up."""
-
-    def stop(*_: object) -> None:
-        raise tpu_run.Terminated
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
 
 
 def _check(options: argparse.Namespace, hosts: int) -> None:

@@ -5,18 +5,17 @@ from collections.abc import Sequence
 
 from launch import tpu_slice, tpu_types
 from launch.gcloud import Place
-from launch.shell import Shell
+from launch.job import OTHERS
+from launch.shell import Shell, clean
 from launch.tpu_slice import Report, Slice
 
 LOOK = ("bash", "mmrl-job/worker.sh", "look")
 # Statuses of `mmrl train` (docs/faults.md).
 STOPPED = (130, 143)  # asked to stop; the last step is saved
-OTHERS = (75, 134)  # ended because another process of the run did
 SILENCES = 10  # looks in a row without an answer of all workers, before the run is given up
 STRAGGLERS = 6  # looks at which some workers may still run after others have failed
 PART = 65536  # bytes of a log that launch/worker.sh sends at once
 GRACE = 4  # looks for the notice that a stopped run was taken away
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal acts on these; a model may write them
 
 
 class Lost(Exception):
@@ -109,8 +108,3 @@ def show_tail(shell: Shell, name: str, place: Place, host: str) -> None:
     shell.say(f"the log of {host} ends:")
     for line in done.out.splitlines():
         shell.say(f"  | {clean(line)}")
-
-
-def clean(line: str) -> str:
-    """A line of a log without what a terminal would act on."""
-    return _CONTROL.sub("?", line.replace("\r", ""))

@@ -9,6 +9,7 @@ from launch import gcloud, tpu_slice, tpu_types
 from launch import shell as shells
 from launch.job import Job, train_words
 from launch.shell import Shell
+from launch.signals import Terminated
 from launch.tpu_follow import Lost, follow
 from launch.tpu_slice import Found, Report, Slice
 
@@ -65,10 +66,6 @@ def supervise(shell: Shell, task: Task) -> int:
         raise
     _leave(shell, task, ours=ours, home=home)
     return status
-
-
-class Terminated(KeyboardInterrupt):
-    """The launcher itself was asked to end by SIGTERM."""
 
 
 def _check_same(task: Task, found: Found) -> None:
