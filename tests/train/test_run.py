@@ -114,7 +114,7 @@ def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     assert steps == list(range(1, smoke_config.cold_start.steps + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_eight_devices_make_the_same_run(smoke_run, tmp_path):
     """The command, with data, weights and heads cut in two each: the same responses, losses within 1e-5."""
     command = [sys.executable, "-m", "mmrl.cli", "train", f"--config={EXPERIMENT}:smoke"]
