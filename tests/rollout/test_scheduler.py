@@ -64,8 +64,8 @@ def test_company_changes_nothing(world, alone, monkeypatch, lanes, columns, chun
     """Nor do the cuts into chunks, the growth of the cache, and when tools answer."""
     monkeypatch.setattr(shapes, "_SMALLEST", smallest)
     rng = np.random.default_rng([lanes, columns])
-    for turn in range(0, 8, 2):
-        groups = random_groups(rng, 2 + turn)
+    for turn in range(8):
+        groups = random_groups(rng, 1 + turn)
         played = play(world, groups, shape_of(lanes, columns, chunk), late=0.01 * (turn % 3))
         for g, (prompt, seeds) in enumerate(groups):
             for m, seed in enumerate(seeds):
