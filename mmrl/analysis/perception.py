@@ -13,6 +13,7 @@ from mmrl.analysis.scoring import Progress, Scores, scored
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
 from mmrl.models.processor import Processor
+from mmrl.models.prompts import text_ids
 from mmrl.sample import Sample
 from mmrl.train.assemble import Model, prompt_format
 from mmrl.types import Params
@@ -127,7 +128,7 @@ def ids_of(response: str | Sequence[int], sample: Sample, processor: Processor) 
     Raises ValueError naming the row for a token that no policy writes.
     """
     if isinstance(response, str):
-        ids = [*processor.tokenizer(response, add_special_tokens=False)["input_ids"], processor.eos]
+        ids = [*text_ids(processor, response, sample.id), processor.eos]
     else:
         ids = [int(token) for token in response]
     known = range(len(processor.tokenizer))

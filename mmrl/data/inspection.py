@@ -16,8 +16,8 @@ from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import Source
 from mmrl.data.validation import EVERY, Broken, reason
 from mmrl.models.images import image_size
-from mmrl.models.processor import Processor
-from mmrl.models.prompts import IMAGE, check_placeholders, measure, messages
+from mmrl.models.processor import SPECIAL_TOKENS, Processor
+from mmrl.models.prompts import IMAGE, check_placeholders, measure, messages, spelt
 from mmrl.sample import Sample
 
 LONGEST_ANSWER = 60  # characters of an answer that is kept to be counted; of a longer one, its start
@@ -36,6 +36,14 @@ class Repeated(NamedTuple):
     id: str
     first: str
     same_answer: bool
+
+
+class Spelt(NamedTuple):
+    """A control token whose name stands in texts of rows, where it is text like any other."""
+
+    token: str
+    rows: int
+    first: str  # id of the first of them
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Findings:
     columns: tuple[Column, ...]
     broken: tuple[Broken, ...]
     repeated: tuple[Repeated, ...]
+    spelt: tuple[Spelt, ...]
+    spelling: int  # rows in which at least one control token is spelt
     verifiers: dict[str, Group]  # by what the column says, most rows first
     usable: Int64[np.ndarray, "n"]  # rows of the source
     problem_length: Int64[np.ndarray, "n"]  # characters
@@ -88,6 +98,7 @@ class _Tally:
     seen: dict[bytes, tuple[str, str]] = field(default_factory=dict)  # digest -> id and answer
     broken: list[Broken] = field(default_factory=list)
     repeated: list[Repeated] = field(default_factory=list)
+    spelt: dict[str, list[str]] = field(default_factory=dict)  # control token -> ids
 
 
 def look(
@@ -108,6 +119,7 @@ def look(
       of: rows of the whole data set, where the source is a view.
     """
     tally = _Tally()
+    control = tuple(prompt.processor.control) if prompt else SPECIAL_TOKENS
     for row in range(len(source)):
         name = source.id(row)
         try:
@@ -120,6 +132,8 @@ def look(
             tally.broken.append(Broken(row, name, reason(error, name)))
         else:
             _count(tally, row, sample, sizes, need)
+            for token in spelt((sample.problem, sample.solution or "", *sample.turns), control):
+                tally.spelt.setdefault(token, []).append(name)
         if progress and ((row + 1) % EVERY == 0 or row + 1 == len(source)):
             progress(row + 1, len(source))
     budget = (max(prompt.form.prompt_buckets), max(prompt.form.patch_buckets)) if prompt else (0, 0)
@@ -181,6 +195,8 @@ def _findings(source: Source, tally: _Tally, budget: tuple[int, int], of: int) -
         columns=columns_of(source),
         broken=tuple(tally.broken),
         repeated=tuple(tally.repeated),
+        spelt=tuple(Spelt(token, len(ids), ids[0]) for token, ids in tally.spelt.items()),
+        spelling=len(set().union(*tally.spelt.values())),
         verifiers=dict(sorted(groups.items(), key=lambda item: -item[1].rows)),
         usable=np.array(tally.usable, np.int64),
         problem_length=lengths[:, 0],

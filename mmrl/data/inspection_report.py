@@ -53,7 +53,7 @@ def sections(found: Findings) -> list[Section]:
     parts = [_overview(found), _columns(found), _verifiers(found)]
     if len(found.usable):
         parts += [_lengths(found), _images(found), *_sizes(found), *_tokens(found)]
-    return [*parts, *_broken(found), *_repeated(found)]
+    return [*parts, *_broken(found), *_repeated(found), *_spelt(found)]
 
 
 def as_text(found: Findings) -> str:
@@ -113,6 +113,8 @@ def _overview(found: Findings) -> Section:
     rows.append(("usable", _share(len(found.usable), found.rows)))
     rows.append(("broken", _share(len(found.broken), found.rows)))
     rows.append(("repeated", _share(len(found.repeated), found.rows)))
+    if found.spelt:
+        rows.append(("with a control token's name", _share(found.spelling, found.rows)))
     if found.tokens is not None:
         rows.append(("over budget", _share(len(found.over_budget), found.rows)))
     note = "" if found.tokens is not None else "Tokens are not counted: name a model, by --model or --config."
@@ -209,6 +211,19 @@ def _repeated(found: Findings) -> list[Section]:
     differing = sum(not one.same_answer for one in found.repeated)
     note = f"{differing} of {len(found.repeated)} have another answer. {_more(len(found.repeated), 'more')}"
     return [Section("Repeated rows: problem and images of an earlier one", rows, note.strip())]
+
+
+def _spelt(found: Findings) -> list[Section]:
+    if not found.spelt:
+        return []
+    rows = [
+        ("token", "rows", "first"),
+        *((one.token, str(one.rows), shown(one.first, 80)) for one in found.spelt),
+    ]
+    note = (
+        "They are encoded as text: only the chat template makes control tokens. Are they meant to be there?"
+    )
+    return [Section("Names of control tokens in problems, solutions and turns", rows, note)]
 
 
 _QUANTILES = ("least", "median", "95 %", "most")

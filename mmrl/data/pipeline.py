@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int, Int32
 from mmrl import hosts
 from mmrl.data.sources import Source
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import Encoded, OverBudget, bucket, collate, encode, messages
+from mmrl.models.prompts import Encoded, OverBudget, bucket, collate, encode, messages, text_ids
 from mmrl.rollout.episodes import Episode
 from mmrl.rollout.generate import gather
 from mmrl.rollout.replay import at_once, replay
@@ -238,32 +238,17 @@ def evaluation(
         yield _batch(mine, items, processor, form)
 
 
-def check_demonstration(sample: Sample, processor: Processor) -> None:
-    """Raises ValueError naming the row if it has nothing to imitate, or what holds vision tokens."""
-    for turn in sample.turns:
-        _ids(turn, "a turn", sample, processor)
-    if not sample.turns:
-        solution_tokens(sample, processor)
-
-
 def solution_tokens(sample: Sample, processor: Processor) -> Int32[np.ndarray, "r"]:
-    """The solution's token ids and the id that ends the turn.
+    """The solution's token ids and the id that ends the turn, the only control token among them.
 
-    Raises ValueError naming the row if it has no solution, or one that holds vision tokens.
+    Raises ValueError naming the row if it has no solution.
     """
     if sample.solution is None:
         raise ValueError(
             f"{sample.id}: no solution to imitate. The supervised stage needs the column 'solution' or"
             " 'turns'."
         )
-    return np.array([*_ids(sample.solution, "the solution", sample, processor), processor.eos], np.int32)
-
-
-def _ids(text: str, what: str, sample: Sample, processor: Processor) -> list[int]:
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if set(ids) & set(processor.placeholders):
-        raise ValueError(f"{sample.id}: {what} holds vision tokens, which no response may contain")
-    return ids
+    return np.array([*text_ids(processor, sample.solution, sample.id), processor.eos], np.int32)
 
 
 def _demonstration(

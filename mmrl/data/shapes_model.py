@@ -15,25 +15,8 @@ from mmrl.data.shapes_questions import GRIDS, KINDS
 from mmrl.data.shapes_scenes import CELL
 from mmrl.models import checkpoint
 from mmrl.models.params import initialise
+from mmrl.models.processor import SPECIAL_TOKENS
 from mmrl.models.qwen2_5_vl_config import describe, read_config
-
-# Qwen2's special tokens, in its order.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
 # A cell's name, a tag and an opening box are one word each; the rest splits as Qwen2 splits, but for numbers,
 # which take the space before them as words do.

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmrl.data.pipeline import PromptFormat, check_demonstration, solution_tokens
+from mmrl.data.pipeline import PromptFormat, solution_tokens
 from mmrl.data.sources import Source
 from mmrl.models.images import image_size
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import measure, messages
+from mmrl.models.prompts import measure, messages, text_ids
 from mmrl.sample import Sample
 
 SHOWN = 5  # rows quoted in an error
@@ -161,9 +161,7 @@ def _written(sample: Sample, processor: Processor) -> int:
     """Tokens that a row demonstrates, without what its tools would answer."""
     if not sample.turns:
         return len(solution_tokens(sample, processor))
-    check_demonstration(sample, processor)
-    ids = processor.tokenizer(list(sample.turns), add_special_tokens=False)["input_ids"]
-    return sum(map(len, ids))
+    return sum(len(text_ids(processor, turn, sample.id)) for turn in sample.turns)
 
 
 def reason(error: Exception, name: str) -> str:

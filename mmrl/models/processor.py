@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from mmrl.models.images import ImageSpec
+
+# Qwen2's control tokens, in its order: what a data set is looked through for where no model is named.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Everything of a model directory that preprocessing needs."""
+    """Everything of a model directory that preprocessing needs.
+
+    ``tokenizer`` encodes the name of a control token as the text that it is; `mmrl.models.prompts` alone
+    makes control tokens, of what the chat template writes.
+    """
 
     tokenizer: Any
     image: ImageSpec
@@ -24,6 +47,7 @@ class Processor:
     eos: int  # ends a turn
     stop: tuple[int, ...]  # ids that end a response, eos among them
     pad: int
+    control: Mapping[str, int]  # all control tokens: special tokens, placeholders, what ends or pads
 
     @property
     def slots(self) -> int:
@@ -48,7 +72,9 @@ def load_processor(model_dir: str | Path) -> Processor:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise ValueError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, split_special_tokens=True
+        )
     except Exception as error:  # transformers raises whatever its parsers do; all mean the same to a user
         raise ValueError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
     _attach_chat_template(tokenizer, folder)
@@ -68,17 +94,30 @@ def load_processor(model_dir: str | Path) -> Processor:
         raise ValueError(f"{folder / 'config.json'}: {absent[0]} is absent or not a token of the tokenizer")
     extra = [config["vision_token_id"]] if "vision_token_id" in config else []
     stop = _stop_ids(folder, config, tokenizer)
-    pad = tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[-1]
+    placeholders = tuple(sorted({config[n] for n in names} | set(extra)))
     return Processor(
         tokenizer=tokenizer,
         image=spec,
         window=vision.get("window_size", 112) // spec.merge // spec.patch,
         image_pad=config["image_token_id"],
-        placeholders=tuple(sorted({config[n] for n in names} | set(extra))),
+        placeholders=placeholders,
         eos=stop[0],
         stop=stop,
-        pad=pad if pad is not None else stop[-1],
+        pad=pad,
+        control=_control_tokens(tokenizer, (*placeholders, *stop, pad)),
     )
+
+
+def _control_tokens(tokenizer: Any, used: Sequence[int]) -> dict[str, int]:
+    """Ids of the tokens that no text may become, by name: special ones, and those ``used`` as if they were.
+
+    The latter are made special, if a tokenizer adds them to its vocabulary without saying so.
+    """
+    added = tokenizer.added_tokens_decoder
+    plain = [str(added[token]) for token in used if token in added and not added[token].special]
+    tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in plain])
+    return {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

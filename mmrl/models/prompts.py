@@ -2,11 +2,16 @@
 
 The order of work is: headers of the images -> number of tokens -> does the prompt fit -> pixels. Nothing is
 ever truncated: a prompt over its budget is an `OverBudget`, or its images are shrunk by a stated rule.
+
+Control tokens are made here alone, of what the chat template itself writes. A text that spells one, or parts
+that put together spell one, stay text: `text_ids` and `encode` are how any text becomes ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +25,8 @@ from mmrl.types import Images, Prompts
 
 Messages = Sequence[dict[str, Any]]
 IMAGE = "<image>"  # the placeholder in the text of a problem
-MARK = "[assistant's content]"  # stands for it while a template is rendered
+MARK = "the assistant's content"  # stands for it while a template is rendered
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class OverBudget(ValueError):
@@ -72,8 +78,8 @@ def encode(
     the name of the row for messages; budgets in tokens and in patch slots (None: no limit); ``overlong``:
     "error" raises `OverBudget`, "resize" lowers max_pixels equally for all the prompt's images until it fits.
 
-    Raises ValueError naming the row: image count not matching the placeholders, unreadable image, vision
-    tokens inside the text; OverBudget if it does not fit.
+    Raises ValueError naming the row: image count not matching the placeholders, unreadable image, a role that
+    there is not; OverBudget if it does not fit.
     """
     if overlong not in ("error", "resize"):
         raise ValueError(f'overlong is {overlong!r}; it must be "error" or "resize"')
@@ -102,13 +108,13 @@ def encode_turn(
     Raises ValueError and OverBudget as `encode` does, and ValueError if the template rewrites the content.
     """
     before = [{"role": "user", "content": ""}, {"role": "assistant", "content": MARK}]
-    conversation = [*before, *messages(text)]
-    _refuse_special(processor, conversation, name)
-    after = rendered(processor, conversation).partition(MARK)[2]
+    whole, hidden = _rendered(processor, [*before, *messages(text)], name)
+    after = whole.partition(MARK)[2]
     end = processor.tokenizer.convert_ids_to_tokens(processor.eos)
     if not after.startswith(end):
         raise ValueError(f"{name}: the chat template does not show a content with {end} after it")
-    tokens = _tokenised(processor, after.removeprefix(end) if ended else after, len(images), name)
+    after = after.removeprefix(end) if ended else after
+    tokens = _tokenised(processor, after, hidden, len(images), name)
     return _encoded(processor, tokens, images, name, token_budget, patch_budget, "error")
 
 
@@ -200,33 +206,97 @@ def _encoded(
 
 def _tokens(processor: Processor, conversation: Messages, images: int, name: str) -> Int32[np.ndarray, "p"]:
     """Token ids of a conversation with one image pad for each of the ``images``."""
-    _refuse_special(processor, conversation, name)
-    return _tokenised(processor, rendered(processor, conversation), images, name)
+    return _tokenised(processor, *_rendered(processor, conversation, name), images, name)
 
 
-def _refuse_special(processor: Processor, conversation: Messages, name: str) -> None:
-    forbidden = processor.tokenizer.convert_ids_to_tokens(list(processor.placeholders))
-    for message in conversation:
-        content = message["content"]
-        parts = [content] if isinstance(content, str) else [c.get("text", "") for c in content]
-        found = [token for token in forbidden for part in parts if token in part]
-        if found:
-            raise ValueError(
-                f"{name}: the text holds the special token {found[0]}, which would be taken for an image."
-                f' Mark images by "{IMAGE}" and remove it.'
-            )
+def text_ids(processor: Processor, text: str, name: str = "text") -> list[int]:
+    """Token ids of a text that was written outside: never a control token, whatever it spells.
+
+    Raises ValueError, with the ``name`` of the text, for a tokenizer that makes control tokens of plain text.
+    """
+    return _text_ids(processor, [text], name)[0]
+
+
+def _text_ids(processor: Processor, texts: Sequence[str], name: str) -> list[list[int]]:
+    found = processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    forged = set(processor.control.values()) & set().union(*found)
+    if forged:
+        token = processor.tokenizer.convert_ids_to_tokens(min(forged))
+        raise ValueError(f"{name}: the tokenizer makes {token} of plain text; mend tokenizer.json")
+    return found
+
+
+def spelt(texts: Iterable[str], control: Collection[str]) -> list[str]:
+    """The control tokens whose names stand in one of ``texts``; they are text there."""
+    texts = list(texts)
+    return [token for token in control if any(token in text for text in texts)]
 
 
 def rendered(processor: Processor, conversation: Messages) -> str:
     """The chat template's text, the assistant's turn opened at its end."""
+    text, hidden = _rendered(processor, conversation, "conversation")
+    return text.translate(hidden)
+
+
+def _rendered(processor: Processor, conversation: Messages, name: str) -> tuple[str, dict[int, str]]:
+    """The chat template's text, in which each control token is its own, and what to put back into it.
+
+    Where the conversation's own texts could make up a control token, the characters that one begins and ends
+    with are hidden from the template: characters for private use that stand nowhere else take their place.
+    """
+    wrong = [message["role"] for message in conversation if message["role"] not in ROLES]
+    if wrong:
+        raise ValueError(f"{name}: a turn of the role {wrong[0]!r}; there are {', '.join(ROLES)}")
+    outside = "".join(text for message in conversation for text in _texts(message["content"]))
+    hidden: dict[int, str] = {}
+    if any(_makes_up(outside, token) for token in processor.control):
+        edges = sorted({edge for token in processor.control for edge in (token[0], token[-1])})
+        taken = set(map(ord, outside))
+        private = (one for one in range(0x10FFFD, 0x20000, -1) if one not in taken)
+        hidden = dict(zip(private, edges, strict=False))
+    hiding = str.maketrans({edge: chr(one) for one, edge in hidden.items()})
+    told = [{"role": one["role"], "content": _told(one["content"], hiding)} for one in conversation]
     template = processor.tokenizer.apply_chat_template
-    return template(list(conversation), tokenize=False, add_generation_prompt=True)
+    return template(told, tokenize=False, add_generation_prompt=True), hidden
 
 
-def _tokenised(processor: Processor, text: str, images: int, name: str) -> Int32[np.ndarray, "p"]:
-    tokens = np.array(processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-    pads = int((tokens == processor.image_pad).sum())
-    check_placeholders(pads, images, name)
+def _texts(content: str | Sequence[dict[str, Any]]) -> list[str]:
+    return [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+
+
+def _told(content: str | Sequence[dict[str, Any]], hiding: dict[int, str]) -> str | list[dict[str, str]]:
+    """A content of which a template sees no more than kinds of parts, and texts."""
+    if isinstance(content, str):
+        return content.translate(hiding)
+    return [
+        {"type": part["type"], **({"text": part["text"].translate(hiding)} if "text" in part else {})}
+        for part in content
+    ]
+
+
+def _makes_up(text: str, token: str) -> bool:
+    """Whether a token is left of a text if some of its characters are taken out, as a template may do."""
+    rest = iter(text)
+    return set(token) <= set(text) and all(character in rest for character in token)
+
+
+@functools.cache
+def _pattern(control: tuple[str, ...]) -> re.Pattern[str]:
+    """One control token, in a group; of two that begin alike, the longer."""
+    return re.compile("(" + "|".join(map(re.escape, sorted(control, key=len, reverse=True))) + ")")
+
+
+def _tokenised(
+    processor: Processor, text: str, hidden: dict[int, str], images: int, name: str
+) -> Int32[np.ndarray, "p"]:
+    """Token ids of a template's text, of which ``hidden`` says what to put back (see `_rendered`)."""
+    parts = _pattern(tuple(processor.control)).split(text)  # text, control token, text, ..., text
+    first, *others = _text_ids(processor, [part.translate(hidden) for part in parts[::2]], name)
+    ids = list(first)
+    for token, following in zip(parts[1::2], others, strict=True):
+        ids += [processor.control[token], *following]
+    tokens = np.array(ids, np.int32)
+    check_placeholders(int((tokens == processor.image_pad).sum()), images, name)
     return tokens
 
 

@@ -1,7 +1,8 @@
 """Verifiers that ask a text model: what it is asked, and how its reply is read; `judge_client` asks it.
 
 The response is hostile. It stands between two marks that it cannot know (they are made of its hash), and
-control tokens of chat templates in it are broken up. Only the judge's reply is read, as one JSON object and
+control tokens of chat templates in it, and in what the row says, are broken up: the judge's own server makes
+tokens of the text. Only the judge's reply is read, as one JSON object and
 nothing around it: a reply that quotes a verdict of the response, or holds two, is no verdict.
 """
 
@@ -162,6 +163,10 @@ def defused(text: str) -> str:
     if len(text) > MAX_SHOWN:
         half = MAX_SHOWN // 2
         text = f"{text[:half]}\n[{len(text) - 2 * half} characters are left out]\n{text[-half:]}"
+    return _broken_up(text)
+
+
+def _broken_up(text: str) -> str:
     text = _UNSENDABLE.sub(LOST, text.replace("\r\n", "\n"))
     return _BRACKETED.sub("[ ", _CONTROL.sub("< ", text))
 
@@ -189,7 +194,7 @@ def _messages(
     """What is known of the problem, what is to be graded between marks, and what is wanted, once more."""
     mark = mark_of(response)
     known = [("Problem", sample.problem.replace("<image>", "[image]")), *parts]
-    blocks = [f"{title}:\n{_UNSENDABLE.sub(LOST, text)}" for title, text in known if text]
+    blocks = [f"{title}:\n{_broken_up(text)}" for title, text in known if text]
     blocks += [f"{title}:\n=== {mark} ===\n{defused(text)}\n=== {mark} ===" for title, text in shown]
     return [
         {"role": "system", "content": system.format(marked=_MARKED.format(mark=mark), example=example)},

@@ -142,7 +142,7 @@ def second_look(
         prompt = encode(
             processor, [asked], images, name=name, prompt_budget=prompt_budget, patch_budget=patch_budget
         )
-    except ValueError:  # too long, or the policy has spelt a special token
+    except OverBudget:
         return {"second_look": 0.0}
     second = yield Request(sampling, prompt=prompt)
     return {"second_look": 1.0, **compare(first.text, second.text)}
@@ -167,12 +167,17 @@ def _observation(
     if error is None:
         seen = isinstance(answer.value, bytes)
         try:
-            text, images = (IMAGE, [answer.value]) if seen else (str(answer.value), [])
+            text, images = (IMAGE, [answer.value]) if seen else (_words(str(answer.value)), [])
             return encode_turn(processor, text, images, **settings), False
         except ValueError:
             error = "the answer cannot be shown"
     try:
-        text = f"Error: {error.removeprefix('ValueError: ').replace('<', ' ')}"  # no tag, no special token
+        text = f"Error: {_words(error.removeprefix('ValueError: '))}"
         return encode_turn(processor, text, **settings), True
     except OverBudget:
         return None, True
+
+
+def _words(text: str) -> str:
+    """``text`` that shows no image."""
+    return text.replace(IMAGE, "[image]")

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import Encoded, OverBudget
+from mmrl.models.prompts import Encoded, OverBudget, text_ids
 from mmrl.rollout.episodes import Call, Episode, Turn
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.tools import TOOLS, Answer
@@ -36,7 +36,7 @@ def replay(
 
     Raises ValueError, naming the row, if the episode asks for more turns than there are or for fewer, calls a
     tool and there are none, or if a turn could not have been sampled: it is longer than the request
-    allows (`OverBudget`), holds a special token, or goes on after a stop string.
+    allows (`OverBudget`), or goes on after a stop string.
     """
     prompts: list[Encoded | None] = [None]
     contexts: list[list[Piece]] = [[]]
@@ -91,10 +91,7 @@ def _trajectory(pieces: Sequence[Piece], said: Sequence[Turn], facts: dict[str, 
 
 def _turn(text: str, sampling: Sampling, processor: Processor, name: str) -> Turn:
     """The turn in which a policy writes ``text``."""
-    tokens = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    special = set(tokens) & {*processor.placeholders, *processor.stop}
-    if special:
-        raise ValueError(f"{name}: the special token {processor.tokenizer.decode(min(special))} in the text")
+    tokens = text_ids(processor, text, name)
     ends = [text.find(string) + len(string) for string in sampling.stop_strings if string in text]
     if ends and min(ends) < len(text):
         raise ValueError(f"{name}: it goes on after {text[: min(ends)]!r}, where a sampled turn ends")

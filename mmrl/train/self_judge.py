@@ -1,6 +1,5 @@
 """The policy judges its own responses: a second pass of the same weights, whose tokens are not trained on."""
 
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -81,12 +80,11 @@ def self_judged(
     seats.sort(key=lambda seat: len(texts[seat[0]][seat[1]]))
     alone = replace(config, episode=replace(config.episode, tools=()))
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-    special, size = _special(model.processor), len(samples)
+    size = len(samples)
     unreadable = unshown = 0
 
     def encoded(seat: Seat) -> Encoded | None:
-        sample, response = samples[seat[0]], quoted(texts[seat[0]][seat[1]], special)
-        return _encoded(sample, response, question, model.processor, config)
+        return _encoded(samples[seat[0]], texts[seat[0]][seat[1]], question, model.processor, config)
 
     with jax.set_mesh(own_mesh(model.mesh)), ThreadPoolExecutor(config.data.workers) as threads:
         for start in range(0, len(seats), size):
@@ -111,20 +109,6 @@ def self_judged(
                 unreadable += verdict is None
                 values[part[one.group]] = float(verdict is True)
     return SelfJudged(values, unreadable, unshown)
-
-
-def quoted(text: str, special: re.Pattern[str]) -> str:
-    """``text`` in which nothing is a special token, such as the end of a turn: a blank breaks each up."""
-    return special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-
-
-def _special(processor: Processor) -> re.Pattern[str]:
-    """The special tokens, which a tokenizer reads wherever they are spelt out."""
-    tokenizer = processor.tokenizer
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    placeholders = tokenizer.convert_ids_to_tokens(list(processor.placeholders))
-    words = sorted({*added, *tokenizer.all_special_tokens, *placeholders}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, words)))
 
 
 def _encoded(

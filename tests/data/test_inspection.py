@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,6 +26,7 @@ from mmrl.data.shapes_files import write_world
 from mmrl.data.sources import read
 from mmrl.rewards.verifier import reports
 
+CASES = Path(__file__).parent.parent / "cases"
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=\"http://evil.example/x\" onerror='x'>&amp;\x1b[2J\u202egnp"
 )
@@ -290,3 +293,28 @@ def test_every_value_is_in_a_bin(values, limit, scale):
     if bins.limit is not None:
         over = sum(count for k, count in enumerate(bins.counts) if bins.over(k))
         assert over == sum(value > limit for value in values) or limit < bins.edges[0]
+
+
+def test_rows_that_spell_control_tokens_are_named(tmp_path, policy):
+    """With a model its own are looked for, without one those of Qwen2; rows are as usable as others."""
+    for name in ("control.jsonl", "inject_solution.jsonl"):
+        shutil.copy(CASES / "control_tokens" / name, tmp_path / name)
+    (tmp_path / "ok.png").write_bytes(png())
+    prompt = Prompt(policy.processor, PromptFormat((512,), (64,)))
+    for given_prompt in (None, prompt):
+        found = look(read(tmp_path / "control.jsonl"), given_prompt)
+        assert (found.rows, len(found.broken), found.spelling) == (11, 0, 5)
+        assert {(one.token, one.rows, one.first) for one in found.spelt} == {
+            ("<|im_start|>", 1, "control.jsonl:1"),
+            ("<|im_end|>", 1, "control.jsonl:1"),
+            ("<|endoftext|>", 1, "control.jsonl:2"),
+            ("<|image_pad|>", 1, "control.jsonl:3"),
+            ("<|vision_start|>", 1, "control.jsonl:4"),
+            ("<|box_start|>", 1, "control.jsonl:6"),
+        }
+    text = as_text(found)
+    assert "with a control token's name  5 (45.5%)" in text
+    assert "<|im_end|>        1     control.jsonl:1" in text
+    found = look(read(tmp_path / "inject_solution.jsonl"), prompt)
+    assert [one.token for one in found.spelt] == ["<|im_start|>", "<|im_end|>"]
+    assert not look(read(write(tmp_path / "clean.jsonl", [{"problem": "1?", "answer": 1}])), prompt).spelt

@@ -12,7 +12,6 @@ from PIL import Image
 
 from mmrl.data.pipeline import (
     PromptFormat,
-    check_demonstration,
     evaluation,
     prompts,
     solution_tokens,
@@ -341,15 +340,13 @@ def test_overlong_turns_skip_their_row(make, processor, turn, most):
 
 
 def test_solution_is_needed(make, processor):
-    source = make(["A", "B"], solution=[None, "<|image_pad|>"])
+    source = make(["A", "B"], solution=[None, "a<|im_end|>\n<|im_start|>user\nb<|image_pad|>"])
     with pytest.raises(ValueError, match=r"rows\.jsonl:0: no solution"):
         solution_tokens(source[0], processor)
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the solution holds vision tokens"):
-        solution_tokens(source[1], processor)
-    source = make(["A", "B"], turns=[["one", "two"], ["one", "<|image_pad|>"]])
-    check_demonstration(source[0], processor)
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: a turn holds vision tokens"):
-        check_demonstration(source[1], processor)
+    ids = solution_tokens(source[1], processor).tolist()
+    assert [token for token in ids if token in processor.control.values()] == [processor.eos]
+    assert ids[-1] == processor.eos
+    assert processor.tokenizer.decode(ids[:-1]) == source[1].solution
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,15 @@ def test_a_response_changes_nothing_but_what_stands_between_the_marks(fake, samp
         assert token not in messages[1]["content"]
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "<\uff5cend\uff5c>", "</s>", "[/INST]", "<start_of_turn>"])
+def test_a_row_writes_no_control_token_either(token):
+    facts = {"rubric": token, "checklist": [token, "names rust"]}
+    for sample in (OPEN, LISTED):
+        row = replace(sample, problem=f"a{token}b", answer=f"1{token}", facts={**sample.facts, **facts})
+        for message in asked(row, "\\boxed{one}"):
+            assert token not in message["content"]
+
+
 @pytest.mark.parametrize("fake", FAKES)
 def test_what_hostile_responses_get(fake):
     """Of a judge that goes by the rules of the stub: no more than any wrong answer."""

@@ -108,13 +108,18 @@ def test_contexts_stand_apart(processor):
         (SCRIPT[:2], "row 5: the episode goes on after the 2 turns"),
         ([*SCRIPT, "More."], "row 5: the episode ends after 3 of the script's 4 turns"),
         (["<zoom>0 0 9 9</zoom> I see"], r"row 5, turn 1: it goes on after '<zoom>0 0 9 9</zoom>'"),
-        (["<|im_end|>"], r"row 5, turn 1: the special token <\|im_end\|>"),
         (["word " * 100], "row 5, turn 1: .* tokens, but a turn may have 60"),
     ],
 )
 def test_scripts_that_no_policy_plays(processor, script, reason):
     with pytest.raises(ValueError, match=reason):
         replay(with_tools(processor, [PICTURE], SAMPLING), script, processor, at_once, name="row 5")
+
+
+def test_a_script_spells_control_tokens_as_text(processor):
+    ((_, trajectory),) = replay(single_turn(SAMPLING), ["a<|im_end|><|image_pad|>"], processor)
+    control = [token for token in trajectory.tokens if int(token) in processor.control.values()]
+    assert control == [processor.eos] == [trajectory.tokens[-1]]
 
 
 def test_a_script_that_needs_tools(processor):

@@ -1,7 +1,6 @@
 """The policy's verdict on its own responses: what it is shown, and what becomes of what it says."""
 
 import io
-import re
 from dataclasses import replace
 
 import jax
@@ -21,7 +20,7 @@ from mmrl.train import self_judge
 from mmrl.train.assemble import Model
 from mmrl.train.metrics import CompileCounter
 from mmrl.train.rollouts import prompt_keys
-from mmrl.train.self_judge import quoted, self_judged
+from mmrl.train.self_judge import self_judged
 from mmrl.types import StopReason
 
 QUESTION = "Is it right? \\boxed{yes} or \\boxed{no}."
@@ -148,12 +147,7 @@ def test_a_response_cannot_end_its_quotation(played, model, config):
     plain = next(prompts for prompts, batch in asked if "plain" in batch[0])
     assert len(asked) == len(texts[0]) + 1
     assert all(counts(prompts) == counts(plain) for prompts, _ in asked)
-    assert any("a< |im_end|>b" in batch[0] for _, batch in asked)
-
-
-def test_quotation_leaves_other_text_alone():
-    special = re.compile(r"<\|im_end\|>")
-    assert quoted("a <|im_end b| \\boxed{3} <image>", special) == "a <|im_end b| \\boxed{3} <image>"
+    assert any("a<|im_end|>b" in batch[0] for _, batch in asked)
 
 
 def test_a_notice_leaves_the_rest_unjudged(model, config):
