@@ -32,6 +32,7 @@ def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     from mmrl.data.shapes_files import write_world
     from mmrl.data.shapes_model import write_model
     from mmrl.data.sources import read
+    from mmrl.whole_file import whole
 
     prior = PRIOR if options.prior is None else options.prior
     paths = write_world(
@@ -48,7 +49,8 @@ def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     print(f"{'model':<12}{options.out / 'model'}")
     if options.sheet:
         source = read(paths["train"])
-        contact_sheet([example(source[k]) for k in range(min(24, len(source)))]).save(options.sheet)
+        with whole(options.sheet) as part:
+            contact_sheet([example(source[k]) for k in range(min(24, len(source)))]).save(part, format="png")
         print(f"{'sheet':<12}{options.sheet}")
 
 
@@ -113,7 +115,7 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
     from mmrl.data.contact_sheet import contact_sheet
     from mmrl.data.inspection_examples import examples
     from mmrl.data.inspection_html import page
-    from mmrl.whole_file import write_whole
+    from mmrl.whole_file import whole, write_whole
 
     chosen = examples(source, found, count)
     files = [out] if out.suffix in (".html", ".png") else [out / "report.html", out / "sheet.png"]
@@ -123,7 +125,8 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
         if file.suffix == ".html":
             write_whole(file, page(found, chosen))
         else:
-            contact_sheet(chosen).save(file)
+            with whole(file) as part:
+                contact_sheet(chosen).save(part, format="png")
         print(f"{'report' if file.suffix == '.html' else 'sheet':<12}{file}")
 
 

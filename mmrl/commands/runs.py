@@ -174,6 +174,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.mesh import make_mesh
     from mmrl.plan.workload import PROGRAMS, workload
     from mmrl.train.assemble import check_corruption, uneven, with_choices
+    from mmrl.whole_file import write_whole
 
     check_corruption(config)
     name, sizes = _sizes(options.model_size, config, workdir)
@@ -191,7 +192,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(report.table(made))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+        write_whole(options.json, text + "\n")
 
 
 def _compile_without_devices() -> None:

@@ -1,7 +1,6 @@
 """The tiny model of the shapes world, or of another, as a Hugging Face directory with random weights."""
 
 import json
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmrl.models import checkpoint
 from mmrl.models.params import initialise
 from mmrl.models.processor import SPECIAL_TOKENS
 from mmrl.models.qwen2_5_vl_config import describe, read_config
+from mmrl.whole_file import whole_folder
 
 # A cell's name, a tag and an opening box are one word each; the rest splits as Qwen2 splits, but for numbers,
 # which take the space before them as words do.
@@ -195,13 +195,12 @@ def write_model(directory: Path, seed: int, world: World | None = None, **overri
 
     ``world``: what the model is for; None: the shapes world. ``overrides``: see ``model_config``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        write_tokenizer(base, world)
-        write_config(base, model_config(world, **overrides))
-        write_processor(base, world)
-        description = describe(read_config(base))
-        checkpoint.save(initialise(description, seed), description, directory, base)
+    with whole_folder(directory) as part:
+        write_tokenizer(part, world)
+        write_config(part, model_config(world, **overrides))
+        write_processor(part, world)
+        description = describe(read_config(part))
+        checkpoint.write_weights(initialise(description, seed), description, part)
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> None:

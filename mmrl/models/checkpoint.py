@@ -5,7 +5,6 @@ Every way a checkpoint can disagree with the model's description is its own erro
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from mmrl.models.params import Param, flatten, unflatten
 from mmrl.types import Params
+from mmrl.whole_file import whole_folder
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -85,22 +85,24 @@ def save(
       dtype: of the tensors written; by default that of ``params``.
       shard_bytes: a new file is begun when one would grow beyond this.
     """
-    directory, base = Path(directory), Path(base)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        for file in base.iterdir():
+    with whole_folder(Path(directory)) as part:
+        for file in Path(base).iterdir():
             if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
-                shutil.copyfile(file, temporary / file.name)
-        shards = list(_shards(_export(params, description, dtype), shard_bytes))
-        _write_shards(shards, temporary)
-        _state_dtype(temporary / "config.json", next(iter(shards[0].values())).dtype)
-        temporary.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                shutil.copyfile(file, part / file.name)
+        write_weights(params, description, part, dtype, shard_bytes)
+
+
+def write_weights(
+    params: Params,
+    description: dict,
+    directory: Path,
+    dtype: DTypeLike | None = None,
+    shard_bytes: int = 5 * 1024**3,
+) -> None:
+    """Write the weights alone, as `save`, into a folder whose config.json then says their type."""
+    shards = list(_shards(_export(params, description, dtype), shard_bytes))
+    _write_shards(shards, directory)
+    _state_dtype(directory / "config.json", next(iter(shards[0].values())).dtype)
 
 
 class _Files:

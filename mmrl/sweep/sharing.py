@@ -9,6 +9,7 @@ from pathlib import Path
 from mmrl.config import Config
 from mmrl.sweep.plan import Member
 from mmrl.train.workdir import flat, read_config
+from mmrl.whole_file import whole_folder
 
 # What neither the world nor the cold start looks at. All other keys must agree, whether or not they matter.
 _LATER = (
@@ -65,11 +66,8 @@ def share(one: Member, members: Iterable[Member]) -> Member | None:
     if donor is None:
         return None
     for stage in wanted:
-        part = one.workdir / f".{stage}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(donor.workdir / stage, part, copy_function=_link)
-        part.rename(one.workdir / stage)
+        with whole_folder(one.workdir / stage) as part:
+            shutil.copytree(donor.workdir / stage, part, copy_function=_link, dirs_exist_ok=True)
     return donor
 
 

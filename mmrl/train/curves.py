@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mmrl.train.metrics import read_metrics
+from mmrl.whole_file import whole
 
 Row = Mapping[str, float]
 Panel = tuple[str, Sequence[tuple[str, str]]]  # title, and of each line the metric and the label
@@ -93,4 +94,5 @@ def draw_curves(directory: Path, out: Path, title: str) -> None:
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     figure.suptitle(title)
-    figure.savefig(out, dpi=120)
+    with whole(out) as part:
+        figure.savefig(part, dpi=120, format="png")

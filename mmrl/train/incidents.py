@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.train.experience import Experience
+from mmrl.whole_file import whole_folder
 
 KEPT = 8  # steps, the newest; a run that gives up after fewer skipped updates in a row has all of those
 TEXT_LIMIT = 20_000  # characters of one text; a response's tokens are kept whole, in ``arrays.npz``
@@ -38,24 +39,19 @@ def save_incident(
     """
     incidents = workdir / "incidents" / (f"process_{process}" if process else "")
     folder = incidents / (f"step_{step:06d}" + (f"_draw_{draw}" if draw else ""))
-    part = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
-        part.mkdir(parents=True)
-        with (part / "rows.jsonl").open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in _rows(experience))
-        np.savez_compressed(part / "arrays.npz", **_arrays(experience))
-        values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        (part / "metrics.json").write_text(json.dumps(values, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with whole_folder(folder) as part:
+            with (part / "rows.jsonl").open("w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in _rows(experience))
+            np.savez_compressed(part / "arrays.npz", **_arrays(experience))
+            values = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+            (part / "metrics.json").write_text(json.dumps(values, indent=1) + "\n")
         kept = sorted(incidents.glob("step_*"), key=lambda path: path.stat().st_mtime, reverse=True)
         steps = list(dict.fromkeys(_step_of(path) for path in (folder, *kept)))[:KEPT]
         for old in kept:
             if _step_of(old) not in steps:
                 shutil.rmtree(old)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise ValueError(f"step {step}: its batch cannot be kept in {folder}: {error}") from error
     return folder
 

@@ -34,6 +34,7 @@ from mmrl.train.preemption import Notice, watch
 from mmrl.train.rollouts import stated
 from mmrl.train.sft import sft
 from mmrl.train.workdir import hold, open_workdir, read_starts, record_start
+from mmrl.whole_file import write_whole
 
 _TABLE = (
     ("accuracy", "heldout/accuracy"),
@@ -74,7 +75,7 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
                 draw_curves(workdir, workdir / "curves.png", name)
         summary = summarise(workdir, spent + time.perf_counter() - start)
         if hosts.first():
-            (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            write_whole(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
             _tell(config, workdir, summary)
     return summary
 

@@ -17,7 +17,7 @@ from mmrl import hosts
 from mmrl.config import Config, from_dict
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
-from mmrl.whole_file import write_whole
+from mmrl.whole_file import clear_parts, write_whole
 
 # Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
 _MAY_CHANGE = (
@@ -51,6 +51,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 def hold(workdir: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it until the block, or the process, ends.
 
+    What a killed run was writing there is deleted.
     Of several processes the first does so for all.
 
     Raises:
@@ -65,6 +66,7 @@ def hold(workdir: Path) -> Iterator[None]:
         descriptor = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         _lock(descriptor, workdir)
+        clear_parts(workdir)
         yield
     finally:
         os.close(descriptor)

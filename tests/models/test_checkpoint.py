@@ -125,6 +125,15 @@ def test_save_replaces_and_leaves_nothing_else(policy, sharded):
     _equal(load(sharded, describe(policy.config)), policy.params)
 
 
+def test_a_killed_save_is_cleared_by_the_next_and_modes_are_ordinary(policy, directory):
+    (directory.parent / ".model.part").mkdir()
+    (directory.parent / ".model.part" / "model.safetensors").write_text("all weights")
+    save(policy.params, describe(policy.config), directory, base=policy.directory)
+    assert [path.name for path in directory.parent.iterdir()] == ["model"]
+    ordinary = directory.stat().st_mode & 0o666
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {ordinary}
+
+
 def test_failed_save_leaves_the_old_model(policy, directory):
     broken = {**policy.params, "final_norm": None}
     with pytest.raises(Exception):  # noqa: B017, PT011

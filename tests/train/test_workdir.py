@@ -1,6 +1,7 @@
 """A run's folder: one run at a time, one config, the same data, and a list of its starts."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -58,7 +59,7 @@ class TestConfig:
     def test_half_written(self, tmp_path, left):
         """As a machine that stopped may leave it; and a part beside it."""
         (tmp_path / "config.json").write_text(left)
-        (tmp_path / "config.json.part").write_text('{"se')
+        (tmp_path / ".config.json.part").write_text('{"se')
         with pytest.raises(ValueError, match=r"config\.json is damaged; starting the run again"):
             workdir.read_config(tmp_path)
         workdir.open_workdir(CONFIG, tmp_path)
@@ -88,11 +89,17 @@ class TestFolder:
         with pytest.raises(ValueError, match=r"--workdir=/proc/self.* cannot be made"):
             workdir.open_workdir(CONFIG, Path("/proc/self/run"))
 
-    def test_a_full_disk(self, tmp_path):
+    def test_a_full_disk(self, tmp_path, monkeypatch):
         """Every write to /dev/full fails as on a full disk."""
-        (tmp_path / "config.json.part").symlink_to("/dev/full")
-        with pytest.raises(ValueError, match=r"cannot be written: .*No space left"):
-            workdir.open_workdir(CONFIG, tmp_path)
+
+        def full(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(ValueError, match=r"cannot be written: .*No space left"):
+                workdir.open_workdir(CONFIG, tmp_path)
+        assert not list(tmp_path.iterdir())
         (tmp_path / "starts.jsonl").symlink_to("/dev/full")
         with pytest.raises(ValueError, match=r"cannot be written: .*No space left"):
             workdir.record_start(tmp_path, {}, print)
