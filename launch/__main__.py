@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Do one command; a mistake of the caller's is one line on stderr and exit status 2."""
     options, rest = parse(sys.argv[1:] if argv is None else argv)
     try:
-        wrong = [word for word in rest if not re.match(r"--config\.[\w.]+=", word)]
+        wrong = [word for word in rest if not re.match(r"--config\.[^=]+=", word)]
         if wrong:
             raise ValueError(f"unknown argument {wrong[0]!r}; see python -m launch {options.place} --help")
         return options.run(options, rest)

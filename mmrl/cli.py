@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _is_override(word: str) -> bool:
-    return re.match(r"--config\.[\w.]+=", word) is not None
+    return re.match(r"--config\.[^=]+=", word) is not None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.data.curriculum import Curriculum, check
 from mmrl.nearest import nearest
-from mmrl.python_file import function
+from mmrl.python_file import function, run_user_code
 from mmrl.rewards.composition import own, rule
 from mmrl.rewards.judge_client import Judge
 from mmrl.rollout.tools import TOOLS
@@ -289,12 +289,20 @@ def algorithm(config: Config) -> Algorithm:
         raise ValueError(f"{path} is unknown{nearest(name, RECIPES)}")
     recipe = function(path, name) if ":" in name else RECIPES[name]
     accepted = inspect.signature(recipe).parameters
-    for key in chosen:
-        if key not in accepted:
-            raise ValueError(
-                f"config.algorithm.{key} is not a hyper-parameter of {name!r}{nearest(key, accepted)}"
-            )
-    made = recipe(**chosen)
+    wrong = [key for key in chosen if key not in accepted]
+    if wrong:
+        unknown = next((key for key in wrong if key not in _hyper_parameters()), None)
+        if unknown:
+            said, mend = unknown, nearest(unknown, accepted)
+        else:  # set by an experiment of another method
+            said = ", config.algorithm.".join(wrong)
+            mend = "; to go without: " + " ".join(f"--config.algorithm.{key}=None" for key in wrong)
+        raise ValueError(f"config.algorithm.{said} is not a hyper-parameter of {name!r}{mend}")
+    if ":" in name:
+        with run_user_code(path, name.rpartition(":")[0]):
+            made = recipe(**chosen)
+    else:
+        made = recipe(**chosen)
     if not isinstance(made, Algorithm):
         raise ValueError(f"{path} should return an Algorithm, and returns {type(made).__name__}")
     return made

@@ -1,15 +1,39 @@
 """What a Python file of the user's defines: experiments, verifiers and recipes of one's own."""
 
 import importlib.util
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def run_user_code(where: str, path: str) -> Iterator[None]:
+    """Around a call of code of the user's in the file ``path``: what that raises is one line that says where.
+
+    Raises ValueError, which begins with ``where`` and names the line of the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            raise ValueError(f"{where}: {said}") from error  # a refusal of ours says enough
+        file = Path(path).absolute()
+        lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file]
+        if isinstance(error, SyntaxError) and error.filename and Path(error.filename).absolute() == file:
+            lines.append(error.lineno)
+        at = f"{path}, line {lines[-1]}" if lines else path
+        raise ValueError(f"{where}: {at}: {type(error).__name__}: {said}") from error
 
 
 def defined(where: str, path: str, name: str) -> Any:
     """What the Python file ``path`` defines as ``name``. The file is run, as an import would.
 
     ``where`` says in messages who asked, such as "--config=FILE". Raises ValueError if there is no such file,
-    or it does not define the name; what the file itself raises is passed on.
+    it cannot be run, or it does not define the name.
     """
     if not Path(path).is_file():
         raise ValueError(f"{where}: the file {path} does not exist")
@@ -17,7 +41,8 @@ def defined(where: str, path: str, name: str) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"{where}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with run_user_code(where, path):
+        spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise ValueError(f"{where}: {path} does not define {name}")
     return getattr(module, name)

@@ -35,7 +35,14 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise ValueError(f"{path}={value!r} should be a tuple")
-        return _unchanging(value)
+        kinds = typing.get_args(hint)
+        if kinds[1:] == (...,):
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{path}={value!r} should have {len(kinds)} values")
+        return tuple(
+            _typed(one, kind, f"{path}[{k}]") for k, (one, kind) in enumerate(zip(value, kinds, strict=True))
+        )
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
         raise ValueError(f"{path}={value!r} should be of type {origin.__name__}")
     return _unchanging(value) if origin is dict else value

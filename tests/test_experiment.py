@@ -47,6 +47,69 @@ def test_overrides_take_the_type_of_their_key():
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("zoom,calculate", ("zoom", "calculate")),
+        ("zoom, calculate,", ("zoom", "calculate")),
+        ("zoom", ("zoom",)),
+        ("'zoom'", ("zoom",)),
+        ("('zoom','calculate')", ("zoom", "calculate")),
+        ('["zoom"]', ("zoom",)),
+        ("", ()),
+        ("()", ()),
+        (" ", ()),
+    ],
+)
+def test_tuples_on_the_command_line(text, value):
+    assert overridden(f"--config.episode.tools={text}").episode.tools == value
+
+
+def test_tuples_of_numbers_and_of_tuples():
+    config = overridden(
+        "--config.data.prompt_buckets=64,256,", "--config.data.stages=((0.5, 'a b.parquet'),)"
+    )
+    assert config.data.prompt_buckets == (64, 256)
+    assert config.data.stages == ((0.5, "a b.parquet"),)
+    assert overridden("--config.data.patch_buckets=[0,64]").data.patch_buckets == (0, 64)
+    assert overridden("--config.data.curriculum.tiers=1,1,2").data.curriculum.tiers == (1.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sources"),
+    [
+        (["charts.weights.accuracy=1"], {"charts": {"weights": {"accuracy": 1}}}),
+        (["a-b.also=repetition,language"], {"a-b": {"also": ("repetition", "language")}}),
+        (["charts.bonuses="], {"charts": {"bonuses": ()}}),
+        (
+            ["data/v1.2.parquet.options.relative_tolerance=0.05", "data/v1.2.parquet.verifier=number"],
+            {"data/v1.2.parquet": {"options": {"relative_tolerance": 0.05}, "verifier": "number"}},
+        ),
+        (['charts.options={"units": true}'], {"charts": {"options": {"units": True}}}),
+        (["a.weights.accuracy=(0, 1), (1, 0.5)"], {"a": {"weights": {"accuracy": ((0, 1), (1, 0.5))}}}),
+    ],
+)
+def test_what_one_data_set_has_for_itself(overrides, sources):
+    config = overridden(*(f"--config.reward.sources.{override}" for override in overrides))
+    assert config.reward.sources == sources
+
+
+def test_objects_on_the_command_line():
+    text = '{"t.parquet": {"weights": {"accuracy": 1.0}}}'
+    config = overridden(f"--config.reward.sources={text}", "--config.reward.sources.other.verifier=math")
+    assert config.reward.sources == {
+        "t.parquet": {"weights": {"accuracy": 1.0}},
+        "other": {"verifier": "math"},
+    }
+    assert overridden("--config.reward.weights={'accuracy': 1}").reward.weights == {"accuracy": 1}
+    assert overridden('--config.reward.options={"units": false}').reward.options == {"units": False}
+
+
+def test_none_leaves_a_hyper_parameter_to_the_method():
+    config = overridden("--config.algorithm.shaping_min=0.5", "--config.algorithm.shaping_min=None")
+    assert config.algorithm["shaping_min"] is None
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         (
@@ -54,9 +117,33 @@ def test_overrides_take_the_type_of_their_key():
             "config.modle.path is not a key of the config; did you mean config.model.path",
         ),
         ("--config.train.step=3", "did you mean config.train.steps"),
-        ("--config.train.steps=many", "config.train.steps=many should be of type int"),
-        ("--config.train.steps=1.5", "should be of type int"),
-        ("--config.optimizer.learning_rate=fast", "should be of type float"),
+        ("--config.train.steps=many", "config.train.steps=many should be a whole number"),
+        ("--config.train.steps=1.5", "should be a whole number"),
+        ("--config.train.steps=True", "should be a whole number"),
+        ("--config.train.steps=" + "(" * 3000, "should be a whole number"),
+        ("--config.train=3", "config.train holds keys and no value: config.train.checkpoint_every, "),
+        ("--config.=3", "is not a key of the config"),
+        ("--config.optimizer.learning_rate=fast", "config.optimizer.learning_rate=fast should be a number"),
+        ("--config.optimizer.learning_rate=1e999", "should be a number"),
+        ("--config.reward.weights=1", 'config.reward.weights=1 should be an object, as in {"accuracy": 0.9}'),
+        (
+            "--config.reward.sources.a.wieght=1",
+            "config.reward.sources.a.wieght: write config.reward.sources.NAME",
+        ),
+        ("--config.reward.sources.a.weights=1", "config.reward.sources.a.weights=1 should be an object"),
+        ("--config.reward.sources.a.also=(", "should be values with commas between them"),
+        ("--config.episode.tools=zoom,,calculate", "should be values with commas between them"),
+        ("--config.episode.tools=zoom,zooom", "config.episode.tools='zooom' should be one of"),
+        (
+            "--config.episode.tools=(zoom, calculate)",
+            "config.episode.tools=(zoom, calculate) should be values",
+        ),
+        ("--config.episode.tools=3", "config.episode.tools[0]=3 should be of type str"),
+        (
+            "--config.data.prompt_buckets=64,many",
+            "config.data.prompt_buckets[1]='many' should be of type int",
+        ),
+        ("--config.data.stages=0.5,a.parquet", "config.data.stages[0]=0.5 should be a tuple"),
         ("--config.algorithm.name=papoo", "did you mean 'papo_g'"),
         (
             "--config.algorithm.perception_kl=0.1",
@@ -85,6 +172,14 @@ def test_wrong_files(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="does not define get_config"):
         load(str(tmp_path / "empty.py"))
+    (tmp_path / "wrong.py").write_text(
+        "from mmrl.config import template\n\ndef get_config(arg):\n    template().modle = 3\n"
+    )
+    with pytest.raises(ValueError, match=r"wrong.py, line 4: AttributeError"):
+        load(str(tmp_path / "wrong.py"))
+    (tmp_path / "none.py").write_text("def get_config(arg):\n    pass\n")
+    with pytest.raises(ValueError, match="get_config returned NoneType"):
+        load(str(tmp_path / "none.py"))
     with pytest.raises(ValueError, match="there is no form 'smok'"):
         load(f"{EXPERIMENTS[0]}:smok")
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from mmrl.python_file import defined, function
@@ -28,3 +30,25 @@ def test_messages(file, tmp_path, text, message):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=message):
         function("asked", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A = 1\nB = {}['gone']\n", "asked: mine.py, line 2: KeyError: 'gone'"),
+        ("import nowhere_to_be_found\n", "asked: mine.py, line 1: ModuleNotFoundError: No module named"),
+        ("A = 1\n\nif A\n", "asked: mine.py, line 3: SyntaxError: expected ':'"),
+        (
+            "def f(x):\n    return int(x)\n\nf('many')\n",
+            "asked: mine.py, line 2: ValueError: invalid literal",
+        ),
+        ("raise RuntimeError('one\\ntwo')\n", "asked: mine.py, line 1: RuntimeError: one"),
+        ("import json\njson.loads('{')\n", "asked: mine.py, line 2: JSONDecodeError: Expecting"),
+    ],
+)
+def test_what_a_file_raises_is_one_line_that_says_where(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as raised:
+        function("asked", "mine.py:f")
+    assert "\n" not in str(raised.value)

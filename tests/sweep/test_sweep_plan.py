@@ -44,7 +44,7 @@ def test_runs_are_resolved_in_the_order_of_seeds(sweep, tmp_path):
     ("arms", "overrides", "message"),
     [
         ({"trian.steps": 3}, (), "arm 'last': config.trian.steps is not a key of the config; did you mean"),
-        ({"train.steps": "many"}, (), "arm 'last': config.train.steps=many should be of type int"),
+        ({"train.steps": "many"}, (), "arm 'last': config.train.steps=many should be a whole number"),
         ({"rollout.group": 1}, (), "arm 'last': config.rollout.group=1: a group of one"),
         ({"data.suffix": 3}, (), "arm 'last': config.data.suffix=3 is read as '3'"),
         ({"train.steps": 9}, (), "the arms 'steps=9' and 'last' are the same run"),
