@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from mmrl.data.files import Table, jsonl_table, open_parquet, parquet_table, parse_json
+from mmrl.data.columnar import columnar_table, schema_of
+from mmrl.data.files import Table, jsonl_table, parse_json
 from mmrl.data.folders import layout, located
 from mmrl.models.images import image_size
 
@@ -71,9 +72,9 @@ def read_entries(spec: Path) -> Iterator[Entry]:
         yield from _csv_entries(spec)
         return
     lies = layout(*located(spec))
-    if lies.kind == "parquet":
-        columns = [open_parquet(file).schema_arrow.names for file in lies.files]
-        yield from _rows(parquet_table(lies.files, columns), spec.name)
+    if lies.kind in ("parquet", "arrow"):
+        columns = [schema_of(file).names for file in lies.files]
+        yield from _rows(columnar_table(lies.files, columns), spec.name)
     elif lies.kind != "jsonl":
         raise ValueError(f"{spec}: entries are read from JSON, JSONL, CSV, TSV or parquet")
     elif len(lies.files) == 1 and (whole := read_json(lies.files[0])) is not None:

@@ -1,7 +1,7 @@
-"""Raw rows of parquet, JSONL and CSV files by random access: no meaning of a column, no image.
+"""Raw rows of JSONL and CSV files by random access: no meaning of a column, no image.
 
-A row that cannot be read is an error of its own, raised where that row is asked for, so that one damaged line
-or row group costs the rows it holds and no others.
+`mmrl.data.columnar` has those of parquet. A row that cannot be read is an error of its own, raised where that
+row is asked for, so that one damaged line or row group costs the rows it holds and no others.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import csv
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-IN_MEMORY = 1 << 30  # bytes of parquet columns that are kept in memory; more is spilled to a temporary file
-SPILL_ROWS = 64  # rows of a batch in the spilled file
-BATCH_ROWS = 1024  # rows of a batch in memory
+LONGEST_LINE = 64 << 20  # bytes of a line of JSON
+LARGEST_CSV = 1 << 30  # bytes of a CSV file, which is held in memory
+LFS_POINTER = b"version https://git-lfs"
 UTF8_MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
 
 
@@ -33,13 +30,6 @@ class Table(NamedTuple):
     files: tuple[Path, ...]  # what it reads, in order
     part: str = ""  # which rows of the files, where it is not all
     paths: bool = True  # whether a row may name an image by its path
-
-
-class Damaged(NamedTuple):
-    """Rows in the place of which a file holds no readable data."""
-
-    num_rows: int
-    reason: str
 
 
 def parse_json(text: str) -> Any:
@@ -76,81 +66,11 @@ def _finite_number(text: str) -> float:
     return number
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """Raises ValueError naming the file if its footer cannot be read."""
-    try:
-        return pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable parquet file: {error}") from error
-
-
-def parquet_table(files: Sequence[Path], columns: Sequence[Sequence[str]]) -> Table:
-    """Rows of parquet files, of each file the columns named.
-
-    Columns up to 1 GiB stay in memory. Larger ones are unpacked once to a temporary file that is mapped into
-    memory, because a row of a parquet file costs the decoding of its whole row group.
-    """
-    tables = [open_parquet(file) for file in files]
-
-    def batches(rows: int) -> Iterator[pa.RecordBatch | Damaged]:
-        for table, names in zip(tables, columns, strict=True):
-            yield from _batches(table, names, rows)
-
-    size = sum(t.metadata.row_group(g).total_byte_size for t in tables for g in range(t.num_row_groups))
-    parts = list(batches(BATCH_ROWS)) if size <= IN_MEMORY else _spill(batches(SPILL_ROWS))
-    starts = np.cumsum([0, *(part.num_rows for part in parts)])
-
-    def row(index: int) -> Mapping[str, Any]:
-        place = int(np.searchsorted(starts, index, side="right")) - 1
-        part = parts[place]
-        if isinstance(part, Damaged):
-            raise ValueError(f"its part of the file cannot be read: {part.reason}")
-        return part.slice(index - int(starts[place]), 1).to_pylist()[0]
-
-    return Table(int(starts[-1]), row, tuple(files))
-
-
-def _batches(table: pq.ParquetFile, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch | Damaged]:
-    """Batches of at most ``rows`` rows; what is left of a row group that cannot be read on is `Damaged`."""
-    for group in range(table.num_row_groups):
-        left = table.metadata.row_group(group).num_rows
-        try:
-            for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=list(columns)):
-                if 0 < batch.num_rows <= left:
-                    left -= batch.num_rows
-                    yield batch
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = str(error)
-        else:
-            reason = "it ends early"
-        if left:
-            yield Damaged(left, reason)
-
-
-def _spill(batches: Iterable[pa.RecordBatch | Damaged]) -> list[pa.RecordBatch | Damaged]:
-    """Write batches to temporary files, one for each schema in turn, and map them back into memory."""
-    order: list[Damaged | None] = []  # None: the next batch of the files
-    parts: list[pa.RecordBatch] = []
-    with tempfile.TemporaryDirectory(prefix="mmrl-") as folder:
-        writer, schema, files = None, None, 0
-        for batch in batches:
-            if isinstance(batch, Damaged):
-                order.append(batch)
-                continue
-            if writer is None or batch.schema != schema:
-                if writer is not None:
-                    writer.close()
-                schema, files = batch.schema, files + 1
-                writer = pa.ipc.new_file(f"{folder}/{files}.arrow", schema)
-            writer.write_batch(batch)
-            order.append(None)
-        if writer is not None:
-            writer.close()
-        for k in range(1, files + 1):  # the mapping outlives the name of the file
-            reader = pa.ipc.open_file(pa.memory_map(f"{folder}/{k}.arrow"))
-            parts += [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    written = iter(parts)
-    return [next(written) if one is None else one for one in order]
+def refuse_pointer(file: Path) -> None:
+    """Raises ValueError for the note that git leaves in the place of a file kept by git-lfs."""
+    with file.open("rb") as handle:
+        if handle.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{file} is a pointer of git-lfs, not the file itself: run git lfs pull")
 
 
 def jsonl_table(files: Sequence[Path]) -> Table:
@@ -159,17 +79,23 @@ def jsonl_table(files: Sequence[Path]) -> Table:
     handles: list[BinaryIO] = []
     spans: list[tuple[int, int, int]] = []  # (file, first byte, length) of every line that is not blank
     for file in files:
+        refuse_pointer(file)
         handle, start = file.open("rb"), 0
-        for line in handle:
+        while line := handle.readline(LONGEST_LINE):
             mark = len(UTF8_MARK) if not start and line.startswith(UTF8_MARK) else 0
-            if line[mark:].strip():
-                spans.append((len(handles), start + mark, len(line.removesuffix(b"\n")) - mark))
-            start += len(line)
+            blank, size = not line[mark:].strip(), len(line)
+            while not line.endswith(b"\n") and (line := handle.readline(LONGEST_LINE)):  # of an endless one
+                size += len(line)
+            if not blank:
+                spans.append((len(handles), start + mark, size - line.endswith(b"\n") - mark))
+            start += size
         handles.append(handle)
     table = np.array(spans, np.int64).reshape(-1, 3)
 
     def row(index: int) -> Mapping[str, Any]:
         k, start, length = (int(x) for x in table[index])
+        if length > LONGEST_LINE:
+            raise ValueError(f"a line of {length} bytes, over {LONGEST_LINE}")
         text = os.pread(handles[k].fileno(), length, start)
         if len(text) < length:
             raise ValueError(f"{handles[k].name} was cut short after it was opened")
@@ -191,6 +117,9 @@ def csv_table(file: Path) -> tuple[Table, list[str]]:
 
     Raises ValueError naming the file if its header cannot be read.
     """
+    refuse_pointer(file)
+    if file.stat().st_size > LARGEST_CSV:
+        raise ValueError(f"{file} is over {LARGEST_CSV >> 20} MiB: write a parquet file of it")
     rows: list[list[str] | str] = []  # text: why the row cannot be read
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
         lines = csv.reader(handle, strict=True)

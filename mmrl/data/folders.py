@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+from mmrl.data.files import parse_json
+
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".arrow": "arrow",
+}
+# What hubs and libraries write beside the data, about it.
+NO_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "features.json")
 METADATA = {"metadata.jsonl": "jsonl", "metadata.csv": "csv", "metadata.parquet": "parquet"}
 # The hub's name of a part; older ones end in a hash.
 SHARD = re.compile(r"(?P<split>.+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})(?:-[0-9a-f]{16})?")
+SAVED = "state.json"  # what ``Dataset.save_to_disk`` writes beside its parts, naming them
 TFDS_FILES = ("dataset_info.json", "features.json")  # what a directory written by TFDS holds
 SPLIT_FOLDER = "data"  # where a dataset repository keeps its files
 
@@ -18,7 +30,7 @@ SPLIT_FOLDER = "data"  # where a dataset repository keeps its files
 class Layout(NamedTuple):
     """The files of a data set."""
 
-    kind: str  # "parquet", "jsonl", "csv" or "tfds"
+    kind: str  # "parquet", "arrow", "jsonl", "csv" or "tfds"
     files: tuple[Path, ...]  # of "tfds": its directory
     root: Path  # relative image paths start here
     described: bool = False  # an image folder's rows, which name their image in "file_name"
@@ -60,7 +72,11 @@ def layout(path: Path, split: str = "") -> Layout:
     files = _of_split(path, files, split)
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
-        raise ValueError(f"directory {path} holds parquet and JSONL files; name one file, or split them")
+        first = [next(file.name for file in files if _kind(file) == kind) for kind in sorted(kinds)]
+        raise ValueError(
+            f"directory {path} holds files of several kinds, {' and '.join(first)}; name one file, or split"
+            " them"
+        )
     return Layout(kinds.pop(), tuple(files), path)
 
 
@@ -68,14 +84,47 @@ def _kind(file: Path) -> str:
     if not file.is_file():
         raise ValueError(f"{file} is neither a file nor a directory")
     if file.suffix not in SUFFIXES:
-        raise ValueError(f"{file}: not a parquet or JSONL file; its name must end in {', '.join(SUFFIXES)}")
+        hint = f"; or {conversion(file, file.parent)}" if file.suffix in (".csv", ".tsv") else ""
+        raise ValueError(
+            f"{file}: not a parquet or JSONL file; its name must end in {', '.join(SUFFIXES)}{hint}"
+        )
+    if file.name in NO_DATA:
+        raise ValueError(f"{file} tells about a data set, and is none: name the folder, or a file of data")
     return SUFFIXES[file.suffix]
 
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if (folder / SAVED).is_file():
+        return _saved(folder)
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in SUFFIXES
+        and file.name not in NO_DATA
+        and not file.name.startswith(".")  # of macOS, editors and downloads: "._train.parquet"
+        and file.is_file()
+    )
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The parts of a data set that ``Dataset.save_to_disk`` wrote; other Arrow files beside them are caches.
+
+    Raises ValueError naming what cannot be read as it is.
+    """
+    state = folder / SAVED
+    try:
+        told = parse_json(state.read_text(encoding="utf-8"))
+        files = [folder / part["filename"] for part in told["_data_files"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{state} is not what save_to_disk writes: {error!r}") from error
+    if told.get("_indices_data_files") or told.get("_indices_files"):
+        raise ValueError(f"{folder} is a selection of rows: save it again after flatten_indices()")
+    absent = [file for file in files if not file.is_file() or file.parent != folder]
+    if absent:
+        raise ValueError(f"{absent[0]}, which {state} names, is missing")
+    return files
 
 
 def _no_files(path: Path, split: str) -> ValueError:
@@ -83,7 +132,9 @@ def _no_files(path: Path, split: str) -> ValueError:
     parts = sorted(
         folder.name
         for folder in path.iterdir()
-        if folder.is_dir() and (_files(folder) or any((folder / name).is_file() for name in METADATA))
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and (_files(folder) or any((folder / name).is_file() for name in METADATA))
     )
     if parts:
         what = f"has no split {split!r}" if split else "holds several splits or parts"
@@ -115,6 +166,13 @@ def _of_split(path: Path, files: Sequence[Path], split: str) -> list[Path]:
     if absent:
         raise ValueError(f"directory {path}: part {absent[0]} of {wanted} of the split {split!r} is missing")
     return chosen
+
+
+def conversion(file: Path | str, images: Path, layout: str = "questions", columns: str = "") -> str:
+    """The command that makes rows in the schema of a file in another layout."""
+    out = Path(Path(file).name.partition(":")[0]).with_suffix(".rows.parquet")
+    words = ["mmrl", "data", "convert", f"--from={layout}", str(file), f"--images={images}", f"--out={out}"]
+    return shlex.join([*words, *([f"--columns={columns}"] if columns else [])])
 
 
 def _named(path: Path, splits: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mmrl.data import tfds
-from mmrl.data.files import open_parquet
+from mmrl.data.columnar import schema_of
 from mmrl.data.folders import SUFFIXES
 from mmrl.data.sources import FIRST_ROWS, Source
 
@@ -23,8 +23,8 @@ class Column(NamedTuple):
 def columns_of(source: Source) -> tuple[Column, ...]:
     """All columns of the files, in their order; of JSONL and CSV those that the first rows have."""
     suffix = source.table.files[0].suffix if source.table.files else ""
-    if suffix == ".parquet":
-        types = _parquet(source)
+    if suffix in (".parquet", ".arrow"):
+        types = _columnar(source)
     elif suffix == ".csv" or suffix in SUFFIXES:
         types = _first_rows(source)
     else:
@@ -37,8 +37,8 @@ def _short(kind: str) -> str:
     return kind if len(kind) <= LONGEST_TYPE else kind[: LONGEST_TYPE - 3] + "..."
 
 
-def _parquet(source: Source) -> dict[str, str]:
-    schemas = [open_parquet(file).schema_arrow for file in source.table.files]
+def _columnar(source: Source) -> dict[str, str]:
+    schemas = [schema_of(file) for file in source.table.files]
     return {field.name: str(field.type).replace("element: ", "") for schema in schemas for field in schema}
 
 

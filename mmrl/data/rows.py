@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from mmrl.sample import Sample
 REQUIRED = ("problem", "answer")
 OPTIONAL = ("images", "verifier", "solution", "turns", "facts", "difficulty")
 LONGEST_PATH = 4096  # characters, what file systems take
+MOST_IMAGES = 4096  # of a row
+LARGEST_IMAGE = 256 << 20  # bytes of an image within a row
 LONGEST_TEXT = 500_000  # characters; of far longer ones tokenizers run for minutes or die
 
 
@@ -69,8 +73,16 @@ def _number(value: Any) -> float | None:
 
 
 def _answer(value: Any, name: str) -> Any:
-    """A number as text; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A number or a date as text; anything else as it is."""
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError(f"{name}: the answer is {value}, not a number to compare with")
+        return f"{value:f}"
+    if type(value) is date:
+        return value.isoformat()
+    if isinstance(value, bool):
+        raise ValueError(f"{name}: answer is a bool, not text: write the word that responses are to give")
+    if not isinstance(value, int | float):
         return value
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}: the answer is {value}, not a number to compare with")
@@ -109,6 +121,8 @@ def _check_text(text: str, key: str, name: str) -> None:
 def images_of(value: Any, root: Path, name: str) -> tuple[bytes | str, ...]:
     """Images of a row as encoded bytes or absolute paths; one may stand without a list. Raises ValueError."""
     items = value if isinstance(value, list) else [] if value is None else [value]
+    if len(items) > MOST_IMAGES:
+        raise ValueError(f"{name}: {len(items)} images, over {MOST_IMAGES}")
     images: list[bytes | str] = []
     for k, item in enumerate(items):
         if isinstance(item, dict):
@@ -119,6 +133,8 @@ def images_of(value: Any, root: Path, name: str) -> tuple[bytes | str, ...]:
             _check_text(item, f"the path of image {k}", name)
             images.append(str(root / item))
         elif isinstance(item, bytes) and item:
+            if len(item) > LARGEST_IMAGE:
+                raise ValueError(f"{name}, image {k}: {len(item)} bytes, over {LARGEST_IMAGE}")
             images.append(item)
         else:
             raise ValueError(f"{name}, image {k}: neither bytes nor a path")

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from mmrl.data import tfds
-from mmrl.data.files import Table, csv_table, jsonl_table, open_parquet, parquet_table
+from mmrl.data.columnar import columnar_table, schema_of
+from mmrl.data.files import Table, csv_table, jsonl_table
 from mmrl.data.folders import Layout, layout, located
 from mmrl.data.rows import OPTIONAL, REQUIRED, images_of, sample_of
 from mmrl.sample import Sample
@@ -205,9 +206,9 @@ def _file_size(path: str) -> int:
         return -1
 
 
-def _read_parquet(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
-    present = [_columns(open_parquet(file).schema_arrow.names, file, lies, columns) for file in lies.files]
-    table = parquet_table(lies.files, [list(dict.fromkeys(part.values())) for part in present])
+def _read_columnar(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
+    present = [_columns(schema_of(file).names, file, lies, columns) for file in lies.files]
+    table = columnar_table(lies.files, [list(dict.fromkeys(part.values())) for part in present])
     return table, {name: column for part in present for name, column in part.items()}
 
 
@@ -246,7 +247,8 @@ def _read_tfds(
 
 
 READERS: Mapping[str, Callable[[Layout, Mapping[str, str]], tuple[Table, dict[str, str]]]] = {
-    "parquet": _read_parquet,
+    "parquet": _read_columnar,
+    "arrow": _read_columnar,
     "jsonl": _read_jsonl,
     "csv": _read_csv,
 }

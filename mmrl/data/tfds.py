@@ -106,6 +106,7 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
         ) from error
     except Exception as error:  # an unknown split, or a file that is damaged or gone
         raise ValueError(f"TFDS data set {builder.data_dir}, split {split!r}: {error}") from error
+    widths = {name: getattr(feature, "np_dtype", None) for name, feature in builder.info.features.items()}
     bytes_columns = {*pictures, columns.get("images", "")}
 
     def row(index: int) -> Mapping[str, Any]:
@@ -113,7 +114,10 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
             values = rows[index]
         except Exception as error:  # the reader's own kinds
             raise ValueError(f"its record cannot be read: {error}") from error
-        return {name: _plain(values[name], name in bytes_columns) for name in columns.values()}
+        return {
+            name: _plain(_in_width(values[name], widths[name]), name in bytes_columns)
+            for name in columns.values()
+        }
 
     paths = "images" in columns and columns["images"] not in pictures
     return Table(len(rows), row, tuple(files), split, paths)
@@ -126,12 +130,21 @@ def _is_image(feature: Any) -> bool:
     return isinstance(inner, tfds.features.Image)
 
 
+def _in_width(value: Any, width: Any) -> Any:
+    """Numbers as their feature states them: TFDS gives one in 32 bits as Python's, in 64."""
+    if isinstance(value, list):
+        return [_in_width(one, width) for one in value]
+    return np.dtype(width).type(value) if isinstance(value, float) and not isinstance(width, dict) else value
+
+
 def _plain(value: Any, image: bool) -> Any:
     """A value as JSON would have it; of an image column encoded images, pixels as PNG."""
     if isinstance(value, bytes) and not image:
         return value.decode("utf-8")
     if (isinstance(value, np.ndarray) and value.ndim == 0) or isinstance(value, np.generic):
-        return _plain(value.item(), image)
+        item = value.item()
+        # The shortest decimal that is this number in its own width: 0.1 in 32 bits is no 0.10000000149011612.
+        return float(str(value)) if isinstance(item, float) else _plain(item, image)
     if isinstance(value, np.ndarray):
         if image and value.dtype == np.uint8 and value.ndim == 3:
             return _png(value)

@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -188,3 +189,69 @@ def test_fingerprint_counts_the_order_of_files(tmp_path):
         _parquet(tmp_path / "one" / f"{name}.parquet", first, 1)
         _parquet(tmp_path / "two" / f"{name}.parquet", 1 - first, 1)
     assert fingerprint(read(tmp_path / "one")) != fingerprint(read(tmp_path / "two"))
+
+
+CASES = Path(__file__).parents[1] / "cases"
+# What hubs, git, downloads and systems leave beside the data.
+CLUTTER = (
+    "dataset_infos.json",
+    "dataset_info.json",
+    "dataset_dict.json",
+    "README.md",
+    ".gitattributes",
+    ".DS_Store",
+    "Thumbs.db",
+    "._train.parquet",
+    "._train.jsonl",
+    ".train.jsonl.swp",
+    ".cache/huggingface/download/x.json",
+    ".git/HEAD.json",
+    ".ipynb_checkpoints/train.jsonl",
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "answers"), [("clone", 2), ("clone:train", 2), ("flat", 4), ("flat:train", 2), ("flat:test", 2)]
+)
+def test_a_cloned_repository(spec, answers):
+    assert len(_answers(read(CASES / "06_hub_clone" / spec))) == answers
+
+
+@pytest.mark.parametrize("where", ["", "data"])
+@pytest.mark.parametrize("name", ["train.parquet", "train-00000-of-00001.parquet", "rows.jsonl"])
+def test_what_lies_beside_data_is_none(tmp_path, name, where):
+    for clutter in CLUTTER:
+        for folder in {tmp_path, tmp_path / where}:
+            (folder / clutter).parent.mkdir(parents=True, exist_ok=True)
+            (folder / clutter).write_bytes(b'\0\5\x16\7{"default": {}}')
+    if name.endswith(".jsonl"):
+        (tmp_path / where / name).write_text('{"problem": "p", "answer": "0"}\n')
+    else:
+        _parquet(tmp_path / where / name, 0, 1)
+    assert _answers(read(tmp_path)) == ["0"]
+
+
+def test_clutter_alone_is_no_data(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="holds no file ending in"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match=r"dataset_info\.json tells about a data set, and is none"):
+        read(tmp_path / "dataset_info.json")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.arrow", "metadata.csv"])
+def test_a_clone_without_its_large_files(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    with pytest.raises(
+        ValueError, match=f"{name} is a pointer of git-lfs, not the file itself: run git lfs pull"
+    ):
+        read(tmp_path)
+
+
+def test_files_of_several_kinds_are_named(tmp_path):
+    _parquet(tmp_path / "a.parquet", 0, 1)
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"several kinds, b\.jsonl and a\.parquet; name one file"):
+        read(tmp_path)

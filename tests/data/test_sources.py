@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import mmrl.data.files as files
+import mmrl.data.columnar as columnar
 from mmrl.data.sources import read
 
 
@@ -62,8 +62,8 @@ def test_large_parquet_is_spilled_and_reads_the_same(tmp_path, monkeypatch):
     _parquet(tmp_path / "a.parquet", rows[:4], row_group_size=2)
     _parquet(tmp_path / "b.parquet", [{k: v for k, v in r.items() if k != "facts"} for r in rows[4:]])
     whole = list(read(tmp_path))
-    monkeypatch.setattr(files, "IN_MEMORY", 0)
-    monkeypatch.setattr(files, "SPILL_ROWS", 3)
+    monkeypatch.setattr(columnar, "IN_MEMORY", 0)
+    monkeypatch.setattr(columnar, "BATCH_ROWS", 3)
     spilled = read(tmp_path)
     assert list(spilled) == whole
     assert len(spilled) == 7
@@ -289,10 +289,46 @@ def test_a_damaged_row_group_costs_its_rows_only(tmp_path, monkeypatch, spilled)
     data[start : start + 60] = bytes(60)
     path.write_bytes(data)
     if spilled:
-        monkeypatch.setattr(files, "IN_MEMORY", 0)
-        monkeypatch.setattr(files, "SPILL_ROWS", 1)
+        monkeypatch.setattr(columnar, "IN_MEMORY", 0)
+        monkeypatch.setattr(columnar, "BATCH_ROWS", 1)
     source = read(path)
     assert [source[k].answer for k in (0, 1, 4, 5)] == ["0", "1", "4", "5"]
     for k in (2, 3):
         with pytest.raises(ValueError, match=rf"^a\.parquet:{k}: its part of the file cannot be read"):
             source[k]
+
+
+def test_a_line_without_an_end_is_a_broken_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmrl.data.files.LONGEST_LINE", 100)
+    rows = [
+        {"problem": "p", "answer": "a"},
+        {"problem": "p" * 1000, "answer": "b"},
+        {"problem": "q", "answer": "c"},
+    ]
+    source = read(_jsonl(tmp_path / "a.jsonl", rows))
+    assert [source[k].answer for k in (0, 2)] == ["a", "c"]
+    with pytest.raises(
+        ValueError, match=rf"a\.jsonl:1: a line of {len(json.dumps(rows[1]))} bytes, over 100"
+    ):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "images", "why"),
+    [
+        ("MOST_IMAGES", ["a.png"] * 4, "4 images, over 3"),
+        ("LARGEST_IMAGE", [b"abcd"], "image 0: 4 bytes, over 3"),
+    ],
+)
+def test_images_have_a_bound(tmp_path, monkeypatch, limit, images, why):
+    monkeypatch.setattr(f"mmrl.data.rows.{limit}", 3)
+    source = read(_parquet(tmp_path / "a.parquet", [{"problem": "p", "answer": "a", "images": images}]))
+    with pytest.raises(ValueError, match=why):
+        source[0]
+
+
+def test_a_table_of_cells_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmrl.data.files.LARGEST_CSV", 10)
+    (tmp_path / "metadata.csv").write_text("problem,answer,file_name\np,a,x.png\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv is over"):
+        read(tmp_path)

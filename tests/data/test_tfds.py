@@ -31,6 +31,7 @@ def _write(folder, sizes):
             "pixels": tfds.features.Tensor(shape=(6, 8, 3), dtype=np.uint8),
             "turns": tfds.features.Sequence(tfds.features.Text()),
             "facts": tfds.features.Text(),
+            "width": tfds.features.Scalar(np.float32),
         }
     )
 
@@ -56,6 +57,7 @@ def _write(folder, sizes):
                         "pixels": np.full((6, 8, 3), 20 + k, np.uint8),
                         "turns": ["one", "two"][: k % 3],
                         "facts": f'{{"k": {k}}}',
+                        "width": np.float32(k + 0.1),
                     },
                 )
 
@@ -96,7 +98,7 @@ def test_one_image_encoded_or_not(written, column, offset):
 
 def test_its_columns(written):
     found = {column.name: column for column in columns_of(read(f"{written}:train"))}
-    assert [name for name, column in found.items() if not column.used_as] == ["picture", "pixels"]
+    assert [name for name, column in found.items() if not column.used_as] == ["picture", "pixels", "width"]
     assert "Image(shape=(None, None, 3)" in found["picture"].type
 
 
@@ -152,3 +154,8 @@ def test_fingerprint(written, tmp_path):
     assert (
         len({first, *(fingerprint(read(f"{written}:{s}")) for s in ("test", "train[:2]", "train[2:4]"))}) == 4
     )
+
+
+def test_a_number_in_32_bits_is_its_shortest_decimal(written):
+    source = read(f"{written}:test", columns={"answer": "width"})
+    assert sorted(sample.answer for sample in source) == [f"{k}.1" for k in range(len(source))]
