@@ -7,24 +7,25 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from mmrl.models.model_files import one_line
 from mmrl.models.params import Param, flatten, unflatten
+from mmrl.models.weight_files import INDEX, SINGLE, Stored, check_finite, check_type, locate, open_weights
 from mmrl.types import Params
 from mmrl.whole_file import whole_folder
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-# transformers 5 nests the towers; the hub's files do not. Ours are the hub's names.
-_RENAME = (("model.language_model.", "model."), ("model.visual.", "visual."))
-_WEIGHT_FILES = ("*.safetensors", _INDEX, "*.bin", "*.pt", "*.pth")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Of the base model, and what stands beside a file on some systems: not copied.
+_LEFT_OUT = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", ".*")
 
 
 def load(
@@ -45,19 +46,50 @@ def load(
       ValueError: no weights, a truncated or damaged file, or a weight that is missing, not mapped, there
         twice, of the wrong shape or not floating point; the message names file and tensor.
     """
-    directory = Path(directory)
-    where = _locate(directory)
-    flat = {path: param for path, param in flatten(description).items() if isinstance(param, Param)}
-    expected = {name for param in flat.values() for name in _tensor_names(param)}
-    _check_names(directory, expected, set(where), tied="lm_head" not in description)
+    where = check(directory, description)
     places = {} if shardings is None else flatten(shardings)
     leaves = {}
-    with _Files() as files:
-        for path, param in flat.items():
-            parts = [_tensor(files, where[name], param, name, directory) for name in _tensor_names(param)]
-            array = np.stack(parts) if param.stacked else parts[0]
-            leaves[path] = _placed(np.asarray(array, dtype), places.get(path))
+    files: dict[Path, Any] = {}  # each is opened once
+    for path, param in _params(description).items():
+        parts = [
+            rearrange(_read(files, where[name], name), param.layout, **_sizes(param))
+            for name in _tensor_names(param)
+        ]
+        array = np.stack(parts) if param.stacked else parts[0]
+        leaves[path] = _placed(np.asarray(array, dtype), places.get(path))
     return unflatten(leaves)
+
+
+def check(directory: str | Path, description: dict) -> dict[str, Stored]:
+    """Where the weights of ``description`` lie, by name: looks at names, types and shapes, reads no weight.
+
+    Raises ValueError as `load` does, but for values that are no finite numbers.
+    """
+    directory = Path(directory)
+    where = locate(directory)
+    expected = {name: param for param in _params(description).values() for name in _tensor_names(param)}
+    tied = "lm_head" not in description
+    _check_names(directory, set(expected), set(where), tied)
+    for name, param in expected.items():
+        _check_tensor(where[name], param, name)
+    if tied and _HEAD in where:
+        _check_tied(where)
+    return where
+
+
+def _check_tied(where: dict[str, Stored]) -> None:
+    """Raises ValueError if a head that config.json ties is another: transformers 5 takes it, 4 does not."""
+    files: dict[Path, Any] = {}
+    head, embedding = (_read(files, where[name], name) for name in (_HEAD, _EMBEDDING))
+    if not np.array_equal(head, embedding):
+        raise ValueError(
+            f"{where[_HEAD].path}: {_HEAD} is not {_EMBEDDING}, though config.json ties the two; set "
+            "tie_word_embeddings to false, or remove it from the file"
+        )
+
+
+def _params(description: dict) -> dict[str, Param]:
+    return {path: param for path, param in flatten(description).items() if isinstance(param, Param)}
 
 
 def _placed(array: np.ndarray, place: jax.sharding.Sharding | None) -> jax.Array:
@@ -87,7 +119,7 @@ def save(
     """
     with whole_folder(Path(directory)) as part:
         for file in Path(base).iterdir():
-            if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
+            if file.is_file() and not any(file.match(pattern) for pattern in _LEFT_OUT):
                 shutil.copyfile(file, part / file.name)
         write_weights(params, description, part, dtype, shard_bytes)
 
@@ -105,74 +137,6 @@ def write_weights(
     _state_dtype(directory / "config.json", next(iter(shards[0].values())).dtype)
 
 
-class _Files:
-    """Open safetensors files, each opened once."""
-
-    def __enter__(self) -> "_Files":
-        self.open: dict[Path, object] = {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open.clear()
-
-    def __getitem__(self, path: Path):
-        if path not in self.open:
-            self.open[path] = _open(path)
-        return self.open[path]
-
-
-def _open(path: Path):
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: damaged or truncated safetensors file ({error}); fetch it again"
-        ) from error
-
-
-def _locate(directory: Path) -> dict[str, Path]:
-    """Which file holds each tensor (under the hub's names)."""
-    index = directory / _INDEX
-    if index.is_file():
-        listed = _read_index(index)
-        for file in sorted(set(listed.values())):
-            if Path(file).name != file or not (directory / file).is_file():
-                raise ValueError(f"{directory}: the shard {file} named by {_INDEX} is missing")
-        return _unique({name: directory / file for name, file in listed.items()}, directory)
-    single = directory / _SINGLE
-    if not single.is_file():
-        raise ValueError(f"{directory}: no weights (neither {_SINGLE} nor {_INDEX})")
-    return _unique(dict.fromkeys(_open(single).keys(), single), directory)
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """File name of each tensor."""
-    try:
-        listed = json.loads(index.read_text())["weight_map"]
-        if not all(isinstance(file, str) for file in listed.values()):
-            raise TypeError("weight_map must map tensors to file names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: not a safetensors index ({error})") from error
-    return listed
-
-
-def _unique(where: dict[str, Path], directory: Path) -> dict[str, Path]:
-    renamed: dict[str, Path] = {}
-    for name, path in where.items():
-        hub = _hub_name(name)
-        if hub in renamed:
-            raise ValueError(f"{directory}: the weight {hub} is there twice (also as {name})")
-        renamed[hub] = path
-    return renamed
-
-
-def _hub_name(name: str) -> str:
-    for prefix, ours in _RENAME:
-        if name.startswith(prefix):
-            return ours + name[len(prefix) :]
-    return name
-
-
 def _tensor_names(param: Param) -> list[str]:
     if not param.stacked:
         return [param.hf_name]
@@ -182,8 +146,11 @@ def _tensor_names(param: Param) -> list[str]:
 def _check_names(directory: Path, expected: set[str], found: set[str], tied: bool) -> None:
     missing = sorted(expected - found)
     if missing:
-        raise ValueError(f"{directory}: {len(missing)} weights are missing, the first is {missing[0]}")
-    unmapped = sorted(found - expected - ({"lm_head.weight"} if tied else set()))
+        raise ValueError(
+            f"{directory}: {len(missing)} weights are missing, the first is {missing[0]}; does config.json "
+            "belong to these files?"
+        )
+    unmapped = sorted(found - expected - ({_HEAD} if tied else set()))
     if unmapped:
         raise ValueError(
             f"{directory}: {len(unmapped)} weights have no place in the model, the first is {unmapped[0]}; "
@@ -191,24 +158,26 @@ def _check_names(directory: Path, expected: set[str], found: set[str], tied: boo
         )
 
 
-def _tensor(files: _Files, path: Path, param: Param, name: str, directory: Path) -> np.ndarray:
-    handle = files[path]
-    stored = {_hub_name(key): key for key in handle.keys()}  # noqa: SIM118 (not a dict)
-    if name not in stored:
-        raise ValueError(f"{path}: the weight {name} is not in the shard that {_INDEX} names for it")
+def _check_tensor(stored: Stored, param: Param, name: str) -> None:
+    check_type(stored, name)
+    if stored.shape != param.hf_shape:
+        raise ValueError(
+            f"{stored.path}: the weight {name} has shape {stored.shape}, the config asks {param.hf_shape}"
+        )
+
+
+def _read(files: dict[Path, Any], stored: Stored, name: str) -> np.ndarray:
+    """A tensor as it lies in its file, looked at for values that are no numbers."""
+    if stored.path not in files:
+        files[stored.path] = open_weights(stored.path)
     try:
-        array = handle.get_tensor(stored[name])
+        array = files[stored.path].get_tensor(stored.key)
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path}: the weight {name} cannot be read ({error}); fetch the file again"
+            f"{stored.path}: the weight {name} cannot be read ({one_line(error)}); fetch the file again"
         ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{path}: the weight {name} has type {array.dtype}, not a floating-point type")
-    if array.shape != param.hf_shape:
-        raise ValueError(
-            f"{path}: the weight {name} has shape {array.shape}, the config asks {param.hf_shape}"
-        )
-    return rearrange(array, param.layout, **_sizes(param))
+    check_finite(array, stored, name)
+    return array
 
 
 def _sizes(param: Param) -> dict[str, int]:
@@ -245,7 +214,7 @@ def _shards(tensors: Iterator[tuple[str, np.ndarray]], limit: int) -> Iterator[d
 def _write_shards(shards: list[dict[str, np.ndarray]], directory: Path) -> None:
     metadata = {"format": "pt"}  # what transformers looks for
     if len(shards) == 1:
-        save_file(shards[0], directory / _SINGLE, metadata=metadata)
+        save_file(shards[0], directory / SINGLE, metadata=metadata)
         return
     names, total = {}, 0
     for number, shard in enumerate(shards, start=1):
@@ -254,7 +223,7 @@ def _write_shards(shards: list[dict[str, np.ndarray]], directory: Path) -> None:
         names.update(dict.fromkeys(shard, file))
         total += sum(array.nbytes for array in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": names}
-    (directory / _INDEX).write_text(json.dumps(index, indent=1))
+    (directory / INDEX).write_text(json.dumps(index, indent=1))
 
 
 def _state_dtype(path: Path, dtype: np.dtype) -> None:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, AutoTokenizer
 
+from mmrl.models.chat_template import attach_chat_template
 from mmrl.models.images import ImageSpec
+from mmrl.models.model_files import (
+    check_whole,
+    image_settings,
+    one_line,
+    positive,
+    read_json,
+    section,
+    shown,
+    whole,
+)
+from mmrl.models.qwen2_5_vl_config import Config, read_config
+
+_MOST_PIXELS = 1 << 31  # of an image
+_MOST_TOKENS = 1 << 24
 
 # Qwen2's control tokens, in its order: what a data set is looked through for where no model is named.
 SPECIAL_TOKENS = (
@@ -59,47 +73,30 @@ def load_processor(model_dir: str | Path) -> Processor:
     """Read tokenizer, chat template, image sizes and special ids of a Hugging Face directory.
 
     Raises ValueError, naming the path and the mend, for a missing directory or file, another model family,
-    unsupported preprocessing, a tokenizer larger than the model's vocabulary, or no chat template.
+    unsupported preprocessing, a tokenizer larger than the model's vocabulary, ids that are no tokens,
+    or a chat template that is not there or does not work (see `mmrl.models.chat_template`).
     """
     folder = Path(model_dir)
-    if not folder.is_dir():
-        raise ValueError(f"model directory {folder} does not exist")
-    config = _read_json(folder, "config.json")
-    if config.get("model_type") != "qwen2_5_vl":
-        raise ValueError(
-            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'qwen2_5_vl'"
-        )
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise ValueError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, split_special_tokens=True
-        )
-    except Exception as error:  # transformers raises whatever its parsers do; all mean the same to a user
-        raise ValueError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
-    _attach_chat_template(tokenizer, folder)
-
-    text = config.get("text_config", config)
+    sizes = read_config(folder)
+    config = read_json(folder, "config.json")
+    _check_ids(folder, config, range(_MOST_TOKENS))  # transformers reads them too, and says less
+    spec = _image_spec(folder, sizes)
+    tokenizer = _read_tokenizer(folder)
+    attach_chat_template(tokenizer, folder)
     top = max(tokenizer.get_vocab().values())
-    if top >= text["vocab_size"]:
+    if top >= sizes.vocabulary:
         raise ValueError(
             f"{folder}: vocabulary mismatch: the tokenizer has ids up to {top}, the model embeds"
-            f" {text['vocab_size']} (vocab_size of config.json). Use the model's own tokenizer."
+            f" {sizes.vocabulary} (vocab_size of config.json). Use the model's own tokenizer."
         )
-    vision = config.get("vision_config", {})
-    spec = _image_spec(folder, vision)
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    absent = [n for n in names if not isinstance(config.get(n), int) or config[n] > top]
-    if absent:
-        raise ValueError(f"{folder / 'config.json'}: {absent[0]} is absent or not a token of the tokenizer")
-    extra = [config["vision_token_id"]] if "vision_token_id" in config else []
-    stop = _stop_ids(folder, config, tokenizer)
+    vision = _check_ids(folder, config, tokenizer.added_tokens_decoder)
+    stop = _stop_ids(folder, config, tokenizer, top)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[-1]
-    placeholders = tuple(sorted({config[n] for n in names} | set(extra)))
+    placeholders = tuple(sorted(vision))
     return Processor(
         tokenizer=tokenizer,
         image=spec,
-        window=vision.get("window_size", 112) // spec.merge // spec.patch,
+        window=sizes.window_size // spec.merge // spec.patch,
         image_pad=config["image_token_id"],
         placeholders=placeholders,
         eos=stop[0],
@@ -120,69 +117,87 @@ def _control_tokens(tokenizer: Any, used: Sequence[int]) -> dict[str, int]:
     return {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def _read_tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ValueError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json")
+    for path in folder.glob("*.json"):
+        check_whole(path)
     try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} has no {name}. Is it a Hugging Face model directory?") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / name} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{folder / name} holds no JSON object")
-    return value
-
-
-def _attach_chat_template(tokenizer: Any, folder: Path) -> None:
-    if tokenizer.chat_template is None and (folder / "chat_template.json").is_file():
-        tokenizer.chat_template = _read_json(folder, "chat_template.json").get("chat_template")
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"{folder} has no chat template. Put one in tokenizer_config.json or chat_template.json."
+        # No code of the directory is run, nor is anybody asked whether to.
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, split_special_tokens=True
         )
+        if not tokenizer.get_vocab():
+            raise ValueError("it has no token")
+    except BaseException as error:  # transformers raises whatever its parsers do, a panic of Rust's among it
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ValueError(
+            f"{folder}: the tokenizer cannot be loaded from tokenizer.json and the files beside it:"
+            f" {one_line(error)}"
+        ) from error
+    return tokenizer
 
 
-def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
+def _check_ids(folder: Path, config: dict[str, Any], known: Container[int]) -> set[int]:
+    """The ids of vision tokens. Raises ValueError if one is missing or not ``known``."""
+    names = ["image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"]
+    names += ["vision_token_id"] if config.get("vision_token_id") is not None else []
+    absent = [name for name in names if not _is_token(config.get(name)) or config[name] not in known]
+    if absent:
+        raise ValueError(
+            f"{folder / 'config.json'}: {absent[0]} is absent or not a special token of the tokenizer"
+        )
+    return {config[name] for name in names}
+
+
+def _is_token(value: Any, top: int = _MOST_TOKENS) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= top
+
+
+def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any, top: int) -> tuple[int, ...]:
     """The id that ends a turn first, then the other ids generation_config.json stops at."""
     path = folder / "generation_config.json"
-    listed = (_read_json(folder, path.name) if path.is_file() else config).get("eos_token_id")
-    ids = [listed] if isinstance(listed, int) else list(listed or [])
+    listed = (read_json(folder, path.name) if path.is_file() else config).get("eos_token_id")
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    wrong = [one for one in ids if not _is_token(one, top)]
+    if wrong:
+        named = path if path.is_file() else folder / "config.json"
+        raise ValueError(
+            f"{named}: eos_token_id names {shown(wrong[0])}, which is no token of the tokenizer (0 to {top})"
+        )
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else (ids or [None])[0]
     if eos is None:
         raise ValueError(f"{folder}: no end-of-sequence token in the tokenizer or in {path.name}")
-    return (eos, *(i for i in ids if i != eos))
+    return (eos, *dict.fromkeys(i for i in ids if i != eos))
 
 
-def _image_spec(folder: Path, vision: dict[str, Any]) -> ImageSpec:
-    """Image sizes of preprocessor_config.json, in the hub's form or transformers 5's (``size``)."""
-    if not (folder / "preprocessor_config.json").is_file() and (folder / "processor_config.json").is_file():
-        path = folder / "processor_config.json"
-        raw = _read_json(folder, path.name).get("image_processor", {})
-    else:
-        path = folder / "preprocessor_config.json"
-        raw = _read_json(folder, path.name)
+def _image_spec(folder: Path, sizes: Config) -> ImageSpec:
+    """Image sizes, in the hub's form or transformers 5's (``size``)."""
+    path, raw = image_settings(folder)
     for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         if raw.get(key) is False:
             raise ValueError(f"{path}: {key} is false, which mmrl does not support")
-    if raw.get("resample", 3) != 3 or abs(raw.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-9:
+    factor = positive({"rescale_factor": 1 / 255, **raw}, "rescale_factor", path)
+    if raw.get("resample", 3) != 3 or abs(factor * 255 - 1) > 1e-9:
         raise ValueError(f"{path}: mmrl resizes bicubic (resample 3) and scales by 1/255, nothing else")
-    size = raw.get("size") or {}
+    size = section(raw.get("size") or {}, "size", path)
     low = raw.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56
     high = raw.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 28 * 28 * 1280
+    limits = {"min_pixels": low, "max_pixels": high}
+    defaults = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **raw}
     spec = ImageSpec(
-        min_pixels=int(low),
-        max_pixels=int(high),
-        patch=raw.get("patch_size", 14),
-        merge=raw.get("merge_size", 2),
-        temporal=raw.get("temporal_patch_size", 2),
-        mean=tuple(raw.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-        std=tuple(raw.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
+        min_pixels=whole(limits, "min_pixels", path, _MOST_PIXELS),
+        max_pixels=whole(limits, "max_pixels", path, _MOST_PIXELS),
+        patch=whole(defaults, "patch_size", path, 4096),
+        merge=whole(defaults, "merge_size", path, 4096),
+        temporal=whole(defaults, "temporal_patch_size", path, 4096),
+        mean=sizes.image_mean,
+        std=sizes.image_std,
     )
-    if not 0 < spec.min_pixels <= spec.max_pixels:
+    if spec.min_pixels > spec.max_pixels:
         raise ValueError(f"{path}: min_pixels {low} and max_pixels {high} leave no size for an image")
-    model = [
-        vision.get(k, d)
-        for k, d in (("patch_size", 14), ("spatial_merge_size", 2), ("temporal_patch_size", 2))
-    ]
+    model = [sizes.patch_size, 2, 2]
     if model != [spec.patch, spec.merge, spec.temporal]:
         raise ValueError(
             f"{path}: patch, merge and temporal sizes {[spec.patch, spec.merge, spec.temporal]} are not those"

@@ -1,16 +1,18 @@
 """Sizes of a Qwen2.5-VL model, read from its ``config.json``, and the description of its weights."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
+from mmrl.models.model_files import image_settings, positive, read_json, section, shown, triple, whole
 from mmrl.models.params import Param
 
 _IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, where a directory does not say
 _IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+# What no model of the family comes near; beyond, a file is damaged, and making sense of it costs memory.
+_MOST_LAYERS, _MOST_HEADS, _WIDEST, _LARGEST_VOCABULARY, _LARGEST_WINDOW = 1024, 1024, 1 << 20, 1 << 24, 4096
 
 
 @dataclass(frozen=True)
@@ -57,90 +59,143 @@ class Config:
 
 
 def read_config(directory: str | Path) -> Config:
-    """Read ``config.json`` (and the pixel statistics of ``preprocessor_config.json``) of a model directory.
+    """Read ``config.json`` and the pixel statistics of a model directory.
 
-    Both layouts are understood: the hub's flat one, and the nested one that transformers 5 writes.
+    Both layouts are understood: the hub's flat one, and the nested one that transformers 5 writes. A key that
+    is absent has the value that transformers gives it, unless it is a size of the weights.
 
     Raises:
-      ValueError: the directory or file is missing, or the model is of another family.
+      ValueError: the directory or a file is missing or not what it should be, or of another family.
     """
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"no model at {directory}: {path} does not exist (expected a Hugging Face directory)"
-        )
-    raw = _read_json(path)
-    preprocessor = Path(directory) / "preprocessor_config.json"
-    return from_hf(raw, _read_json(preprocessor) if preprocessor.is_file() else {}, str(path))
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise ValueError(f"model directory {folder} does not exist")
+    raw = read_json(folder, "config.json")
+    source, preprocessor = (folder, {}) if not _has_image_settings(folder) else image_settings(folder)
+    return from_hf(raw, preprocessor, str(folder / "config.json"), str(source))
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds no JSON object")
-    return value
+def _has_image_settings(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
 
 
-def from_hf(raw: dict, preprocessor: dict, name: str = "config.json") -> Config:
-    """Translate Hugging Face's dictionaries; ``name`` stands in error messages.
+def from_hf(
+    raw: dict, preprocessor: dict, name: str = "config.json", source: str = "preprocessor_config.json"
+) -> Config:
+    """Translate Hugging Face's dictionaries; ``name`` and ``source`` stand for their files in messages.
 
     Raises:
-      ValueError: another model family, a feature we do not compute, or a missing key (named).
+      ValueError: another model family, a feature we do not compute, or a key that is missing or whose value
+        is not what it should be (named).
     """
     if raw.get("model_type") != "qwen2_5_vl":
-        raise ValueError(f"{name}: model_type is {raw.get('model_type')!r}; mmrl reads 'qwen2_5_vl'")
-    if "vision_config" not in raw:
-        raise ValueError(f"{name}: the key 'vision_config' is missing")
-    text, vision = {**raw, **raw.get("text_config", {})}, raw["vision_config"]
-    if text.get("use_sliding_window"):
-        raise ValueError(f"{name}: use_sliding_window is true; only full attention is supported")
-    for key, tower in (("hidden_act", text), ("hidden_act", vision)):
-        if tower.get(key, "silu") != "silu":
-            raise ValueError(f"{name}: {key} is {tower[key]!r}; Qwen2.5-VL uses 'silu'")
-    if vision.get("spatial_merge_size", 2) != 2 or vision.get("temporal_patch_size", 2) != 2:
-        raise ValueError(f"{name}: spatial_merge_size and temporal_patch_size must be 2")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        raise ValueError(f"{name}: model_type is {shown(raw.get('model_type'))}, not 'qwen2_5_vl'")
+    text = raw if raw.get("text_config") is None else section(raw["text_config"], "text_config", name)
+    vision = section(raw.get("vision_config"), "vision_config", name)
+    _check_supported(raw, text, vision, name)
+    rope = section(text.get("rope_scaling") or text.get("rope_parameters") or {}, "rope_scaling", name)
     rope_type = rope.get("rope_type", rope.get("type", "mrope"))
     if rope_type not in ("mrope", "default"):
-        raise ValueError(f"{name}: rope type {rope_type!r} is not supported, only 'mrope' unscaled")
-    try:
-        config = Config(
-            vocabulary=text["vocab_size"],
-            width=text["hidden_size"],
-            layers=text["num_hidden_layers"],
-            query_heads=text["num_attention_heads"],
-            kv_heads=text["num_key_value_heads"],
-            head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
-            mlp_width=text["intermediate_size"],
-            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
-            mrope_sections=tuple(rope["mrope_section"]),
-            norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-            tied=bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-            vision_layers=vision["depth"],
-            vision_width=vision["hidden_size"],
-            vision_heads=vision["num_heads"],
-            vision_mlp_width=vision["intermediate_size"],
-            patch_size=vision.get("patch_size", 14),
-            window_size=vision.get("window_size", 112),
-            full_attention_layers=tuple(vision.get("fullatt_block_indexes", ())),
-            image_mean=tuple(preprocessor.get("image_mean", _IMAGE_MEAN)),
-            image_std=tuple(preprocessor.get("image_std", _IMAGE_STD)),
-        )
-    except KeyError as error:
-        raise ValueError(f"{name}: the key {error} is missing") from error
+        raise ValueError(f"{name}: rope type {shown(rope_type)} is not supported, only 'mrope' unscaled")
+    rope = {"rope_theta": text.get("rope_theta", 1e6), **rope}
+    width = whole(text, "hidden_size", name, _WIDEST)
+    heads = whole(text, "num_attention_heads", name, _MOST_HEADS)
+    grouped = text if text.get("num_key_value_heads", 0) is not None else {"num_key_value_heads": heads}
+    own_head = text if text.get("head_dim") is not None else {"head_dim": width // heads}
+    config = Config(
+        vocabulary=whole(text, "vocab_size", name, _LARGEST_VOCABULARY),
+        width=width,
+        layers=whole(text, "num_hidden_layers", name, _MOST_LAYERS),
+        query_heads=heads,
+        kv_heads=whole(grouped, "num_key_value_heads", name, _MOST_HEADS),
+        head_dim=whole(own_head, "head_dim", name, _WIDEST),
+        mlp_width=whole(text, "intermediate_size", name, _WIDEST),
+        rope_theta=positive(rope, "rope_theta", name),
+        mrope_sections=_sections(rope, name),
+        norm_eps=positive({"rms_norm_eps": 1e-5, **text}, "rms_norm_eps", name),
+        tied=_flag(raw, "tie_word_embeddings", name) or _flag(text, "tie_word_embeddings", name),
+        vision_layers=whole(vision, "depth", name, _MOST_LAYERS),
+        vision_width=whole(vision, "hidden_size", name, _WIDEST),
+        vision_heads=whole(vision, "num_heads", name, _MOST_HEADS),
+        vision_mlp_width=whole(vision, "intermediate_size", name, _WIDEST),
+        patch_size=whole({"patch_size": 14, **vision}, "patch_size", name, _LARGEST_WINDOW),
+        window_size=whole({"window_size": 112, **vision}, "window_size", name, _LARGEST_WINDOW),
+        full_attention_layers=_full_attention(vision, name),
+        image_mean=triple({"image_mean": _IMAGE_MEAN, **preprocessor}, "image_mean", source, positive=False),
+        image_std=triple({"image_std": _IMAGE_STD, **preprocessor}, "image_std", source, positive=True),
+    )
     return _checked(config, vision, name)
 
 
-def _checked(config: Config, vision: dict, name: str) -> Config:
-    if sum(config.mrope_sections) * 2 != config.head_dim:
+def _check_supported(raw: dict, text: dict, vision: dict, name: str) -> None:
+    """Raises ValueError for what changes the weights or the computation and that we do not do."""
+    for key in ("quantization_config", "compression_config"):
+        if raw.get(key) is not None or text.get(key) is not None:
+            raise ValueError(
+                f"{name}: {key} says that the weights are quantised, which mmrl does not read; take the "
+                "model's unquantised files"
+            )
+    if raw.get("transformers_weights") is not None:
         raise ValueError(
-            f"{name}: mrope_section {config.mrope_sections} does not sum to half of {config.head_dim}"
+            f"{name}: transformers_weights names another weight file, which mmrl does not read; rename that "
+            "file to model.safetensors and remove the key"
         )
-    if vision.get("out_hidden_size", config.width) != config.width:
-        raise ValueError(f"{name}: vision out_hidden_size differs from the text width {config.width}")
+    if text.get("use_sliding_window") or "sliding_attention" in f"{text.get('layer_types')}":
+        raise ValueError(f"{name}: use_sliding_window is true; only full attention is supported")
+    for tower in (text, vision):
+        if tower.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"{name}: hidden_act is {shown(tower['hidden_act'])}; Qwen2.5-VL uses 'silu'")
+    if vision.get("spatial_merge_size", 2) != 2 or vision.get("temporal_patch_size", 2) != 2:
+        raise ValueError(f"{name}: spatial_merge_size and temporal_patch_size must be 2")
+    if vision.get("in_channels", vision.get("in_chans", 3)) != 3:
+        raise ValueError(f"{name}: in_channels must be 3")
+
+
+def _flag(values: dict, key: str, name: str) -> bool:
+    value = values.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: {key} is {shown(value)}, not true or false")
+    return value
+
+
+def _sections(rope: dict, name: str) -> tuple[int, int, int]:
+    value = rope.get("mrope_section")
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(f"{name}: mrope_section is {shown(value)}, not three whole numbers")
+    parts = dict(zip(("t", "h", "w"), value, strict=True))
+    sizes = [whole({"mrope_section": parts[axis]}, "mrope_section", name, _WIDEST, 0) for axis in parts]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _full_attention(vision: dict, name: str) -> tuple[int, ...]:
+    layers = vision.get("fullatt_block_indexes", [7, 15, 23, 31])
+    if not isinstance(layers, list | tuple) or len(layers) > _MOST_LAYERS:
+        raise ValueError(f"{name}: fullatt_block_indexes is {shown(layers)}, not a list of layers")
+    key = "fullatt_block_indexes"
+    return tuple(whole({key: layer}, key, name, _MOST_LAYERS, 0) for layer in layers)
+
+
+def _checked(config: Config, vision: dict, name: str) -> Config:
+    """Raises ValueError if sizes do not go together."""
+    wrong = {
+        f"num_key_value_heads {config.kv_heads} does not divide num_attention_heads {config.query_heads}": (
+            config.query_heads % config.kv_heads
+        ),
+        f"mrope_section {config.mrope_sections} does not sum to half of {config.head_dim}": (
+            sum(config.mrope_sections) * 2 != config.head_dim
+        ),
+        f"the vision tower's num_heads {config.vision_heads} times 4 does not divide its hidden_size"
+        f" {config.vision_width}": config.vision_width % (4 * config.vision_heads),
+        f"window_size {config.window_size} holds no two patches of {config.patch_size}": (
+            not config.window_slots
+        ),
+        f"vision out_hidden_size differs from the text width {config.width}": (
+            vision.get("out_hidden_size", config.width) != config.width
+        ),
+    }
+    for text, is_so in wrong.items():
+        if is_so:
+            raise ValueError(f"{name}: {text}")
     return config
 
 

@@ -52,6 +52,10 @@ class Model:
         """The weights, float32, laid out over the mesh."""
         return checkpoint.load(self.directory, self.description, shardings=self.shardings)
 
+    def check(self) -> None:
+        """Raises ValueError if the weights are not those of the config: names, types, shapes."""
+        checkpoint.check(self.directory, self.description)
+
     def policy(self, temperature: float) -> Policy:
         """The distribution sampled from: never a vision placeholder, never a padding row of the table."""
         bias = vocabulary_bias(

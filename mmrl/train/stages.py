@@ -86,6 +86,7 @@ def run_cold_start(config: Config, workdir: Path) -> Model:
         open_workdir(config, workdir)
         write_built_in_world(config, workdir)
         model = open_model(config, located(config.model.path, workdir))
+        model.check()
         return cold_start(config, model, workdir, notice)
 
 
@@ -97,6 +98,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, tuple[S
     """
     write_built_in_world(config, workdir)
     model = open_model(config, located(config.model.path, workdir))
+    model.check()
     for warning in uneven(config, model.config, model.mesh):
         say(warning)
     say(stated(config, model))

@@ -114,9 +114,7 @@ def _refused(source, processor, form):
 
 def test_too_many_are_broken(mixed, processor):
     report = inspect(mixed, processor, FORM)
-    with pytest.raises(
-        ValueError, match=r"(?s)2 of 6 rows cannot.*jsonl:1: image 0.*jsonl:4: image 0.*0\.3"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)2 of 6 rows cannot.*jsonl:1: image 0.*jsonl:4: image 0.*0\.3"):
         usable(mixed, report, max_broken=0.3, overlong="drop")
     with pytest.raises(ValueError, match=r"1 of 6 rows are over budget: rows\.jsonl:3\. Raise"):
         usable(mixed, report, max_broken=0.5, overlong="error")

@@ -86,11 +86,20 @@ def test_tied_model_has_no_lm_head(policy, directory, tmp_path):
     (directory / "config.json").write_text(json.dumps(raw))
     config = read_config(directory)
     assert config.tied
+    _rewrite(directory, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
     tied = load(directory, describe(config))  # a superfluous lm_head.weight is passed over
     assert "lm_head" not in tied
     save(tied, describe(config), tmp_path / "tied", base=directory)
     assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
     _equal(load(tmp_path / "tied", describe(config)), tied)
+
+
+def test_a_head_that_is_tied_and_another(policy, directory):
+    """transformers 4 ties it all the same, transformers 5 does not."""
+    raw = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (directory / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"lm_head.weight is not model.embed_tokens.weight"):
+        load(directory, describe(read_config(directory)))
 
 
 def test_names_of_transformers_5(policy, directory):

@@ -1,0 +1,107 @@
+"""The chat template of a model directory, tried before it is used: it is a program that somebody wrote."""
+
+import re
+import resource
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+
+from mmrl.models.model_files import one_line, read_json, shown
+
+# Far beyond what a template of a short conversation does, which is some hundreds of lines.
+_MOST_STEPS = 200_000  # lines of Python, to render a short conversation
+_STEPS_TO_COMPILE = 400  # likewise, for a character of the template
+_LONGEST = 50_000  # characters
+_MOST_BYTES = 128 << 20  # of memory beside what there was
+_LARGEST_NUMBER = 100_000  # in its text
+_MOST_CHARACTERS = 100_000  # of what it renders
+
+
+def attach_chat_template(tokenizer: Any, folder: Path) -> None:
+    """Give the tokenizer the template that transformers' processor takes, and try it on a conversation.
+
+    That is the one of processor_config.json, then of chat_template.json, then the tokenizer's own (of
+    chat_template.jinja or tokenizer_config.json).
+
+    Raises ValueError naming the file if there is none, or it is no text, is no template, raises, leaves the
+    sandbox, or takes more steps or memory than any template needs.
+    """
+    own = "chat_template.jinja" if (folder / "chat_template.jinja").is_file() else "tokenizer_config.json"
+    source = folder / own
+    for name in ("chat_template.json", "processor_config.json"):
+        if (folder / name).is_file():
+            template = read_json(folder, name).get("chat_template")
+            if template is not None:
+                tokenizer.chat_template, source = template, folder / name
+    template = tokenizer.chat_template
+    if template is None:
+        raise ValueError(
+            f"{folder} has no chat template. Put one in tokenizer_config.json or chat_template.json."
+        )
+    texts = list(template.values()) if isinstance(template, dict) else [template]
+    wrong = [text for text in texts if not isinstance(text, str)]
+    if wrong or not texts:
+        raise ValueError(
+            f"{source}: the chat template is {shown(wrong[0] if wrong else template)}, not a text"
+        )
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+    try:
+        for text in texts:
+            _check_numbers(text)
+        for conversation in (turns[:1], [*turns, *turns[:1]]):
+            made = _bounded(
+                partial(
+                    tokenizer.apply_chat_template, conversation, tokenize=False, add_generation_prompt=True
+                ),
+                _MOST_STEPS + _STEPS_TO_COMPILE * max(map(len, texts)),
+            )
+            if not isinstance(made, str) or len(made) > _MOST_CHARACTERS:
+                raise ValueError(f"it makes more than {_MOST_CHARACTERS} characters of a short conversation")
+    except Exception as error:  # whatever a template raises
+        line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise ValueError(f"{source}: the chat template does not work{line}: {one_line(error)}") from error
+
+
+def _check_numbers(text: str) -> None:
+    """Raises ValueError for arithmetic that makes large texts in one step, even while it is compiled."""
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has {len(text)} characters, more than {_LONGEST}")
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    # Tags of transformers' own.
+    text = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", text)
+    tree = environment.parse(text)
+    if any(True for _ in tree.find_all((nodes.Pow, nodes.Mul))):
+        raise ValueError("it multiplies, which no conversation needs")
+    for constant in tree.find_all(nodes.Const):
+        if isinstance(constant.value, int | float) and abs(constant.value) > _LARGEST_NUMBER:
+            raise ValueError(f"it has the number {shown(constant.value)}, which no conversation needs")
+
+
+def _bounded(render: Callable[[], Any], most: int) -> Any:
+    """What ``render`` returns. Raises ValueError if it takes more than ``most`` steps, or memory."""
+    steps, before, start = 0, sys.gettrace(), _peak_bytes()
+
+    def count(frame, event, argument):
+        nonlocal steps
+        steps += 1
+        if steps > most:
+            raise ValueError(f"it is not done after {most} steps")
+        if steps % 16 == 0 and _peak_bytes() - start > _MOST_BYTES:
+            raise ValueError(f"it takes more than {_MOST_BYTES >> 20} MB")
+        return count
+
+    sys.settrace(count)
+    try:
+        return render()
+    finally:
+        sys.settrace(before)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

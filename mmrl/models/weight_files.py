@@ -1,0 +1,192 @@
+"""Which files of a Hugging Face directory hold its weights, and what their headers say.
+
+The same file wins as in transformers: model.safetensors, then model.safetensors.index.json with all that its
+shards hold. What transformers would read otherwise, or what it would have to guess, is refused.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mmrl.models.model_files import check_whole, one_line, read_json, shown
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# transformers 5 nests the towers; the hub's files do not. Ours are the hub's names.
+_RENAME = (("model.language_model.", "model."), ("model.visual.", "visual."))
+_READ = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Without their sign, the bits of values from here on are infinite or NaN, once rounded to bfloat16.
+_NOT_FINITE = {
+    "bfloat16": (np.uint16, np.uint16(0x7FFF), 0x7F80),
+    "float16": (np.uint16, np.uint16(0x7FFF), 0x7C00),
+    "float32": (np.uint32, np.uint32(0x7FFFFFFF), 0x7F7F8000),
+}
+_NAMES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F4": "float4_e2m1fn", "BOOL": "bool"}
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# What else a directory may hold instead, and what to do about it.
+_OTHERS = (
+    (_ADAPTER, "an adapter without its model: merge it into the base model (merge_and_unload of peft)"),
+    (("*.gguf",), "weights in llama.cpp's format, which mmrl does not read; take the safetensors files"),
+    (
+        ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth"),
+        "PyTorch weights, which mmrl does not read; write them anew with save_pretrained of transformers",
+    ),
+    (
+        ("tf_model*.h5", "flax_model*.msgpack", "*.ckpt*"),
+        "weights of another library; write them anew with save_pretrained of transformers",
+    ),
+    (("model-*-of-*.safetensors",), f"shards without {INDEX}, which says what they are; fetch it too"),
+    (("*.safetensors",), f"a name that transformers does not look for; rename it to {SINGLE}"),
+)
+
+
+class Stored(NamedTuple):
+    """A tensor of a file, by what the file's header says."""
+
+    path: Path
+    key: str  # its name in the file
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def locate(directory: Path) -> dict[str, Stored]:
+    """Where each tensor lies, by its name on the hub; no tensor is read.
+
+    Raises ValueError naming the file: no weights that mmrl reads, a damaged file, a shard that is missing, an
+    index that does not say what its shards hold, a tensor that is there twice.
+    """
+    single, index = directory / SINGLE, directory / INDEX
+    for path in (single, index, directory / _ADAPTER[0]):
+        check_whole(path)
+    if not (single.is_file() or index.is_file()):
+        raise ValueError(f"{directory}: no weights (neither {SINGLE} nor {INDEX}){_found(directory)}")
+    if (directory / _ADAPTER[0]).is_file():
+        weights = SINGLE if single.is_file() else INDEX
+        raise ValueError(
+            f"{directory} holds {weights} and {_ADAPTER[0]}: transformers puts the adapter on top of the"
+            " weights, mmrl does not; merge it (merge_and_unload of peft), or remove it"
+        )
+    if single.is_file():
+        return _unique(header(single), directory)
+    listed = _read_index(directory)
+    names = sorted(set(listed.values()))
+    for file in names:
+        check_whole(directory / file)
+        if Path(file).name != file or not (directory / file).is_file():
+            raise ValueError(f"{directory}: the shard {file} named by {INDEX} is missing")
+    stored = [one for file in names for one in header(directory / file)]
+    where = _unique(stored, directory)
+    _check_index(listed, stored)
+    return where
+
+
+def header(path: Path) -> Iterator[Stored]:
+    """The tensors of a safetensors file. Raises ValueError if it is damaged."""
+    file = open_weights(path)
+    for key in file.keys():  # noqa: SIM118 (not a dict)
+        part = file.get_slice(key)
+        yield Stored(path, key, tuple(part.get_shape()), part.get_dtype())
+
+
+def open_weights(path: Path) -> Any:
+    """A safetensors file, opened. Raises ValueError naming it if it is damaged."""
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: damaged or truncated safetensors file ({one_line(error)}); fetch it again"
+        ) from error
+
+
+def check_type(stored: Stored, name: str) -> None:
+    """Raises ValueError naming file and tensor unless it is of a floating type that is read."""
+    if stored.dtype not in _READ:
+        bits = re.fullmatch(r"([IU])(\d+)", stored.dtype)
+        plain = _NAMES.get(stored.dtype, stored.dtype)
+        if bits:
+            plain = f"{'u' if bits[1] == 'U' else ''}int{bits[2]}"
+        raise ValueError(
+            f"{stored.path}: the weight {name} has type {plain}, not one of {', '.join(_READ.values())}; "
+            "quantised weights are not read, take the model's unquantised files"
+        )
+
+
+def check_finite(array: np.ndarray, stored: Stored, name: str) -> None:
+    """Raises ValueError, naming file and tensor, if a value is no finite number, or none in bfloat16."""
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    bits, unsigned, least = _NOT_FINITE[array.dtype.name]
+    for part in np.array_split(array.reshape(-1).view(bits), max(1, array.size >> 20)):
+        if part.size and (part & unsigned).max() >= least:
+            raise ValueError(
+                f"{stored.path}: the weight {name} holds values that are no finite numbers (NaN or "
+                "infinity); training or merging went wrong before it was saved, so take an earlier checkpoint"
+            )
+
+
+def _found(directory: Path) -> str:
+    """The end of a message about a directory without weights: what is there instead."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    names = [name for name in names if not name.startswith(".")]
+    for patterns, what in _OTHERS:
+        there = [name for pattern in patterns for name in fnmatch.filter(names, pattern)]
+        if there:
+            return f"; {there[0]} is {what}"
+    return "; fetch them, or name the folder that has them"
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    """File name of each tensor."""
+    listed = read_json(directory, INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{directory / INDEX}: not a safetensors index (weight_map is {shown(listed)})")
+    wrong = [file for file in listed.values() if not isinstance(file, str)]
+    if wrong:
+        raise ValueError(f"{directory / INDEX}: not a safetensors index (a file is named {shown(wrong[0])})")
+    return listed
+
+
+def _check_index(listed: Mapping[str, str], stored: list[Stored]) -> None:
+    """Raises ValueError unless index and shards say the same: transformers reads all that shards hold."""
+    files = {one.key: one.path for one in stored}
+    for name, file in listed.items():
+        if name not in files or files[name].name != file:
+            there = f"it is in {files[name].name}" if name in files else "it is in none"
+            path = stored[0].path.parent / file
+            raise ValueError(
+                f"{path}: the weight {name} is not in the shard that {INDEX} names for it; {there}"
+            )
+    extra = [one for one in stored if one.key not in listed]
+    if extra:
+        raise ValueError(
+            f"{extra[0].path}: {INDEX} does not list the weight {extra[0].key}; the files are of two "
+            "checkpoints"
+        )
+
+
+def _unique(stored: Iterator[Stored] | list[Stored], directory: Path) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    for one in stored:
+        hub = hub_name(one.key)
+        if hub in found:
+            first = found[hub]
+            raise ValueError(
+                f"{directory}: the weight {hub} is there twice ({first.key} in {first.path.name}, "
+                f"{one.key} in {one.path.name})"
+            )
+        found[hub] = one
+    return found
+
+
+def hub_name(name: str) -> str:
+    """The hub's name of a tensor."""
+    for prefix, ours in _RENAME:
+        if name.startswith(prefix):
+            return ours + name[len(prefix) :]
+    return name
