@@ -17,3 +17,6 @@ for _variable, _flag, _value in (
 ):
     if _flag not in os.environ.get(_variable, ""):
         os.environ[_variable] = f"{os.environ.get(_variable, '')} {_flag}={_value}".strip()
+
+# Only tokenizers are taken from transformers: that it finds no PyTorch is nothing to tell.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

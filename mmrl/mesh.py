@@ -7,6 +7,7 @@ nothing.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")  # what the prompts of a batch are spread over
 
+_INSTALL = {"cuda": 'pip install "jax[cuda13]"', "tpu": 'pip install "jax[tpu]"'}
 Rules = Mapping[str, tuple[str, ...]]
 Axes = Sequence[str | None]  # the logical axis of each dimension of an array
 
@@ -41,6 +43,33 @@ ACTIVATIONS: Rules = {
     "vocab": ("tensor",),
 }
 """Activations: prompts over all axes but ``tensor``, which cuts what is inside a layer."""
+
+
+def check_devices() -> str | None:
+    """A warning, with the fix, if there is an accelerator that jax does not know how to use; else None.
+
+    Raises:
+      ValueError: the platform that JAX_PLATFORMS names cannot be used; with the fix.
+    """
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    try:
+        found = jax.devices()[0].platform
+    except (RuntimeError, AssertionError) as error:  # jax asserts that "cuda" has a plugin
+        platform = next((name for name in _INSTALL if name in asked), "")
+        known = f"{_INSTALL[platform]}, and see that the driver finds a device; or " if platform else ""
+        reason = (str(error).splitlines() or ["no plugin for it is installed"])[0]
+        raise ValueError(
+            f"JAX_PLATFORMS={asked} cannot be used ({reason}): {known}unset it to take what there is"
+        ) from error
+    if found != "cpu" or asked:
+        return None
+    for platform, marks in (("cuda", ("/dev/nvidia0",)), ("tpu", ("/dev/accel0", "/dev/vfio/0"))):
+        if any(os.path.exists(mark) for mark in marks):
+            return (
+                f"{marks[0]} is there, but jax computes on the CPU: {_INSTALL[platform]}, or set"
+                " JAX_PLATFORMS=cpu if that is meant"
+            )
+    return None
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:

@@ -11,7 +11,19 @@ from jax.sharding import PartitionSpec as P
 
 from mmrl import mesh as meshes
 from mmrl.config import Config, Rollout, Train
-from mmrl.mesh import ACTIVATIONS, AXES, DECODING, WEIGHTS, constrain, cut_over, local, make_mesh, put, spec
+from mmrl.mesh import (
+    ACTIVATIONS,
+    AXES,
+    DECODING,
+    WEIGHTS,
+    check_devices,
+    constrain,
+    cut_over,
+    local,
+    make_mesh,
+    put,
+    spec,
+)
 from mmrl.models.published import published
 from mmrl.train.assemble import uneven
 
@@ -89,3 +101,38 @@ def test_what_a_mesh_does_not_divide_is_said():
     assert "does not divide the width of the vision tower (1280)" in vision
     config = Config(train=Train(micro_prompts=1024), rollout=Rollout(prompts=1024))
     assert uneven(config, sizes, AbstractMesh((1, 8, 128, 4), AXES)) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ("cuda", AssertionError(), r"JAX_PLATFORMS=cuda cannot be used .*pip install \"jax\[cuda13\]\""),
+        ("tpu", RuntimeError("No TPU found\nmore"), r"\(No TPU found\): pip install \"jax\[tpu\]\""),
+        ("rocm", RuntimeError("not known"), r"JAX_PLATFORMS=rocm cannot be used \(not known\): unset it"),
+    ],
+)
+def test_a_platform_that_is_missing_is_one_line_with_the_fix(monkeypatch, asked, error, said):
+    def devices():
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", asked)
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(ValueError, match=said) as caught:
+        check_devices()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mark", "said"),
+    [
+        ("", "/dev/nvidia0", 'pip install "jax[cuda13]"'),
+        ("", "/dev/accel0", 'pip install "jax[tpu]"'),
+        ("cpu", "/dev/nvidia0", None),
+        ("", "/dev/null0", None),
+    ],
+)
+def test_an_accelerator_that_is_not_used_is_told_of(monkeypatch, asked, mark, said):
+    monkeypatch.setenv("JAX_PLATFORMS", asked)
+    monkeypatch.setattr("os.path.exists", lambda path: path == mark)
+    found = check_devices()
+    assert (found is None) if said is None else (said in found and "\n" not in found)

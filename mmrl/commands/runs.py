@@ -54,6 +54,7 @@ def _together(options: argparse.Namespace, run: Callable[[], None]) -> None:
     elif options.processes is not None or options.process is not None:
         raise ValueError("--processes and --process need --coordinator=HOST:PORT")
     try:
+        _look_at_devices()
         run()
     except Interrupted as error:
         print(f"mmrl: stopped by {error}; the same command goes on from here", file=sys.stderr)
@@ -64,6 +65,16 @@ def _together(options: argparse.Namespace, run: Callable[[], None]) -> None:
         text = f"mmrl: {error}" if isinstance(error, ValueError) else traceback.format_exc()
         print(text, file=sys.stderr)
         hosts.leave(2 if isinstance(error, ValueError) else 1)
+
+
+def _look_at_devices() -> None:
+    """Refuse a platform that cannot be used, and tell of a device that will not be."""
+    from mmrl import hosts
+    from mmrl.mesh import check_devices
+
+    warning = check_devices()
+    if warning and hosts.first():
+        print(f"mmrl: {warning}", file=sys.stderr)
 
 
 def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -177,6 +188,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.whole_file import write_whole
 
     check_corruption(config)
+    _look_at_devices()
     name, sizes = _sizes(options.model_size, config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     for line in uneven(config, sizes, mesh):
@@ -240,6 +252,7 @@ def opened(
     from mmrl.config import Config
     from mmrl.train.assemble import open_model
 
+    _look_at_devices()
     if options.model:
         rollout = dataclasses.replace(Config().rollout, max_tokens=512)
         config = dataclasses.replace(Config(), rollout=rollout)
