@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,12 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ANSWERS = ("letter", "index", "text")
 LONGEST_LIST = 20_000  # characters of options written as one text
 _PLACE = re.compile(r"<image ?(\d+)>")  # MMMU's mark of the image in "image_1", "image_2", ...
-_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].:]?")
+_NUMBER = re.compile(r"[(\[]?(\d{1,2})[)\].:]?", re.ASCII)
+# A label that an option carries, perhaps with Chinese punctuation: "A. red", "(A) red", "A: red", "1. red".
+_CARRIED = re.compile(
+    r"[(\[]?([A-Za-z]|\d{1,2})(?:[)\]]\s*[.:]?|\s*[.:](?=\s)|[\u3001\uff0e\uff1a])\s*(?=\S)", re.ASCII
+)
 _LABEL = re.compile(r"(?:^|[;,\n])\s*\(?([A-Z])[.:)]\s*")  # before an option of several in one text
 MOST_IMAGES = 20  # columns "image_1", "image_2", ... that are looked for
 
@@ -34,26 +37,28 @@ def rows(entry: Mapping[str, Any], images: Images, options: Options) -> list[dic
 
     Options stand in a list ``options`` or ``choices``, perhaps written as text (or as "A. red; B. blue"), or
     in columns A, B, ...; the question in ``question`` (after its ``hint`` or ``context``), the right one in
-    ``answer``.
+    ``answer``. Options that carry labels already, and a question that lists them, get no second ones.
 
-    Raises ValueError for a question, an option, an answer or an image that cannot be read.
+    Raises ValueError for a question, an option, an answer or an image that cannot be read, or labels that are
+    not in order.
     """
     question = first_of(entry, ("question", "problem", "text"))
     if not isinstance(question, str):
         raise ValueError("no text in 'question'")
-    listed = _options(entry)
+    labels, listed = _labelled(_options(entry))
     if not listed:
         return []
     if len(listed) == 1 or len(listed) > len(LETTERS):
         raise ValueError(f"{len(listed)} options: a choice has 2 to {len(LETTERS)}")
     hint = first_of(entry, ("hint", "context"))
     told = f"{hint.strip()}\n{question.strip()}" if isinstance(hint, str) else question.strip()
-    lines = [told, *(f"{letter}. {option}" for letter, option in zip(LETTERS, listed, strict=False))]
-    problem, pictures = placed("\n".join(lines), entry, images)
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, listed, strict=False)]
+    asked = told if _lists(told, listed) else "\n".join([told, *lines])
+    problem, pictures = placed(asked, entry, images)
     return [
         {
             "problem": problem,
-            "answer": LETTERS[_right(entry.get("answer"), listed, options.answer)],
+            "answer": LETTERS[_right(entry.get("answer"), listed, labels, options.answer)],
             "images": pictures,
             "verifier": "choice",
             "facts": {"options": [_PLACE.sub(r"image \1", option) for option in listed]},
@@ -71,8 +76,10 @@ def _options(entry: Mapping[str, Any]) -> list[str]:
     listed = first_of(entry, ("options", "choices"))
     if isinstance(listed, str):
         listed = _written_list(listed)
-    if isinstance(listed, Mapping):
-        listed = list(listed.values())
+    if isinstance(listed, Mapping):  # a struct of parquet names the options that other rows have
+        there = {key: option for key, option in listed.items() if option not in (None, "")}
+        letters = all(len(key) == 1 and key.isalpha() for key in there)
+        listed = [f"{key}) {there[key]}" for key in sorted(there)] if letters else list(there.values())
     if listed is None:
         there = [entry.get(letter) for letter in LETTERS]
         there = there[: next((k for k, option in enumerate(there) if option in (None, "")), len(there))]
@@ -83,6 +90,35 @@ def _options(entry: Mapping[str, Any]) -> list[str]:
     if not all(found):
         raise ValueError(f"option {found.index('') + 1} is no text")
     return found
+
+
+def _labelled(options: Sequence[str]) -> tuple[str, list[str]]:
+    """What labels the options carry, "A" or "1" for the first and so on ("" for none), and them without.
+
+    A single option that begins like a label ("A. Smith") has none. Raises ValueError for labels of some only,
+    or in another order: then nobody knows whether an answer means a label or a place.
+    """
+    found = [_CARRIED.match(option) for option in options]
+    labels = [match[1].upper() if match else "" for match in found]
+    for first in ("A", "1"):
+        wanted = list(LETTERS[: len(options)]) if first == "A" else [str(k + 1) for k in range(len(options))]
+        if labels == wanted:
+            return first, [
+                option[match.end() :] for option, match in zip(options, found, strict=True) if match
+            ]
+        in_place = sum(label == place for label, place in zip(labels, wanted, strict=False))
+        if in_place > 1 or (len(options) > 1 and sorted(labels) == sorted(wanted)):
+            raise ValueError(f"the options carry the labels {', '.join(label or 'none' for label in labels)}")
+    return "", list(options)
+
+
+def _lists(question: str, options: Sequence[str]) -> bool:
+    """Whether a question lists these options, all and in order, with their letters."""
+    each = (
+        rf"[(\[]?{letter}(?:[)\]]\s*[.:]?|\s*[.:]|[\u3001\uff0e\uff1a])\s*{re.escape(option)}"
+        for letter, option in zip(LETTERS, options, strict=False)
+    )
+    return re.search(r"(?:^|\s)" + r"[\s;,]*\s".join(each) + r"(?:\W|$)", question) is not None
 
 
 def _written_list(text: str) -> Any:
@@ -102,14 +138,15 @@ def _written_list(text: str) -> Any:
         raise ValueError(f"options are {text[:80]!r}, which is no list") from error
 
 
-def _right(answer: Any, options: Sequence[str], form: str) -> int:
+def _right(answer: Any, options: Sequence[str], labels: str, form: str) -> int:
     """Which option is right. Raises ValueError if that is none, or two readings of the answer differ."""
+    answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
     readings = {
-        "letter": _by_letter(answer),
-        "index": _by_index(answer),
-        "text": _by_text(answer, options),
+        "letter": _by_number(answer, 1) if labels == "1" else _by_letter(answer),
+        "index": _by_number(answer, 0),
+        "text": _by_text(answer, options, labels),
     }
-    chosen = [form] if form else ["index"] if isinstance(answer, int) else list(ANSWERS)
+    chosen = [form] if form else ["index"] if isinstance(answer, int) and labels != "1" else list(ANSWERS)
     found = {
         way: place for way in chosen if (place := readings[way]) is not None and 0 <= place < len(options)
     }
@@ -126,15 +163,20 @@ def _by_letter(answer: Any) -> int | None:
     return LETTERS.index(match[1].upper()) if match else None
 
 
-def _by_index(answer: Any) -> int | None:
-    if isinstance(answer, str) and re.fullmatch(r"\d{1,2}", answer.strip(), re.ASCII):
-        return int(answer)
-    return answer if isinstance(answer, int) and not isinstance(answer, bool) else None
+def _by_number(answer: Any, first: int) -> int | None:
+    match = _NUMBER.fullmatch(str(answer).strip()) if isinstance(answer, str | int) else None
+    return int(match[1]) - first if match and not isinstance(answer, bool) else None
 
 
-def _by_text(answer: Any, options: Sequence[str]) -> int | None:
-    """The one option with this text."""
-    same = [k for k, option in enumerate(options) if option == str(answer).strip()]
+def _by_text(answer: Any, options: Sequence[str], labels: str) -> int | None:
+    """The one option with this text, which may carry its label."""
+    text = str(answer).strip()
+    same = [k for k, option in enumerate(options) if option == text]
+    match = _CARRIED.match(text)
+    if not same and match:
+        names = LETTERS if labels != "1" else [str(k + 1) for k in range(len(options))]
+        rest = text[match.end() :]
+        same = [k for k, option in enumerate(options) if option == rest and names[k] == match[1].upper()]
     return same[0] if len(same) == 1 else None
 
 
@@ -163,18 +205,9 @@ def placed(text: str, entry: Mapping[str, Any], images: Images) -> tuple[str, li
 
 
 def _picture(image: Any, images: Images, identity: str, split: str) -> bytes | str:
-    """Encoded bytes, bytes in base 64, or the file that is named: in the folder, or in ScienceQA's places."""
-    if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str) and len(image) > LONGEST_PATH:
-        try:
-            return base64.b64decode(image, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ValueError(
-                f"the image is {len(image)} characters, which are not base 64: {error}"
-            ) from error
-    places = [image, f"{split}/{identity}/{image}", f"{identity}/{image}"]
-    there = [place for place in places if isinstance(image, str) and (images.folder / place).is_file()]
-    return images.path(there[0] if there else image)
+    """An image of an entry; a file may lie in the folder, or in ScienceQA's places."""
+    if isinstance(image, str):
+        places = [image, f"{split}/{identity}/{image}", f"{identity}/{image}"]
+        there = [place for place in places if len(place) <= LONGEST_PATH and images.holds(place)]
+        image = there[0] if there else image
+    return images.picture(image)

@@ -100,10 +100,9 @@ def _grounding(objects: Sequence[tuple[str, list[float]]], units: str) -> list[d
 
 
 def _referring(entry: Mapping[str, Any], images: Images, options: Options) -> list[dict[str, Any]]:
-    embedded = entry.get("image")
-    embedded = embedded.get("bytes") if isinstance(embedded, Mapping) else None
-    image = embedded or images.path(first_of(entry, NAMES))
-    size = image_size(embedded, "its image") if embedded else images.size(image, image)
+    embedded = isinstance(entry.get("image"), Mapping) and entry["image"].get("bytes")
+    image = images.picture(embedded or first_of(entry, NAMES))
+    size = image_size(image, "its image") if isinstance(image, bytes) else images.size(image, image)
     box = _corners(entry.get("bbox"), size)
     told = first_of(entry, SENTENCES)
     sentences = [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +17,15 @@ import pyarrow.csv
 from mmrl.data.columnar import columnar_table, schema_of
 from mmrl.data.files import Table, jsonl_table, parse_json
 from mmrl.data.folders import layout, located
+from mmrl.data.rows import LONGEST_PATH
 from mmrl.models.images import image_size
 
 Entry = tuple[str, Any]  # its name, and the entry, or the ValueError that it cannot be read by
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ADDRESS = re.compile(r"\s*data:[\w/.+-]*(?:;[\w=.-]+)*?;base64,", re.ASCII)
+_URL_SAFE = str.maketrans("-_", "+/")
+# How images begin in base 64: PNG, JPEG, GIF, WebP, BMP, TIFF, and the box of JPEG 2000 and AVIF.
+_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK", "AAAA")
 CSV_BLOCK = 64 << 20  # bytes; a line must fit in one
 
 
@@ -56,11 +64,50 @@ class Images:
             raise ValueError(f"there is no image {name[:200]!r} in the folder of images")
         return path
 
+    def picture(self, image: Any) -> bytes | str:
+        """An image as entries have it: a path, encoded bytes, base 64, or an object of bytes or path.
+
+        Raises ValueError if it is none of these.
+        """
+        if isinstance(image, Mapping):
+            image = image.get("bytes") or image.get("path") or image.get("url")
+        if isinstance(image, bytes):
+            return image
+        if isinstance(image, str) and not (len(image) <= LONGEST_PATH and self.holds(image)):
+            encoded = _from_base_64(image)
+            if encoded is not None:
+                return encoded
+        return self.path(image)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return "\0" not in name and os.path.isfile(self.folder / name)
+
     def size(self, path: str, name: str) -> tuple[int, int]:
         """(height, width) of an image, from its header. Raises ValueError naming ``name``."""
         if path not in self.sizes:
             self.sizes[path] = image_size(path, name)
         return self.sizes[path]
+
+
+def _from_base_64(text: str) -> bytes | None:
+    """The image that a text is, of either alphabet, with white space and a "data:" before it or not.
+
+    None if it rather is a path. Raises ValueError if it is a damaged image.
+    """
+    address = _ADDRESS.match(text)
+    letters = "".join(text[address.end() if address else 0 :].split()).translate(_URL_SAFE).rstrip("=")
+    begins = letters.startswith(_BEGINNINGS) and "." not in text  # unlike the name of a file
+    sure = address is not None or len(text) > LONGEST_PATH or begins
+    try:
+        image = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        if sure:
+            raise ValueError(
+                f"the image is {len(text)} characters, which are not base 64: {error}"
+            ) from error
+        return None
+    return image if sure else None
 
 
 def read_entries(spec: Path) -> Iterator[Entry]:

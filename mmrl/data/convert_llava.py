@@ -29,7 +29,7 @@ def rows(entry: Mapping[str, Any], images: Images, options: Options) -> list[dic
     turns = _turns(entry)
     named = first_of(entry, ("image", "images"))
     named = named if isinstance(named, list) else [] if named is None else [named]
-    pictures = [_picture(image, images) for image in named]
+    pictures = [images.picture(image) for image in named]
     questions = [text for role, text in turns if role == "human"]
     replies = [text for role, text in turns if role == "reply"]
     if any(IMAGE in reply for reply in replies):
@@ -88,10 +88,3 @@ def _turn(turn: Any) -> tuple[str, str]:
     if role != "system" and role not in ROLES:
         raise ValueError(f"a turn of {role[:40]!r}; there are {', '.join(ROLES)} and system")
     return ROLES.get(role, role), text.strip()
-
-
-def _picture(image: Any, images: Images) -> Any:
-    """Embedded bytes as they are, or the file that is named."""
-    if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
-    return image if isinstance(image, bytes) else images.path(image)
