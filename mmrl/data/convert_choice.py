@@ -77,9 +77,9 @@ def _options(entry: Mapping[str, Any]) -> list[str]:
     if isinstance(listed, str):
         listed = _written_list(listed)
     if isinstance(listed, Mapping):  # a struct of parquet names the options that other rows have
-        there = {key: option for key, option in listed.items() if option not in (None, "")}
-        letters = all(len(key) == 1 and key.isalpha() for key in there)
-        listed = [f"{key}) {there[key]}" for key in sorted(there)] if letters else list(there.values())
+        named = {key: option for key, option in listed.items() if option not in (None, "")}
+        letters = all(len(key) == 1 and key.isalpha() for key in named)
+        listed = [f"{key}) {named[key]}" for key in sorted(named)] if letters else list(named.values())
     if listed is None:
         there = [entry.get(letter) for letter in LETTERS]
         there = there[: next((k for k, option in enumerate(there) if option in (None, "")), len(there))]
