@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmrl.data.convert_entries import Images
 from mmrl.data.folders import METADATA
@@ -56,7 +56,7 @@ def square(image: bytes | str, name: str, side: int, rng: np.random.Generator) -
 
     Raises ValueError if the image cannot be read or is too small.
     """
-    picture = upright(image, name, side)
+    picture = decoded(image, name, side)
     least = min(picture.size)
     left = int(rng.integers(picture.width - least + 1))
     top = int(rng.integers(picture.height - least + 1))
@@ -66,19 +66,19 @@ def square(image: bytes | str, name: str, side: int, rng: np.random.Generator) -
 
 def whole(image: bytes | str, name: str, side: int) -> Image.Image:
     """An image with its longer side at most ``side`` pixels. Raises ValueError likewise."""
-    picture = upright(image, name, side)
+    picture = decoded(image, name, side)
     picture.thumbnail((side, side), Image.Resampling.BICUBIC)
     return picture
 
 
-def upright(image: bytes | str, name: str, side: int) -> Image.Image:
-    """An image in RGB as its camera was held, of ``2 * side`` pixels or more where it has them."""
+def decoded(image: bytes | str, name: str, side: int) -> Image.Image:
+    """An image in RGB, upright, of ``2 * side`` pixels or more where it has them."""
     with open_image(image, name) as opened:
         if min(opened.size) < LEAST_SIDE:
             raise ValueError(f"{opened.width}x{opened.height} pixels are too few to ask about")
         try:
             opened.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a part of its size
-            return to_rgb(ImageOps.exif_transpose(opened))
+            return to_rgb(opened)
         except Exception as error:  # Pillow's decoders raise what they like at damaged files
             raise ValueError(f"its pixels cannot be decoded: {error}") from error
 

@@ -3,6 +3,8 @@
 The number of tokens follows from (height, width), which an image's header states; pixels are decoded only by
 `patchify`. Patches stay bytes until they are on the device, an eighth of the size of the normalised,
 frame-doubled float32 rows that transformers makes.
+
+An image is seen upright, as its EXIF orientation says (`image_size`, `upright`, `to_rgb`, `patchify`).
 """
 
 from __future__ import annotations
@@ -12,15 +14,30 @@ import io
 import math
 import os
 import stat
+import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 # What is read at all. Pillow knows more formats; some run another program, few are met in data.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MOST_PIXELS = 89_478_485  # of one image: decoded and made opaque it takes about 1.5 GiB for a moment
+# What puts pixels upright that are stored in an orientation; the first dimension is the height in 5 to 8.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow looks for it
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -69,11 +86,58 @@ def _formats() -> tuple[str, ...]:
 
 
 def image_size(image: bytes | str | os.PathLike | Image.Image, name: str) -> tuple[int, int]:
-    """(height, width) in pixels, from the header alone. Raises like `open_image`."""
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    with open_image(image, name) as opened:
-        return opened.height, opened.width
+    """(height, width) in pixels of an image seen upright, from the header. Raises like `open_image`."""
+    if not isinstance(image, Image.Image):
+        with open_image(image, name) as opened:
+            return image_size(opened, name)
+    sideways = _orientation(image) in (5, 6, 7, 8)
+    return (image.width, image.height) if sideways else (image.height, image.width)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as people see it: `PIL.ImageOps.exif_transpose`, which a damaged EXIF block does not stop.
+
+    Decodes it; Pillow raises what it likes where the pixels are damaged.
+    """
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in METADATA:  # or it would be turned again
+        turned.info.pop(key, None)
+    return turned
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's 1 to 8: how size and pixels are stored; 1 where that cannot be read, as viewers have it."""
+    if isinstance(image, TiffImageFile) and ExifTags.Base.Orientation in image.tag_v2:
+        return 1  # Pillow turns these itself
+    png = isinstance(image, PngImageFile)
+    late = png and image.fp is not None and _metadata_after_pixels(image.fp)
+    try:
+        if late:
+            image.load()
+        exif = Image.Image.getexif(image) if png else image.getexif()  # PNG's own would decode all pixels
+        found = exif.get(ExifTags.Base.Orientation)
+        return int(found) if found in TURNS else 1
+    except Exception:  # Pillow raises what it likes at damaged blocks
+        return 1
+
+
+def _metadata_after_pixels(png: Any) -> bool:
+    """Whether a PNG has EXIF or XMP behind its pixels, as ExifTool writes it; Pillow reads that with them."""
+    place, pixels, found = png.tell(), False, False
+    png.seek(8)
+    while not found and len(head := png.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        after = png.tell() + length + 4
+        pixels = pixels or kind == b"IDAT"
+        if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            found = kind == b"eXIf" or png.read(30).partition(b"\0")[0].decode("latin-1") in METADATA
+        png.seek(after)
+    png.seek(place)
+    return found
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -111,12 +175,14 @@ def token_count(size: tuple[int, int], spec: ImageSpec) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Three channels; transparency is composited on white, as transformers 5 does (4.x dropped alpha).
+    """Three channels, upright; what is transparent is put on white, as in transformers 5 (4.x dropped alpha).
 
     16 bits of grey are scaled to 8, where transformers, as Pillow, makes nearly all of them white. Raises
     ValueError for wider pixels, whose range nothing states.
     """
-    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
+    deep = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG")
+    image = upright(image)
+    if deep:
         wide = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -129,13 +195,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def patchify(image: Image.Image, spec: ImageSpec, name: str) -> UInt8[np.ndarray, "n c"]:
-    """Decode, resize (bicubic) and cut an image into patches, one frame each.
+    """Decode, turn upright, resize (bicubic) and cut an image into patches, one frame each.
 
     Patches come in merge-block order: blocks of merge x merge patches row by row, and row by row within a
     block. A patch's bytes are in order (channel, row, column).
     Raises ValueError naming the row if the pixels cannot be decoded.
     """
-    rows, columns = grid_of((image.height, image.width), spec)
+    rows, columns = grid_of(image_size(image, name), spec)
     p, m = spec.patch, spec.merge
     try:
         resized = to_rgb(image).resize((columns * p, rows * p), Image.Resampling.BICUBIC)

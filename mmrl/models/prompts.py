@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from mmrl.models.images import ImageSpec, grid_of, open_image, patchify
+from mmrl.models.images import ImageSpec, grid_of, image_size, open_image, patchify
 from mmrl.models.positions import patch_grid, positions, window_blocks, window_count
 from mmrl.models.processor import Processor
 from mmrl.types import Images, Prompts
@@ -186,7 +186,7 @@ def _encoded(
 ) -> Encoded:
     """Tokens with one pad an image, and those images, placed; the checks and budgets of `encode`."""
     opened = [open_image(image, f"{name}, image {k}") for k, image in enumerate(images)]
-    sizes = [(image.height, image.width) for image in opened]
+    sizes = [image_size(image, name) for image in opened]
     spec = processor.image
     try:
         need = _need(processor, spec, len(tokens), sizes)

@@ -25,7 +25,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmrl.models.images import open_image, to_rgb
+from mmrl.models.images import open_image, to_rgb, upright
 from mmrl.workers.pool import Answer
 
 __all__ = ["TABLE", "TOOLS", "Answer", "Found", "calculate", "closing_tags", "find_call", "zoom"]
@@ -98,7 +98,7 @@ def zoom(image: bytes | str, box: Sequence[int]) -> bytes:
     left, top, right, bottom = box
     if not (0 <= left < right <= 100 and 0 <= top < bottom <= 100):
         raise ValueError(BOX_ORDER)
-    opened = open_image(image, "zoom")
+    opened = upright(open_image(image, "zoom"))
     wide, high = opened.size
     edges = (left * wide // 100, top * high // 100, -(-right * wide // 100), -(-bottom * high // 100))
     part = to_rgb(opened.crop(edges))
