@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import gke, local, tpu
+from mmrl.terminal import tell
 
 # Where a run can be started. Each has `arguments(parser)`, which sets ``run`` to what gets the options and
 # the --config.KEY=VALUE words, and returns an exit status.
@@ -26,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"unknown argument {wrong[0]!r}; see python -m launch {options.place} --help")
         return options.run(options, rest)
     except ValueError as error:
-        print(f"launch: {error}", file=sys.stderr)
+        tell(f"launch: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("launch: interrupted", file=sys.stderr)
+        tell("launch: interrupted", error=True)
         return 130
 
 

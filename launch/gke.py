@@ -12,6 +12,7 @@ from launch.gke_run import Task
 from launch.job import check_name, name_of
 from launch.shell import Shell
 from launch.signals import with_signals
+from mmrl.terminal import tell
 
 PRIORITIES = ("very-low", "low", "medium", "high", "very-high")
 
@@ -160,10 +161,10 @@ def status(options: argparse.Namespace, _: Sequence[str]) -> int:
     shell, cluster, name = _named(options)
     state = _there(shell, cluster, name)
     waits = gke_jobset.queue(shell, cluster, name) if state.phase == "queued" else state.message
-    print(f"{name}: {state.phase}, {state.restarts} restarts {waits}".rstrip())
+    tell(f"{name}: {state.phase}, {state.restarts} restarts {waits}".rstrip())
     for pod in gke_jobset.pods(shell, cluster, name):
         ended = "" if pod.status is None else f" with status {pod.status}"
-        print(f"{pod.name}: {pod.phase}{ended} {pod.stuck}".rstrip())
+        tell(f"{pod.name}: {pod.phase}{ended} {pod.stuck}".rstrip())
     return 0
 
 

@@ -9,6 +9,7 @@ from launch.gke_cluster import Cluster
 from launch.gke_jobset import CONTAINER, IMAGE_FAILURES, Pod, State
 from launch.job import OTHERS
 from launch.shell import Shell, clean
+from mmrl.terminal import tell
 
 LOST = 75  # status: the same command may go on
 STOPPED = 143
@@ -101,7 +102,7 @@ def _log(shell: Shell, cluster: Cluster, pods: Sequence[Pod], seen: _Seen, *, fr
             continue
         stamp = (match[1], (match[2] or "").ljust(9, "0"))
         if stamp > seen.until:
-            print(clean(match[3]), flush=True)
+            tell(clean(match[3]))
             until = max(until, stamp)
     return replace(seen, until=until)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from launch import local_processes, request
 from launch.local_devices import Shares, shares
 from launch.local_processes import LOST, STOPPED, Ended, Process
+from mmrl.terminal import command, tell
 
 MMRL = (sys.executable, "-m", "mmrl.cli")
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     words = [*MMRL, "train", f"--config={options.config}", f"--workdir={workdir}", *overrides]
     if options.dry_run:
         for process in together(words, parts, workdir, os.environ):
-            print(_shown(process))
+            tell(_shown(process))
         return 0
     return keep_running(words, parts, workdir, options.restarts)
 
@@ -118,10 +118,10 @@ def _why(ended: Ended) -> str:
 def _shown(process: Process) -> str:
     """The command as one could paste it into a shell."""
     added = {name: value for name, value in process.environment.items() if os.environ.get(name) != value}
-    text = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in added.items())])
-    text = f"{text} {shlex.join(process.words)}".strip()
-    return f"{text} >> {shlex.quote(str(process.log))} 2>&1 &" if process.log else f"{text} &"
+    text = " ".join([*(f"{name}={command(value)}" for name, value in added.items())])
+    text = f"{text} {command(*process.words)}".strip()
+    return f"{text} >> {command(process.log)} 2>&1 &" if process.log else f"{text} &"
 
 
 def _say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    tell(f"launch: {text}", error=True)

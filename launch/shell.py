@@ -1,21 +1,20 @@
 """Running commands of other tools: shown first, with a time limit, tried again where that may help."""
 
 import re
-import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmrl.terminal import command, printable, tell
+
 MISSING = 127  # status of a command that is not installed, as shells say it
 TOO_LONG = 124  # status of one that ran past its limit, as timeout(1) says it
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    tell(line, error=True)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def run(
     such program.
     """
     if shell.dry_run:
-        print(shown(words), flush=True)
+        tell(shown(words))
         return Done(tuple(words), 0, assumed, "")
     wait = retry.first_wait if retry else 0.0
     for left in range(retry.times if retry else 0, -1, -1):
@@ -109,7 +108,7 @@ def _run(
 
 def shown(words: Sequence[str]) -> str:
     """A command as one could paste it into a shell."""
-    return shlex.join(words)
+    return command(*words)
 
 
 def last_line(done: Done) -> str:
@@ -120,7 +119,7 @@ def last_line(done: Done) -> str:
 
 def clean(line: str) -> str:
     """A line of a log without what a terminal would act on: a model may write it."""
-    return _CONTROL.sub("?", line.replace("\r", ""))
+    return printable(line.replace("\r", ""))
 
 
 def tail(text: str, lines: int = 30) -> str:

@@ -14,6 +14,7 @@ from launch.tpu_follow import LOOK, Lost, follow
 from launch.tpu_run import Task
 from launch.tpu_slice import Slice
 from mmrl.plan.chips import parse_topology
+from mmrl.terminal import tell
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,12 +151,12 @@ def state(options: argparse.Namespace, _: Sequence[str]) -> int:
     """``tpu status``: one line on the slice, one on each worker."""
     shell, name, place = _named(options)
     found = _there(shell, name, place)
-    print(f"{name}: {found.state}, {found.accelerator or 'of a type of its own'} {found.error}".rstrip())
+    tell(f"{name}: {found.state}, {found.accelerator or 'of a type of its own'} {found.error}".rstrip())
     if found.state == "ACTIVE":
         machines, count = tpu_slice.node_state(shell, name, place)
-        print(f"machines: {count}, {machines or 'gone'}")
+        tell(f"machines: {count}, {machines or 'gone'}")
         for report in tpu_slice.on_workers(shell, name, place, LOOK)[1]:
-            print(f"{report.worker}: {report.word} {report.rest}".rstrip())
+            tell(f"{report.worker}: {report.word} {report.rest}".rstrip())
     return 0
 
 

@@ -8,6 +8,7 @@ from launch.gcloud import Place
 from launch.job import OTHERS
 from launch.shell import Shell, clean
 from launch.tpu_slice import Report, Slice
+from mmrl.terminal import tell
 
 LOOK = ("bash", "mmrl-job/worker.sh", "look")
 # Statuses of `mmrl train` (docs/faults.md).
@@ -66,7 +67,7 @@ def show_log(shell: Shell, name: str, place: Place, offset: int) -> int:
         if match is None:
             return offset
         for line in text.splitlines():
-            print(clean(line), flush=True)
+            tell(clean(line))
         before, offset = offset, int(match[1])
         if offset - before < PART:
             return offset

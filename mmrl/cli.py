@@ -1,11 +1,22 @@
 """The commands: ``mmrl train | sft | eval | generate | export | plan | bench | data``."""
 
 import argparse
+import errno
+import io
+import os
+import platform
 import re
+import signal
 import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 from mmrl.commands import data, datasets, report, runs, suite, sweep
+from mmrl.nearest import nearest
+from mmrl.terminal import tell
 
 _EXAMPLES = {
     "train": """\
@@ -116,36 +127,97 @@ Questions with answers that are known because they are made: no label is needed.
 never those of a benchmark.""",
 }
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)  # that some calls report without a name
 # Commands that take --config.KEY=VALUE.
 _WITH_CONFIG = ("train", "sft", "sweep", "plan", "bench", "data inspect")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a mistake of the caller's is one line on stderr and exit status 2."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what an encoding lacks is escaped, and ends no command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     try:
-        wrong = [word for word in rest if known.name not in _WITH_CONFIG or not _is_override(word)]
-        if wrong:
-            raise ValueError(f"unknown argument {wrong[0]!r}; see mmrl {known.name} --help")
+        known, rest = parser.parse_known_args(words)
+        _check_words(known.name, rest)
         known.run(known, rest)
     except ValueError as error:
-        print(f"mmrl: {error}", file=sys.stderr)
+        tell(f"mmrl: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("mmrl: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        tell("mmrl: interrupted; the same command goes on from the last checkpoint", error=True)
         return 130
+    except BrokenPipeError:  # as in mmrl data list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK:
+            tell(traceback.format_exc(), error=True)
+            return 1
+        tell(f"mmrl: {_said(error)}", error=True)
+        return 2
+    except Exception:
+        tell(traceback.format_exc(), error=True)
+        return 1
     return 0
+
+
+def _said(error: OSError) -> str:
+    """What went wrong with which file."""
+    said = error.strerror or str(error)
+    named = isinstance(error.filename, str | bytes | os.PathLike)
+    return f"{os.fsdecode(error.filename)}: {said}" if named else said
+
+
+def _check_words(name: str, rest: Sequence[str]) -> None:
+    """Raises ValueError if a command was given words that it does not take."""
+    wrong = next((word for word in rest if name not in _WITH_CONFIG or not _is_override(word)), None)
+    if wrong is None:
+        return
+    if name in _WITH_CONFIG and wrong.startswith("--config."):
+        raise ValueError(f"{wrong} has no value: write {wrong}=VALUE, in one word")
+    raise ValueError(f"unknown argument {wrong!r}; see mmrl {name} --help")
+
+
+def _versions() -> str:
+    """Of mmrl, Python and jax, as a report of a bug begins."""
+    found = []
+    for name in ("mmrl", "jax"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name}, not installed as a package")
+    return f"{found[0]} (Python {platform.python_version()}, {found[1]})"
 
 
 def _is_override(word: str) -> bool:
     return re.match(r"--config\.[^=]+=", word) is not None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reads words; those that it cannot read are a ValueError."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.match(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
+        if wrong:
+            choices = [one.strip(" '") for one in wrong[2].split(",")]
+            message = f"there is no '{wrong[1]}'{nearest(wrong[1], choices)}"
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mmrl", description="Multimodal policy optimization in JAX.")
-    subparsers = parser.add_subparsers(dest="command", required=True)
+    parser = _Parser(
+        prog="mmrl",
+        description="Multimodal policy optimization in JAX.",
+        epilog="Begin with mmrl train --config=experiments/quickstart.py; mmrl COMMAND --help has examples.",
+    )
+    parser.add_argument("--version", action="version", version=_versions())
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parser.set_defaults(name="", run=lambda options, rest: _without_command(parser))
 
     def command(name: str, summary: str, run) -> argparse.ArgumentParser:
         return _command(subparsers, name, summary, run)
@@ -178,6 +250,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.arguments(command("sweep", "Run an ablation, and make its table.", sweep.run))
     _data(command("data", "Look at data, convert it, and make it.", None))
     return parser
+
+
+def _without_command(parser: argparse.ArgumentParser) -> NoReturn:
+    tell(parser.format_help(), error=True)
+    raise ValueError("name a command")
 
 
 def _command(subparsers, name: str, summary: str, run) -> argparse.ArgumentParser:
@@ -286,7 +363,7 @@ def _benchmark(sub: argparse.ArgumentParser) -> None:
 
 
 def _data(sub: argparse.ArgumentParser) -> None:
-    kinds = sub.add_subparsers(dest="what", required=True)
+    kinds = sub.add_subparsers(dest="what", required=True, metavar="WHAT")
     datasets.arguments(_command(kinds, "data list", "Tell of public data sets.", datasets.run))
     _inspection(
         _command(kinds, "data inspect", "Show what is in a data set, and what is wrong.", data.inspect)

@@ -159,7 +159,7 @@ def _parse(key: str, text: str, kind: type) -> Any:
         value = {"true": True, "false": False}.get(text.strip().lower())
     elif kind is float and type(value) is int and abs(value) < 2**1000:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"config.{key}={text} should be {_EXPECTED.get(kind, f'of type {kind.__name__}')}")
     return value
 

@@ -17,6 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
+from mmrl.terminal import tell
+
 SILENCE_S = 30  # a process that is not heard of for so long is dead to the others
 LOST = 75  # exit status: try again (EX_TEMPFAIL of sysexits.h)
 
@@ -92,11 +94,11 @@ def noticing_loss() -> Iterator[None]:
         # Some collectives report a status such as "UNKNOWN: ..." as a ValueError.
         if jax.process_count() == 1 or not re.match("[A-Z_]+: ", str(error)):
             raise
-        print(
+        tell(
             f"mmrl: process {jax.process_index()} of {jax.process_count()} ends, as another process of the"
             " run has: the output of that one says why. Start all of them again with the same commands, and"
             f" the run goes on from its last checkpoint. (What was seen here: {str(error)[:300]})",
-            file=sys.stderr,
+            error=True,
         )
         leave(LOST)
 

@@ -1,7 +1,6 @@
 """Running the programs of a config where we are: how long they take, and what the hardware could do."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from mmrl.plan import flops
 from mmrl.plan.aot import Memory, memory_of
 from mmrl.plan.chips import chip_of
 from mmrl.plan.workload import Workload, costlier_branches, program
+from mmrl.terminal import tell
 
 
 @dataclass(frozen=True)
@@ -202,4 +202,4 @@ def operations(work: Workload, jaxpr: ClosedJaxpr) -> int:
 
 def say(text: str) -> None:
     """Tell people something, beside the results."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    tell(f"bench: {text}", error=True)

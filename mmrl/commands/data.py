@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl.commands.datasets import question_options
 from mmrl.commands.runs import experiment
+from mmrl.terminal import command, rewrite, tell
 
 if TYPE_CHECKING:
     from mmrl.config import Config
@@ -45,13 +45,13 @@ def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     )
     write_model(options.out / "model", options.seed)
     for name, path in paths.items():
-        print(f"{name:<12}{path}")
-    print(f"{'model':<12}{options.out / 'model'}")
+        tell(f"{name:<12}{path}")
+    tell(f"{'model':<12}{options.out / 'model'}")
     if options.sheet:
         source = read(paths["train"])
         with whole(options.sheet) as part:
             contact_sheet([example(source[k]) for k in range(min(24, len(source)))]).save(part, format="png")
-        print(f"{'sheet':<12}{options.sheet}")
+        tell(f"{'sheet':<12}{options.sheet}")
 
 
 def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         progress=_progress(f"looking through {whole.name}", "rows"),
         of=len(whole),
     )
-    print(as_text(found))
+    tell(as_text(found))
     if options.out:
         _write_report(options.out, source, found, options.examples)
 
@@ -93,7 +93,7 @@ def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> "Pr
 
     directory = options.model or located(config.model.path, workdir)
     if not options.model and not Path(directory or "none").is_dir():
-        print(f"config.model.path={directory!r} is no directory: name one with --model=DIR", file=sys.stderr)
+        tell(f"config.model.path={directory!r} is no directory: name one with --model=DIR", error=True)
         return None
     return Prompt(open_processor(config, directory), prompt_format(config))
 
@@ -120,14 +120,14 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
     chosen = examples(source, found, count)
     files = [out] if out.suffix in (".html", ".png") else [out / "report.html", out / "sheet.png"]
     files[0].parent.mkdir(parents=True, exist_ok=True)
-    print()
+    tell()
     for file in files:
         if file.suffix == ".html":
             write_whole(file, page(found, chosen))
         else:
             with whole(file) as part:
                 contact_sheet(chosen).save(part, format="png")
-        print(f"{'report' if file.suffix == '.html' else 'sheet':<12}{file}")
+        tell(f"{'report' if file.suffix == '.html' else 'sheet':<12}{file}")
 
 
 def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -172,14 +172,14 @@ def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
 def _say_converted(made: "Converted", out: Path) -> None:
     from mmrl.data.inspection_report import shown
 
-    print(f"{made.rows} rows of {made.entries} entries in {out}")
+    tell(f"{made.rows} rows of {made.entries} entries in {out}")
     if made.empty:
-        print(f"{made.empty} entries are no question of this kind, and gave no row")
+        tell(f"{made.empty} entries are no question of this kind, and gave no row")
     for name, why in made.broken[:LISTED]:
-        print(f"broken: {shown(name)}: {shown(why, 400)}")
+        tell(f"broken: {shown(name)}: {shown(why, 400)}")
     if len(made.broken) > LISTED:
-        print(f"and {len(made.broken) - LISTED} more broken entries")
-    print(f"look at it: mmrl data inspect {out} --out=report.html")
+        tell(f"and {len(made.broken) - LISTED} more broken entries")
+    tell("look at it: " + command("mmrl", "data", "inspect", out, "--out=report.html"))
 
 
 def pretext(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -204,9 +204,9 @@ def pretext(options: argparse.Namespace, _: Sequence[str]) -> None:
             yield row
 
     written = write_rows(options.out, counted())
-    print(f"{written} rows in {options.out}: " + ", ".join(f"{n} {task}" for task, n in made.items()))
+    tell(f"{written} rows in {options.out}: " + ", ".join(f"{n} {task}" for task, n in made.items()))
     _say_passed_over(reasons)
-    print(f"look at it: mmrl data inspect {options.out} --out=report.html")
+    tell("look at it: " + command("mmrl", "data", "inspect", options.out, "--out=report.html"))
 
 
 def _material(options: argparse.Namespace) -> "Material":
@@ -241,11 +241,11 @@ def _say_passed_over(reasons: dict[str, str]) -> None:
     from mmrl.data.inspection_report import shown
 
     if reasons:
-        print(f"{len(reasons)} images were passed over at least once:")
+        tell(f"{len(reasons)} images were passed over at least once:")
     for name, why in list(reasons.items())[:LISTED]:
-        print(f"  {shown(name)}: {shown(why, 400)}")
+        tell(f"  {shown(name)}: {shown(why, 400)}")
     if len(reasons) > LISTED:
-        print(f"  and {len(reasons) - LISTED} more")
+        tell(f"  and {len(reasons) - LISTED} more")
 
 
 def _progress(what: str, unit: str) -> Callable[[int, int], None]:
@@ -263,6 +263,6 @@ def _counter(what: str, unit: str) -> Callable[..., None]:
 
     def show(done: int, of: str = "", last: bool = False) -> None:
         if time.monotonic() - start > PATIENCE_S:
-            print(f"\r{what}: {done}{of} {unit}", end="\n" if last else "", file=sys.stderr, flush=True)
+            rewrite(f"{what}: {done}{of} {unit}", last=last, error=True)
 
     return show

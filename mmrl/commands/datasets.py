@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmrl.terminal import tell
+
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     """Of ``mmrl data list``."""
@@ -17,10 +19,10 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     registry = read_registry()
     if options.dataset:
-        print(described(options.dataset, entry(registry, options.dataset)))
+        tell(described(options.dataset, entry(registry, options.dataset)))
     else:
-        print(table(registry, options.use or ""))
-        print("\nmmrl data list NAME tells how to convert it. Nothing is downloaded.")
+        tell(table(registry, options.use or ""))
+        tell("\nmmrl data list NAME tells how to convert it. Nothing is downloaded.")
 
 
 def question_arguments(sub: argparse.ArgumentParser) -> None:

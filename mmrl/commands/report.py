@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmrl.terminal import tell
+
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     """What ``mmrl report`` takes."""
@@ -38,5 +40,5 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from mmrl.whole_file import write_whole
 
     workdirs = find_runs(options.runs)
-    write_whole(options.out, report(workdirs, options.rollouts, print))
-    print(f"{options.out}  ({options.out.stat().st_size / 1e6:.1f} MB, needs no other file)")
+    write_whole(options.out, report(workdirs, options.rollouts, tell))
+    tell(f"{options.out}  ({options.out.stat().st_size / 1e6:.1f} MB, needs no other file)")

@@ -5,11 +5,12 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mmrl.terminal import tell
 
 if TYPE_CHECKING:
     from mmrl.config import Config
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl train``."""
     config, workdir = experiment(options, overrides)
-    _together(options, lambda: _train(config, workdir))
 
+    def run() -> None:
+        from mmrl.commands.next_steps import after_training
+        from mmrl.train import stages
+        from mmrl.train.metrics import say
 
-def _train(config: "Config", workdir: Path) -> None:
-    from mmrl.train.stages import run
+        stages.run(config, workdir)
+        say("\n" + after_training(options.config, overrides, workdir, config.algorithm["name"]))
 
-    run(config, workdir)
+    _together(options, run)
 
 
 def sft(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -41,7 +45,7 @@ def sft(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _sft(config: "Config", workdir: Path) -> None:
     from mmrl.train.stages import run_cold_start
 
-    print(f"model     {run_cold_start(config, workdir).directory}")
+    tell(f"model     {run_cold_start(config, workdir).directory}")
 
 
 def _together(options: argparse.Namespace, run: Callable[[], None]) -> None:
@@ -57,13 +61,13 @@ def _together(options: argparse.Namespace, run: Callable[[], None]) -> None:
         _look_at_devices()
         run()
     except Interrupted as error:
-        print(f"mmrl: stopped by {error}; the same command goes on from here", file=sys.stderr)
+        tell(f"mmrl: stopped by {error}; the same command goes on from here", error=True)
         raise SystemExit(128 + signal.Signals[str(error)]) from error
     except Exception as error:
         if not options.coordinator:
             raise
         text = f"mmrl: {error}" if isinstance(error, ValueError) else traceback.format_exc()
-        print(text, file=sys.stderr)
+        tell(text, error=True)
         hosts.leave(2 if isinstance(error, ValueError) else 1)
 
 
@@ -107,7 +111,7 @@ def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
         values, responses = measure(params, policy, model, sources, pool, tools, config, Notice())
     if options.out:
         write_responses(options.out, responses)
-    print(json.dumps({"rows": sum(map(len, sources)), "samples": options.samples, **values}, indent=1))
+    tell(json.dumps({"rows": sum(map(len, sources)), "samples": options.samples, **values}, indent=1))
 
 
 def generate(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -123,7 +127,7 @@ def generate(options: argparse.Namespace, _: Sequence[str]) -> None:
         for row in complete(rows, config, model, params, n=options.n, batch=options.batch):
             file.write(json.dumps(row) + "\n")
             file.flush()
-    print(f"{len(rows) * options.n} responses to {len(rows)} prompts in {options.out}")
+    tell(f"{len(rows) * options.n} responses to {len(rows)} prompts in {options.out}")
 
 
 def export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -134,7 +138,7 @@ def export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     _, model, step, params = _run_weights(options.workdir, options.step)
     save(params, model.description, options.out, base=model.directory, dtype=jnp.dtype(options.dtype))
-    print(f"step {step} of {options.workdir} in {options.out} ({options.dtype})")
+    tell(f"step {step} of {options.workdir} in {options.out} ({options.dtype})")
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -149,7 +153,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     model, sizes = _sizes(options.model_size, config, workdir)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        tell(line, error=True)
 
     names = options.program or search.PROGRAMS
     attempts: tuple[search.Attempt, ...] = ()
@@ -171,9 +175,9 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             say=say,
         )
     if options.json:
-        print(json.dumps(report.as_json(model, found, attempts), indent=1))
+        tell(json.dumps(report.as_json(model, found, attempts), indent=1))
     else:
-        print(report.text(model, found, attempts))
+        tell(report.text(model, found, attempts))
 
 
 def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -199,9 +203,9 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     made = report.report(name, work, found, measure.limits(mesh, work.model.dtype))
     text = json.dumps(made, indent=1)
     if options.json == Path("-"):
-        print(text)
+        tell(text)
         return
-    print(report.table(made))
+    tell(report.table(made))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.json, text + "\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl.commands import runs
+from mmrl.terminal import tell
 
 if TYPE_CHECKING:
     from mmrl.suite.run import Origin
@@ -79,7 +80,7 @@ def _again(options: argparse.Namespace) -> None:
     other = changed(now, before)
     if other:
         raise ValueError(f"not as in {options.again}: {'; '.join(other)}")
-    print(f"the same figures as in {options.again}")
+    tell(f"the same figures as in {options.again}")
 
 
 def _measure(
@@ -104,8 +105,8 @@ def _measure(
     out = options.out or _default_out(options, suite, step)
     check_same(rows, opened, params, f"--again={options.again}")
     results = run_suite(suite, opened, params, origin, out, config=config, data_root=data_root)
-    print(table(results))
-    print(f"\nresults   {out / 'results.json'}")
+    tell(table(results))
+    tell(f"\nresults   {out / 'results.json'}")
     return results
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmrl.terminal import command, rewrite, tell
+
 if TYPE_CHECKING:
     from mmrl.sweep.execute import Ended
     from mmrl.sweep.plan import Member
@@ -60,11 +62,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.dry_run:
         for one in chosen:
             words = (
-                ""
-                if found[one.name] == FINISHED
-                else shlex.join([*(launcher or ("mmrl", "train")), *one.words])
+                "" if found[one.name] == FINISHED else command(*(launcher or ("mmrl", "train")), *one.words)
             )
-            print(f"{found[one.name]:<10}{one.name}  {words}".rstrip())
+            tell(f"{found[one.name]:<10}{one.name}  {words}".rstrip())
         return
     if launcher and shutil.which(launcher[0]) is None:
         raise ValueError(f"--launcher={options.launcher!r}: there is no program {launcher[0]!r}")
@@ -73,8 +73,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if not options.table:
         pending = [one for one in chosen if found[one.name] != FINISHED]
         ended = _execute(members, pending, launcher, options.at_once)
-    print(write_table(load_sweep(directory)))
-    print(f"table     {directory / 'table.md'}, {directory / 'table.csv'}; values {directory / 'runs.csv'}")
+    tell(write_table(load_sweep(directory)))
+    made = ", ".join(str(directory / name) for name in ("table.md", "table.csv"))
+    tell(f"table     {made}; values {directory / 'runs.csv'}")
     if ended is not None:
         _tell(ended, found, chosen)
 
@@ -97,16 +98,16 @@ def _execute(
 ) -> "Ended":
     from mmrl.sweep.execute import execute
 
-    print(f"{len(members)} runs, {len(pending)} to be run, {at_once} at once", flush=True)
+    tell(f"{len(members)} runs, {len(pending)} to be run, {at_once} at once")
     command = launcher or (sys.executable, "-m", "mmrl.cli", "train")
     show = _live if sys.stdout.isatty() else _plain()
     ended = execute(members, pending, command, at_once, wait=launcher is None, show=show)
-    print(flush=True)
+    tell()
     return ended
 
 
 def _live(line: str) -> None:
-    print(f"\r\x1b[2K{line}", end="", flush=True)
+    rewrite(line, last=False)
 
 
 def _plain() -> Callable[[str], None]:
@@ -117,7 +118,7 @@ def _plain() -> Callable[[str], None]:
         nonlocal last
         what = line.partition("  [")[0]
         if what != last:
-            print(line, flush=True)
+            tell(line)
         last = what
 
     return show
@@ -126,15 +127,13 @@ def _plain() -> Callable[[str], None]:
 def _tell(ended: "Ended", found: dict[str, str], chosen: Sequence["Member"]) -> None:
     """Say what is not finished, and leave with the status of that."""
     for one in ended.elsewhere:
-        print(
-            f"ended     {one.name}: {one.workdir} has no summary.json; fetch it, then run this with --table"
-        )
+        tell(f"ended     {one.name}: {one.workdir} has no summary.json; fetch it, then run this with --table")
     for one, said in ended.failed:
-        print(f"failed    {one.name}: {said}\n          {one.workdir / 'log.txt'}", file=sys.stderr)
+        tell(f"failed    {one.name}: {said}\n          {one.workdir / 'log.txt'}", error=True)
     if ended.signal is not None:
         name = signal.Signals(ended.signal).name
-        print(f"mmrl: stopped by {name}; the same command goes on from here", file=sys.stderr)
+        tell(f"mmrl: stopped by {name}; the same command goes on from here", error=True)
         raise SystemExit(128 + ended.signal)
     if ended.failed:
-        print(f"mmrl: {len(ended.failed)} runs failed; the same command tries them again", file=sys.stderr)
+        tell(f"mmrl: {len(ended.failed)} runs failed; the same command tries them again", error=True)
         raise SystemExit(1)

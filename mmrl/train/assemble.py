@@ -25,6 +25,7 @@ from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.sampling import Sampling
+from mmrl.terminal import rewrite
 from mmrl.train.grading import probe
 from mmrl.train.metrics import say
 from mmrl.train.programs import Policy
@@ -322,5 +323,4 @@ def _looked_through(
 def _show_progress(name: str, start: float, done: int, total: int) -> None:
     """Only where looking takes long enough to wonder."""
     if time.monotonic() - start > PATIENCE_S and hosts.first():
-        end = "\n" if done == total else ""
-        print(f"\rlooking through {name}: {done} of {total} rows{end}", end=end, flush=True)
+        rewrite(f"looking through {name}: {done} of {total} rows", last=done == total)

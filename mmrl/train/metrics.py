@@ -12,6 +12,7 @@ import jax.monitoring
 from tensorboardX import SummaryWriter
 
 from mmrl import hosts
+from mmrl.terminal import rewrite, tell
 from mmrl.whole_file import write_lines
 
 
@@ -135,16 +136,15 @@ class Progress:
         ]
         line = f"{self._stage} {step}/{self._total}  {'  '.join(parts)}  [{_clock(elapsed)}<{_clock(left)}]"
         if self._live:
-            end = "\n" if step >= self._total else ""
-            print(f"\r\x1b[2K{line}", end=end, flush=True)
+            rewrite(line, last=step >= self._total)
         else:
-            print(line, flush=True)
+            tell(line)
 
 
 def say(text: str) -> None:
     """Tell people something, at once; the first process does."""
     if hosts.first():
-        print(text, flush=True)
+        tell(text)
 
 
 def _clock(seconds: float) -> str:

@@ -33,7 +33,7 @@ from mmrl.train.metrics import read_metrics, say
 from mmrl.train.preemption import Notice, watch
 from mmrl.train.rollouts import stated
 from mmrl.train.sft import sft
-from mmrl.train.workdir import hold, open_workdir, read_starts, record_start
+from mmrl.train.workdir import hold, open_workdir, record_start
 from mmrl.whole_file import write_whole
 
 _TABLE = (
@@ -179,16 +179,8 @@ def _seconds_before(workdir: Path) -> float:
     return sum(row.get("time/step", 0.0) for row in rows)
 
 
-def _experiment(workdir: Path) -> str:
-    """The word that named the experiment when the run was started last."""
-    starts = read_starts(workdir)
-    words = starts[-1]["command"] if starts else []
-    return next((word for word in words if word.startswith("--config=")), "--config=FILE")
-
-
 def _tell(config: Config, workdir: Path, summary: dict[str, float | None]) -> None:
     name = config.algorithm["name"]
-    other = "vppo" if name != "vppo" else "papo_g"
     lines = ["", f"{'held out':<20}{'before RL':>12}{f'after {name}':>16}"]
     for label, _ in (*_TABLE, *_TOOL_TABLE):
         before, after = summary.get(f"{label}_before"), summary.get(f"{label}_after")
@@ -199,12 +191,5 @@ def _tell(config: Config, workdir: Path, summary: dict[str, float | None]) -> No
         f"run       {workdir}  ({summary['seconds']:.0f} s)",
         f"curves    {workdir / 'curves.png'}",
         f"responses {workdir / 'responses_before.jsonl'}, {workdir / 'responses_after.jsonl'}",
-        "",
-        f"next: a page about it   mmrl report {workdir} --out=report.html",
-        f"      another method    mmrl train {_experiment(workdir)} --config.algorithm.name={other}"
-        f" --workdir={workdir.parent / other}",
-        f"      for transformers  mmrl export --workdir={workdir} --out=policy",
-        f"      every metric      tensorboard --logdir={workdir}  (after pip install tensorboard)",
-        "      your own data     see the README",
     ]
     say("\n".join(lines))

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from mmrl.python_file import function as own_function
+from mmrl.terminal import printable
 from mmrl.workers.message import pack
 
 PARENT_POLL_S = 1.0  # how often an idle worker looks whether its parent still lives
@@ -65,12 +66,7 @@ def _run(functions: Mapping[str, Callable[..., Any]], function: str, payload: An
         value = functions[function](**payload) if named else functions[function](*payload)
         return pack({"value": value})
     except (Exception, RecursionError, MemoryError) as error:
-        return json.dumps({"error": _printable(f"{type(error).__name__}: {error}"[:500])[:500]}).encode()
-
-
-def _printable(text: str) -> str:
-    """``text`` for a terminal: an error may quote the hostile text, its escape sequences included."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return json.dumps({"error": printable(f"{type(error).__name__}: {error}"[:500])[:500]}).encode()
 
 
 if __name__ == "__main__":

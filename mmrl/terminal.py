@@ -1,0 +1,50 @@
+"""What is printed for people: text that does nothing to their terminal, and commands that they can paste."""
+
+import shlex
+import sys
+import unicodedata
+from pathlib import Path
+
+_SHOWN = ("Zs",)  # categories that Python calls unprintable, and a terminal shows: spaces of other scripts
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal would act on, or not show, in the escapes of Python.
+
+    Of data, names of files, models and remote machines nothing else may be printed: escape sequences and
+    other control characters (line breaks and tabs stay), marks of direction, zero-width characters, halves of
+    surrogate pairs.
+    """
+    return "".join(
+        one if one.isprintable() or one in "\n\t" or unicodedata.category(one) in _SHOWN else ascii(one)[1:-1]
+        for one in text
+    )
+
+
+def tell(text: str = "", *, error: bool = False) -> None:
+    """Print lines for people at once, on stdout or stderr, `printable`: the only way in which mmrl prints."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def rewrite(line: str, *, last: bool, error: bool = False) -> None:
+    """Print a line in the place of the one before, as progress is told; the ``last`` one stays."""
+    stream = sys.stderr if error else sys.stdout
+    clear = "\r\x1b[2K" if stream.isatty() else "\r"
+    print(f"{clear}{printable(line)}", end="\n" if last else "", file=stream, flush=True)
+
+
+def command(*words: str | Path) -> str:
+    """A command as a shell takes it. A path that is a word by itself is never read as an option."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str | Path) -> str:
+    text = f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+    if printable(text) == text and "\n" not in text and "\t" not in text:
+        return shlex.quote(text)
+    # What cannot be shown is written by its bytes: bash, zsh and ksh read this.
+    kept = (
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f"\\{byte:03o}"
+        for byte in text.encode(errors="surrogateescape")
+    )
+    return f"$'{''.join(kept)}'"
