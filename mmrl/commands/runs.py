@@ -78,7 +78,7 @@ def _look_at_devices() -> None:
 
     warning = check_devices()
     if warning and hosts.first():
-        print(f"mmrl: {warning}", file=sys.stderr)
+        tell(f"mmrl: {warning}", error=True)
 
 
 def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
