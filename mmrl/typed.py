@@ -14,6 +14,8 @@ def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
     ``path`` names the whole in messages. Lists become tuples, whole numbers floats where these are wanted.
     Raises ValueError for a key that ``kind`` does not have (naming the nearest) or a value of another type.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}={values!r} should be an object")
     fields = {item.name: item for item in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     arguments = {}

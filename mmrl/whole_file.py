@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all (atomic writes).
+"""Files and folders that appear whole or not at all (atomic writes), and JSONL that is read back.
 
 What is written stands beside its place under a fixed name, ``.NAME.part``, and is renamed when it is whole.
 So what a killed writer leaves is found, and cleared, by the next that writes the same.
@@ -10,10 +10,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mmrl.terminal import tell
 
 WAIT_S = 10.0  # for another process that is writing the same
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # of some network file systems
@@ -69,6 +72,68 @@ def write_whole(path: Path, text: str) -> None:
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put ``rows`` in the place of what ``path`` held, likewise: JSON, one a line."""
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A line of a JSONL file that is no row of it."""
+
+    path: Path
+    number: int  # from 1
+    why: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.number}, is damaged ({self.why})"
+
+
+def read_lines(
+    path: Path, wrong: Callable[[dict[str, Any]], str | None], *, appended: bool = False
+) -> tuple[list[dict[str, Any]], list[Damage]]:
+    """The rows of a JSONL file and its damaged lines, in order; neither where there is no file.
+
+    Args:
+      path: the file.
+      wrong: says why an object is no row of this file; None if it is one.
+      appended: lines are added one by one, so that a kill may cut the last short: that one is in neither.
+    """
+    rows, damaged = [], []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            why = wrong(row) if isinstance(row, dict) else "not an object"
+        except UnicodeDecodeError as error:
+            row, why = None, f"not UTF-8 at byte {error.start + 1}"
+        except (ValueError, RecursionError) as error:
+            row, why = None, f"not JSON: {error}"
+        if why is None:
+            rows.append(row)
+        elif not (appended and number == len(lines) and line[:1] == b"{" and row is None):
+            damaged.append(Damage(path, number, why, line))
+    return rows, damaged
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that a float can hold."""
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+
+
+def warn_of(damaged: Iterable[Damage]) -> None:
+    """Warn of lines that are left out, each by its file and number, where people see it."""
+    for one in damaged:
+        tell(f"mmrl: warning: {one}: it is left out", error=True)
+
+
+def set_aside(damaged: Sequence[Damage], say: Callable[[str], None]) -> None:
+    """Keep lines that are about to leave their file in ``NAME.damaged`` beside it, and say so."""
+    for one in damaged:
+        place = one.path.with_name(f"{one.path.name}.damaged")
+        with place.open("ab") as file:
+            file.write(one.content + b"\n")
+        say(f"warning: {one}: it is kept in {place}")
 
 
 def clear_parts(folder: Path) -> None:

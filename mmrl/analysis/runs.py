@@ -11,9 +11,11 @@ from jaxtyping import Float, Int
 from mmrl.config import Config, Mesh
 from mmrl.train import checkpoint
 from mmrl.train.assemble import Model, located, open_model
+from mmrl.train.evaluate import wrong_response
 from mmrl.train.metrics import read_metrics
 from mmrl.train.workdir import read_config
 from mmrl.types import Params
+from mmrl.whole_file import is_number, read_lines, warn_of
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,18 @@ class Run:
 
 
 def load_run(workdir: str | Path) -> Run:
-    """Read the folder of a run, which may still be going on. Raises ValueError if it holds none."""
+    """Read the folder of a run, which may still be going on. Raises ValueError if it holds none.
+
+    Damaged lines of its files are left out, with a warning for each.
+    """
     workdir = Path(workdir)
-    summary = workdir / "summary.json"
     return Run(
         workdir=workdir,
         config=read_config(workdir),
         metrics=read_metrics(workdir),
         before=_responses(workdir / "responses_before.jsonl"),
         after=_responses(workdir / "responses_after.jsonl"),
-        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        summary=_summary(workdir / "summary.json"),
     )
 
 
@@ -76,4 +80,16 @@ def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
 
 
 def _responses(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows, damaged = read_lines(path, wrong_response)
+    warn_of(damaged)
+    return rows
+
+
+def _summary(path: Path) -> dict[str, float | None]:
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(one is None or is_number(one) for one in found.values()):
+        raise ValueError(f"{path} is damaged; the same mmrl train writes it anew")
+    return found

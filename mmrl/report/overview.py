@@ -94,8 +94,8 @@ def changes(run: Run) -> list[Change]:
     """Held-out figures before and after, of those that the run has."""
     found = []
     for name, label, share in _FIGURES:
-        _, values = run.curve(f"heldout/{name}")
-        if len(values):
+        steps, values = run.curve(f"heldout/{name}")
+        if len(values) and steps[0] == 0:  # else its row was damaged
             found.append(
                 Change(
                     label, share, float(values[0]), float(values[-1]), difference(run.before, run.after, name)

@@ -20,14 +20,14 @@ from mmrl.suite.suite import Benchmark, Suite, config_for, data_path, masking
 from mmrl.train.assemble import Model, open_processor, open_source
 from mmrl.train.checksums import digest
 from mmrl.train.environment import environment
-from mmrl.train.evaluate import evaluate, write_responses
+from mmrl.train.evaluate import evaluate, write_responses, wrong_response
 from mmrl.train.graded_rollouts import reward_pool
 from mmrl.train.grading import rules_of
 from mmrl.train.metrics import say
 from mmrl.train.preemption import Notice
 from mmrl.train.rollouts import tool_pool
 from mmrl.types import Params
-from mmrl.whole_file import write_whole
+from mmrl.whole_file import read_lines, write_whole
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -255,9 +255,11 @@ def _overall(opened: Sequence[Opened], out: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The responses of a benchmark."""
-    with path.open() as lines:  # not splitlines: text may hold separators that are no ends of lines here
-        return [json.loads(line) for line in lines]
+    """The responses of a benchmark. Raises ValueError for a damaged line: figures are of all or of none."""
+    rows, damaged = read_lines(path, wrong_response)
+    if damaged:
+        raise ValueError(f"{damaged[0]}; delete the file, and the same mmrl eval measures anew")
+    return rows
 
 
 def _file(name: str, part: str) -> str:

@@ -27,7 +27,7 @@ from mmrl.train.preemption import Notice
 from mmrl.train.programs import Policy
 from mmrl.train.rollouts import acting_weights, prompt_keys
 from mmrl.types import Images, Params
-from mmrl.whole_file import write_lines
+from mmrl.whole_file import is_number, write_lines
 from mmrl.workers.pool import WorkerPool
 
 _PURPOSE = 2  # of random keys, apart from rollouts' and corruption's
@@ -189,3 +189,16 @@ def _summary(whole: Overview, source: str | None = None) -> dict[str, float]:
 def write_responses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows of `evaluate` as JSONL; the file appears whole or not at all."""
     write_lines(path, rows)
+
+
+def wrong_response(row: dict[str, Any]) -> str | None:
+    """Why an object is no row of `write_responses`; None if it is one."""
+    for name in ("id", "problem", "answer", "response"):
+        if not isinstance(row.get(name), str):
+            return f"it has no {name}"
+    tokens = row.get("tokens", [])
+    if not isinstance(tokens, list) or not all(type(one) is int for one in tokens):
+        return "its tokens are none"
+    known = ("id", "source", "problem", "answer", "response", "tokens")
+    other = next((name for name in row if name not in known and not is_number(row[name])), None)
+    return None if other is None else f"{other!r} is no number"

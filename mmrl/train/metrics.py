@@ -7,20 +7,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax.monitoring
 from tensorboardX import SummaryWriter
 
 from mmrl import hosts
 from mmrl.terminal import rewrite, tell
-from mmrl.whole_file import write_lines
+from mmrl.whole_file import Damage, is_number, read_lines, set_aside, warn_of, write_lines
 
 
 class Metrics:
     """Append-only ``metrics.jsonl`` and TensorBoard events of one stage, written by the first process.
 
     Opened to go on after ``step`` steps (-1: from nothing): rows of later steps, left by an interrupted run,
-    are cut off, so that every step has one row.
+    are cut off, so that every step has one row. Lines that are damaged are set aside.
     """
 
     def __init__(self, directory: Path, step: int) -> None:
@@ -29,7 +30,9 @@ class Metrics:
             return
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
-        _keep_rows(self._path, step)
+        rows, damaged = _read(directory)
+        set_aside(damaged, say)
+        write_lines(self._path, [row for row in rows if row["step"] <= step])
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=max(step + 1, 0))
 
@@ -52,22 +55,25 @@ class Metrics:
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """The rows of a stage's ``metrics.jsonl``; a last line cut short by a crash is left out."""
-    path = directory / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """The rows of a stage's ``metrics.jsonl``; a last line cut short by a crash is left out.
+
+    So are lines that are damaged, with a warning for each.
+    """
+    rows, damaged = _read(directory)
+    warn_of(damaged)
     return rows
 
 
-def _keep_rows(path: Path, step: int) -> None:
-    if not path.is_file():
-        return
-    rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    write_lines(path, rows)
+def _read(directory: Path) -> tuple[list[dict[str, Any]], list[Damage]]:
+    return read_lines(directory / "metrics.jsonl", _wrong, appended=True)
+
+
+def _wrong(row: dict[str, Any]) -> str | None:
+    """Why an object is no row of metrics."""
+    if type(row.get("step")) is not int or row["step"] < 0:
+        return "it has no step"
+    other = next((name for name, value in row.items() if not is_number(value)), None)
+    return None if other is None else f"{other!r} is no number"
 
 
 class Phases:

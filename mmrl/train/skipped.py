@@ -1,13 +1,14 @@
 """The list of rows that a run could not use, and the share of them at which it stops."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmrl import hosts
 from mmrl.data.pipeline import Skipped
-from mmrl.whole_file import write_lines
+from mmrl.train.metrics import say
+from mmrl.whole_file import read_lines, set_aside, write_lines
 
 
 @dataclass
@@ -22,12 +23,19 @@ class Ledger:
 
 def open_ledger(path: Path, rows: int, most: float, broken: Iterable[Skipped]) -> Ledger:
     """The list at ``path``: what an earlier start of the run found, and what this one knows to begin with."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    known = {row["id"]: row["reason"] for row in map(json.loads, lines)}
+    found, damaged = read_lines(path, _wrong)
     hosts.wait()  # until all have read it
-    ledger = Ledger(path, rows, most, known)
+    if damaged and hosts.first():
+        set_aside(damaged, say)
+        write_lines(path, found)
+    ledger = Ledger(path, rows, most, {row["id"]: row["reason"] for row in found})
     note(ledger, broken)
     return ledger
+
+
+def _wrong(row: dict[str, Any]) -> str | None:
+    named = isinstance(row.get("id"), str) and isinstance(row.get("reason"), str)
+    return None if named else "it has no id and reason"
 
 
 def note(ledger: Ledger, skipped: Iterable[Skipped]) -> None:

@@ -73,7 +73,7 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
             if writes:
                 name = f"{config.algorithm['name']}, seed {config.seed}"
                 draw_curves(workdir, workdir / "curves.png", name)
-        summary = summarise(workdir, spent + time.perf_counter() - start)
+        summary = summarise(workdir, config.train.steps, spent + time.perf_counter() - start)
         if hosts.first():
             write_whole(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
             _tell(config, workdir, summary)
@@ -158,18 +158,18 @@ def cold_start(config: Config, model: Model, workdir: Path, notice: Notice) -> M
     return open_model(config, out)
 
 
-def summarise(workdir: Path, seconds: float) -> dict[str, float | None]:
-    """First and last held-out figures of a run; None for what its verifier does not report.
+def summarise(workdir: Path, steps: int, seconds: float) -> dict[str, float | None]:
+    """Held-out figures of a run before its first and after its last step; None for what is not known there.
 
     Figures of tools are left out where there are none.
     """
-    rows = read_metrics(workdir)
+    rows = {row["step"]: row for row in read_metrics(workdir)}
+    before, after = rows.get(0, {}), rows.get(steps, {})
     summary: dict[str, float | None] = {}
     for name, key in (*_TABLE, *_TOOL_TABLE):
-        values = [row[key] for row in rows if key in row]
-        if values or (name, key) in _TABLE:
-            summary[f"{name}_before"] = values[0] if values else None
-            summary[f"{name}_after"] = values[-1] if values else None
+        if key in before or key in after or (name, key) in _TABLE:
+            summary[f"{name}_before"] = before.get(key)
+            summary[f"{name}_after"] = after.get(key)
     return {**summary, "seconds": round(seconds, 1)}
 
 

@@ -17,7 +17,7 @@ from mmrl import hosts
 from mmrl.config import Config, from_dict
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
-from mmrl.whole_file import clear_parts, write_whole
+from mmrl.whole_file import Damage, clear_parts, read_lines, set_aside, warn_of, write_lines, write_whole
 
 # Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
 _MAY_CHANGE = (
@@ -152,7 +152,7 @@ def record_start(workdir: Path, fingerprints: dict[str, str], say: Callable[[str
       ValueError: data is not that of the first start that read it (the key is named), or the folder cannot
         be written.
     """
-    starts = read_starts(workdir)
+    starts, damaged = _starts(workdir)
     for key, fingerprint in fingerprints.items():
         first = next((start["data"][key] for start in starts if key in start["data"]), fingerprint)
         if first != fingerprint:
@@ -174,21 +174,38 @@ def record_start(workdir: Path, fingerprints: dict[str, str], say: Callable[[str
         **here,
     }
     with _told(workdir):
-        _append(workdir / "starts.jsonl", json.dumps(row))
+        set_aside(damaged, say)
+        write_lines(workdir / "starts.jsonl", [*starts, row])
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of ``starts.jsonl``; one that was cut short is left out."""
-    path = workdir / "starts.jsonl"
-    rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"data", "libraries"} <= row.keys():
-            rows.append(row)
+    """The rows of ``starts.jsonl``; one cut short is left out, as are damaged ones, with a warning."""
+    rows, damaged = _starts(workdir)
+    warn_of(damaged)
     return rows
+
+
+def _starts(workdir: Path) -> tuple[list[dict[str, Any]], list[Damage]]:
+    return read_lines(workdir / "starts.jsonl", _wrong, appended=True)
+
+
+def _wrong(row: dict[str, Any]) -> str | None:
+    """Why an object is no row of starts."""
+    commit, devices = row.get("commit") or {"hash": ""}, row.get("devices") or {"kind": "", "count": 1}
+    known = {
+        "time": isinstance(row.get("time"), str),
+        "command": _texts(row.get("command", [])),
+        "data": isinstance(row.get("data"), dict) and _texts([*row["data"].values()]),
+        "libraries": isinstance(row.get("libraries"), dict) and _texts([*row["libraries"].values()]),
+        "commit": isinstance(commit, dict) and isinstance(commit.get("hash"), str),
+        "devices": isinstance(devices, dict) and {"kind", "count"} <= devices.keys(),
+        "processes": isinstance(row.get("processes", 1), int),
+    }
+    return next((f"its {key} is none" for key, right in known.items() if not right), None)
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _warn(before: dict[str, str], now: dict[str, str], say: Callable[[str], None]) -> None:
@@ -202,13 +219,16 @@ def _warn(before: dict[str, str], now: dict[str, str], say: Callable[[str], None
 
 
 def _config(workdir: Path) -> Config | None:
-    """What ``config.json`` holds; None if it is not there, or is not JSON after a crash of the machine."""
+    """What ``config.json`` holds; None if it is not there, or no JSON object after a crash of the machine."""
     path = workdir / "config.json"
     try:
         values = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return from_dict(values)
+    try:
+        return from_dict(values) if isinstance(values, dict) else None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _may_change(key: str) -> bool:
@@ -241,14 +261,3 @@ def _told(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be written: {error}") from error
-
-
-def _append(path: Path, line: str) -> None:
-    """Add a line; one that was cut short before it is ended first."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else "\n" + line
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -80,3 +80,28 @@ def test_wrong_words_are_one_line_and_leave_no_file(tmp_path, capsys):
     assert "is damaged" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "starts.jsonl", "responses_before.jsonl", "responses_after.jsonl"]
+)
+@pytest.mark.parametrize(
+    "content", [b'{"step": 1, "id', b"\xff", b"123", b"null", b'{"a": 1}', b"[" * 100_000]
+)
+def test_damaged_lines_are_left_out_and_named(tmp_path, capsys, name, content):
+    run, out = write_run(tmp_path / "run", texts=("a", "b")), tmp_path / "page.html"
+    path = run / name
+    lines = path.read_bytes().splitlines() if path.is_file() else [b""]
+    path.write_bytes(b"\n".join([content, *lines[1:], b""]))
+    assert cli.main(["report", str(run), f"--out={out}", "--rollouts=0"]) == 0
+    assert f"mmrl: warning: {path}, line 1, is damaged (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"12", b'{"seconds": "x"}', b"[" * 100_000])
+@pytest.mark.parametrize("name", ["summary.json", "config.json"])
+def test_a_damaged_file_is_named(tmp_path, capsys, name, content):
+    run = write_run(tmp_path / "run", texts=("a", "b"))
+    (run / name).write_bytes(content)
+    said = fails(capsys, run, f"--out={tmp_path / 'page.html'}", "--rollouts=0")
+    assert str(run / name) in said
+    assert said.count("\n") == 1

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from mmrl.suite.layouts import write_layouts
+from mmrl.suite.run import read_rows
 from mmrl.whole_file import write_lines
 
 HOSTILE = [
@@ -114,3 +115,11 @@ def test_results_for_lmms_eval(out):
     }
     assert found["n-samples"]["hostile"] == {"original": len(HOSTILE) + 1, "effective": len(HOSTILE)}
     assert (found["model_name"], found["date"]) == ("a run/../step3", "20261122_062403")
+
+
+def test_responses_are_read_whole_or_not_at_all(out):
+    path = next(out.glob("*.jsonl"))
+    assert len(read_rows(path)) > 1
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"hostile\.jsonl, line \d+, is damaged .*; delete the file"):
+        read_rows(path)

@@ -206,6 +206,21 @@ class TestStarts:
         assert len(rows) == (3 if size == -1 else 2)
         assert path.read_bytes().startswith(whole)
 
+    @pytest.mark.parametrize(
+        "content", [b"123", b"{}", b"\xff", b'{"data": {"a": 1}, "libraries": {}, "time": ""}', b'{"data']
+    )
+    def test_a_damaged_row_is_set_aside(self, tmp_path, content, capsys):
+        self.start(tmp_path, {"data.train": "aa"})
+        path = tmp_path / "starts.jsonl"
+        path.write_bytes(content + b"\n" + path.read_bytes())
+        assert len(workdir.read_starts(tmp_path)) == 1
+        assert f"{path}, line 1, is damaged" in capsys.readouterr().err
+        (said,) = self.start(tmp_path, {"data.train": "aa"})
+        assert "line 1, is damaged" in said
+        assert path.with_name("starts.jsonl.damaged").read_bytes() == content + b"\n"
+        assert len(workdir.read_starts(tmp_path)) == 2
+        assert capsys.readouterr().err == ""
+
 
 class TestCommit:
     def git(self, where, *words):
