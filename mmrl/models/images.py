@@ -113,12 +113,12 @@ def _orientation(image: Image.Image) -> int:
     """EXIF's 1 to 8: how size and pixels are stored; 1 where that cannot be read, as viewers have it."""
     if isinstance(image, TiffImageFile) and ExifTags.Base.Orientation in image.tag_v2:
         return 1  # Pillow turns these itself
-    png = isinstance(image, PngImageFile)
-    late = png and image.fp is not None and _metadata_after_pixels(image.fp)
+    late = isinstance(image, PngImageFile) and image.fp and _metadata_after_pixels(image.fp)
     try:
         if late:
             image.load()
-        exif = Image.Image.getexif(image) if png else image.getexif()  # PNG's own would decode all pixels
+        # PNG's own decodes all pixels.
+        exif = Image.Image.getexif(image) if isinstance(image, PngImageFile) else image.getexif()
         found = exif.get(ExifTags.Base.Orientation)
         return int(found) if found in TURNS else 1
     except Exception:  # Pillow raises what it likes at damaged blocks
