@@ -60,12 +60,14 @@ class Responses:
     """Sampled responses, padded on the right.
 
     ``logprob`` is the behaviour policy's: temperature applied, and renormalised over the kept support when
-    top-k / top-p / min-p truncated the distribution actually sampled from. Float32.
+    top-k / top-p / min-p truncated the distribution actually sampled from; ``logprob + log_kept`` is that of
+    the tempered distribution before it was truncated. Float32.
     """
 
     tokens: Int[Array, "b g r"]
     mask: Bool[Array, "b g r"]  # True on tokens the policy wrote (the stop token included): the loss mask
     logprob: Float[Array, "b g r"]
+    log_kept: Float[Array, "b g r"]  # log of the mass that was kept; 0 where nothing was cut
     stop: Int[Array, "b g"]  # a StopReason
     valid: Bool[Array, "b g"]  # False: excluded from statistics and from the loss
     observed: Observed | None = None  # None: every token is the policy's

@@ -57,6 +57,7 @@ def make_responses(lengths: list[list[int]], slots: int, vocabulary: int, seed: 
         tokens=jnp.where(mask, tokens, 0),
         mask=mask,
         logprob=jnp.zeros(mask.shape),
+        log_kept=jnp.zeros(mask.shape),
         stop=jnp.zeros(length.shape, jnp.int32),
         valid=jnp.ones(length.shape, bool),
     )

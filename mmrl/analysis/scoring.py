@@ -108,7 +108,14 @@ def _laid(groups: Sequence[Sequence[np.ndarray]], width: int, length: int) -> Re
         for g, ids in enumerate(members):
             tokens[b, g, : len(ids)] = ids
             mask[b, g, : len(ids)] = True
-    return Responses(tokens=tokens, mask=mask, logprob=logprob, stop=zeros, valid=mask.any(axis=-1))
+    return Responses(
+        tokens=tokens,
+        mask=mask,
+        logprob=logprob,
+        log_kept=np.zeros_like(logprob),
+        stop=zeros,
+        valid=mask.any(axis=-1),
+    )
 
 
 def _rounded(count: int, most: int) -> int:

@@ -141,6 +141,7 @@ def _responses(sizes: Config, like: Responses) -> Responses:
         tokens=rng.integers(0, sizes.vocabulary, shape, np.int32),
         mask=_full(shape, True, bool),
         logprob=_full(shape, -math.log(sizes.vocabulary), np.float32),
+        log_kept=_full(shape, 0.0, np.float32),
         stop=_full(shape[:2], StopReason.LENGTH, np.int32),
         valid=_full(shape[:2], True, bool),
     )

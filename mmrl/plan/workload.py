@@ -138,6 +138,7 @@ def _responses(work: Workload, b: int) -> Responses:
         tokens=array((b, g, r), jnp.int32),
         mask=array((b, g, r), bool),
         logprob=array((b, g, r), jnp.float32),
+        log_kept=array((b, g, r), jnp.float32),
         stop=array((b, g), jnp.int32),
         valid=array((b, g), bool),
     )

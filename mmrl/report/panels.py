@@ -137,7 +137,16 @@ _KNOWN = (
         "Sampler against trainer",
         ("sampler/logprob_difference_mean", "mean"),
         ("sampler/logprob_difference_max", "largest"),
-        note="Difference of the logprobs of the sampled tokens; rounding, if all is well.",
+        note="Difference of the logprobs of the sampled tokens, both before top-k, top-p and min-p;"
+        " rounding, if all is well.",
+    ),
+    _panel(
+        UPDATES,
+        "Mass cut off",
+        ("sampler/cut_mass_mean", "mean"),
+        ("sampler/cut_mass_max", "largest"),
+        percent=True,
+        note="Probability that top-k, top-p and min-p took from the policy where a token was drawn.",
     ),
     _panel(SPEED, "Seconds of a whole step", ("time/step", "seconds")),
     _panel(

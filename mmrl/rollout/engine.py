@@ -19,7 +19,7 @@ from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import DECODING, constrain, constrain_weights
 from mmrl.models import qwen2_5_vl as model
 from mmrl.models.qwen2_5_vl_config import Config, describe
-from mmrl.rollout.sampling import Options, sample
+from mmrl.rollout.sampling import Draws, Options, sample
 from mmrl.types import Params, Prompts
 
 
@@ -61,6 +61,7 @@ class Drawn:
 
     tokens: Int[Array, "l w s"]
     logprob: Float[Array, "l w s"]
+    log_kept: Float[Array, "l w s"]
     entropy: Float[Array, "l w s"] | None
     drawn: Int[Array, "l w"]  # tokens of each column
     running: Bool[Array, "l w"]
@@ -202,6 +203,7 @@ def decode(
     drawn = Drawn(
         tokens=blank.astype(jnp.int32),
         logprob=blank,
+        log_kept=blank,
         entropy=blank if entropy else None,
         drawn=jnp.zeros((lanes, width), jnp.int32),
         running=state.running,
@@ -210,7 +212,8 @@ def decode(
 
     def step(carried: tuple[Lanes, Drawn]) -> tuple[Lanes, Drawn]:
         state, drawn = carried
-        token, logprob, spread = _draw(state, table, bias, entropy)
+        made = _draw(state, table, bias, entropy)
+        token, spread = made.tokens, made.entropy
         active, at = state.running, drawn.steps
 
         def keep(rows: Array, new: Array) -> Array:
@@ -221,7 +224,8 @@ def decode(
         drawn = replace(
             drawn,
             tokens=keep(drawn.tokens, token),
-            logprob=keep(drawn.logprob, logprob),
+            logprob=keep(drawn.logprob, made.logprob),
+            log_kept=keep(drawn.log_kept, made.log_kept),
             entropy=None if drawn.entropy is None or spread is None else keep(drawn.entropy, spread),
             drawn=drawn.drawn + active,
             running=state.running,
@@ -237,10 +241,8 @@ def decode(
     return state, jax.tree.map(lambda leaf: constrain(leaf, *[None] * leaf.ndim), drawn)
 
 
-def _draw(
-    state: Lanes, table: Float[Array, "v d"], bias: Float[Array, "v"], entropy: bool
-) -> tuple[Int[Array, "l w"], Float[Array, "l w"], Float[Array, "l w"] | None]:
-    """The next token of every column; idle ones get something too."""
+def _draw(state: Lanes, table: Float[Array, "v d"], bias: Float[Array, "v"], entropy: bool) -> Draws:
+    """The next token of every column, arrays ``l w``; idle ones get something too."""
     with jax.named_scope("sample"):
         shape = state.running.shape
         rows = state.hidden.reshape(-1, state.hidden.shape[-1])
@@ -248,10 +250,7 @@ def _draw(
         keys = jax.vmap(jax.random.fold_in)(state.key.reshape(-1), state.count.reshape(-1))
         options = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), state.options)
         made = sample(keys, logits + bias, options, entropy=entropy)
-        token, logprob, spread = (None if row is None else row.reshape(shape) for row in made)
-        assert token is not None
-        assert logprob is not None
-        return token, logprob, spread
+        return jax.tree.map(lambda row: row.reshape(shape), made)
 
 
 def _read(params: Params, config: Config, state: Lanes, token: Int[Array, "l w"]) -> Lanes:

@@ -131,6 +131,7 @@ def gather(
         tokens=blank(length),
         mask=blank(length, dtype=bool),
         logprob=blank(length, dtype=np.float32),
+        log_kept=blank(length, dtype=np.float32),
         stop=blank(),
         valid=blank(dtype=bool, fill=1),
     )
@@ -149,6 +150,7 @@ def gather(
         out.tokens[seat][:count] = one.tokens
         out.mask[seat][:count] = one.written
         out.logprob[seat][:count] = one.logprob
+        out.log_kept[seat][:count] = one.log_kept
         out.stop[seat] = one.stop
         if not observation_patches:
             if one.position is not None:

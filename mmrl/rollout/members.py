@@ -43,8 +43,9 @@ class Member:
     writing: bool = False
     count: int = 0  # tokens of the response
     position: int = 0  # mRoPE of the next token, from ``prompt_next``
-    tokens: list[int] = field(default_factory=list)  # of the turn under way, as the next two
+    tokens: list[int] = field(default_factory=list)  # of the turn under way, as the next three
     logprobs: list[float] = field(default_factory=list)
+    log_kept: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -65,10 +66,11 @@ class Member:
         read = 0 if self.observation is None else len(self.observation.tokens)
         return min(most, self.count + read + self.sampling.max_tokens)
 
-    def write(self, tokens: Any, logprobs: Any, entropies: Any) -> None:
+    def write(self, tokens: Any, logprobs: Any, log_kept: Any, entropies: Any) -> None:
         """Take what was sampled."""
         self.tokens += tokens.tolist()
         self.logprobs += logprobs.tolist()
+        self.log_kept += log_kept.tolist()
         self.entropies += [] if entropies is None else entropies.tolist()
         self.count += len(tokens)
 
@@ -148,7 +150,7 @@ def cut_at_stop_string(member: Member, new: int, text: Callable[[Sequence[int]],
     length = next(n for n in range(1, len(tail) + 1) if any(s in text(tail[:n]) for s in strings))
     surplus = len(tail) - length
     member.count -= surplus
-    for row in (member.tokens, member.logprobs, member.entropies):
+    for row in (member.tokens, member.logprobs, member.log_kept, member.entropies):
         del row[len(row) - min(surplus, len(row)) :]
     return surplus
 
@@ -167,11 +169,11 @@ def end_turn(member: Member, completed: bool, text: Callable[[Sequence[int]], st
         stop=stop,
         left=most - member.count,
     )
-    member.pieces.append(Written(turn.tokens, turn.logprobs, tuple(member.entropies)))
+    member.pieces.append(Written(turn.tokens, turn.logprobs, tuple(member.log_kept), tuple(member.entropies)))
     member.texts.append(said)
     member.position += len(turn.tokens)
     member.stop, member.writing = stop, False
-    member.tokens, member.logprobs, member.entropies = [], [], []
+    member.tokens, member.logprobs, member.log_kept, member.entropies = [], [], [], []
     return turn
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,20 @@ class Options:
     stop_ids: Int[Array, "*rows s"]  # -1 fills the row
 
 
+class Draws(NamedTuple):
+    """One token of each row, in nats what the distribution it was drawn from says of it.
+
+    That distribution is tempered, truncated and renormalised; at temperature 0 it is taken to be the
+    untempered, whole one. ``log_kept`` is the log of the mass that truncation has left of the tempered one:
+    with it added, ``logprob`` is that of the whole.
+    """
+
+    tokens: Int[Array, "t"]
+    logprob: Float[Array, "t"]
+    log_kept: Float[Array, "t"]  # 0 where nothing truncates
+    entropy: Float[Array, "t"] | None
+
+
 def options_of(samplings: Sequence[Sampling], stop_slots: int) -> Options:
     """The options of some rows, on the host.
 
@@ -82,29 +96,26 @@ def options_of(samplings: Sequence[Sampling], stop_slots: int) -> Options:
 
 def sample(
     keys: Key[Array, "t"], logits: Float[Array, "t v"], options: Options, *, entropy: bool = False
-) -> tuple[Int[Array, "t"], Float[Array, "t"], Float[Array, "t"] | None]:
+) -> Draws:
     """Draw one token from each row.
 
     Args:
       keys: one for each row.
       logits: float32, banned entries already at `BANNED`.
       options: temperature and truncation of each row.
-      entropy: give it too, in nats.
-
-    Returns:
-      Token ids, and their log-probabilities under the distribution they were drawn from: tempered, truncated
-      and renormalised. At temperature 0 that distribution is taken to be the untempered, whole one. And the
-      entropy of that distribution, or None.
+      entropy: give it too.
     """
     greedy = options.temperature == 0
     tempered = logits / jnp.where(greedy, 1.0, options.temperature)[:, None]
     restricts = ~greedy & ((options.top_k > 0) | (options.top_p < 1) | (options.min_p > 0))
-    kept = jax.lax.cond(
-        restricts.any(),
-        lambda: jnp.where(restricts[:, None], truncate(tempered, options), tempered),
-        lambda: tempered,
-    )
-    top = kept.max(axis=-1, keepdims=True)
+    top = tempered.max(axis=-1, keepdims=True)  # always kept
+
+    def cut() -> tuple[Array, Array]:
+        kept = jnp.where(restricts[:, None], truncate(tempered, options), tempered)
+        whole, left = (jnp.exp(logits - top).sum(axis=-1) for logits in (tempered, kept))
+        return kept, jnp.where(restricts, jnp.log(left / whole), 0.0)
+
+    kept, log_kept = jax.lax.cond(restricts.any(), cut, lambda: (tempered, jnp.zeros_like(top[:, 0])))
     weight = jnp.exp(kept - top)
     drawn = _draw(keys, weight).astype(jnp.int32)
     tokens = jax.lax.cond(
@@ -115,9 +126,10 @@ def sample(
     log_total = jnp.log(weight.sum(axis=-1))
     logprob = (jnp.take_along_axis(kept, tokens[:, None], axis=-1) - top)[:, 0] - log_total
     if not entropy:
-        return tokens, logprob, None
+        return Draws(tokens, logprob, log_kept, None)
     total = jnp.exp(log_total)
-    return tokens, logprob, log_total - jnp.where(weight > 0, weight * (kept - top), 0.0).sum(axis=-1) / total
+    spread = log_total - jnp.where(weight > 0, weight * (kept - top), 0.0).sum(axis=-1) / total
+    return Draws(tokens, logprob, log_kept, spread)
 
 
 _BLOCK = 128  # weights that are summed before one is looked for among the sums

@@ -308,8 +308,9 @@ def _collect(run: _Run, drawn: engine.Drawn) -> None:
         lane, column = member.seat
         count = int(drawn.drawn[lane, column])
         running = bool(drawn.running[lane, column])
-        entropy = None if drawn.entropy is None else drawn.entropy[lane, column, :count]
-        member.write(drawn.tokens[lane, column, :count], drawn.logprob[lane, column, :count], entropy)
+        here = (lane, column, slice(count))
+        entropy = None if drawn.entropy is None else drawn.entropy[here]
+        member.write(drawn.tokens[here], drawn.logprob[here], drawn.log_kept[here], entropy)
         surplus = cut_at_stop_string(member, count, run.text)
         run.stats.sampled_tokens += count - (surplus or 0)
         if surplus is not None and running:

@@ -12,10 +12,11 @@ from mmrl.models.prompts import Encoded
 
 @dataclass(frozen=True)
 class Written:
-    """A turn of the policy; ``logprobs`` and ``entropies`` are empty where nothing was sampled."""
+    """A turn of the policy; all but the tokens is empty where nothing was sampled."""
 
     tokens: Sequence[int]
     logprobs: Sequence[float] = ()
+    log_kept: Sequence[float] = ()
     entropies: Sequence[float] = ()
 
 
@@ -35,6 +36,7 @@ class Trajectory:
     tokens: Int[np.ndarray, "r"]
     written: Bool[np.ndarray, "r"]
     logprob: Float[np.ndarray, "r"]  # as in `mmrl.types.Responses`; 0 where read
+    log_kept: Float[np.ndarray, "r"]  # likewise
     entropy: Float[np.ndarray, "r"] | None  # nats, of the distribution sampled from
     stop: int  # a StopReason
     text: str  # what the policy wrote, special tokens left out
@@ -106,6 +108,7 @@ def assemble(
         tokens=joined([np.asarray(piece.tokens) for piece in pieces], np.int32),
         written=joined(written, bool),
         logprob=values("logprobs"),
+        log_kept=values("log_kept"),
         entropy=entropy,
         stop=stop,
         text=text,

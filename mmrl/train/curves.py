@@ -43,7 +43,8 @@ _PANELS: Sequence[Panel] = (
         (
             ("policy/sampled_entropy", "sampled entropy (nats)"),
             ("policy/reference_kl", "KL to reference (nats)"),
-            ("sampler/logprob_difference_max", "sampler/scorer difference"),
+            ("sampler/logprob_difference_max", "sampler/scorer rounding (nats)"),
+            ("sampler/cut_mass_mean", "mass cut off by top-p, top-k, min-p"),
         ),
     ),
 )

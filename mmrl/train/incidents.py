@@ -98,6 +98,7 @@ def _arrays(experience: Experience) -> dict[str, Any]:
         "response.tokens": responses.tokens,
         "response.mask": responses.mask,
         "response.logprob": responses.logprob,
+        "response.log_kept": responses.log_kept,
         "response.stop": responses.stop,
         "response.valid": responses.valid,
         "reward": experience.rewards,

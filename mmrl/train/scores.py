@@ -2,33 +2,35 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from mmrl.types import Responses
 
 
 @jax.jit
 def describe_scores(
-    scores: dict[str, Float[Array, "b g r"]],
-    sampled: Float[Array, "b g r"],
-    mask: Bool[Array, "b g r"],
-    valid: Bool[Array, "b g"],
+    scores: dict[str, Float[Array, "b g r"]], responses: Responses
 ) -> dict[str, Float[Array, ""]]:
-    """How far sampler and scorer disagree, and what the scores say of the responses.
+    """How far sampler and scorer disagree, what truncation cut, and what the scores say of the responses.
 
-    The sampler's logprobs ``sampled`` are renormalised over what top-k, top-p and min-p keep, the scorer's
-    are not: with truncation the difference holds the mass cut off as well as the rounding. Zeros if no
-    response is valid.
+    Sampler and scorer are compared under one distribution, the tempered one before top-k, top-p and min-p,
+    so that rounding is all that they can differ by ("sampler/logprob_difference_..."). How much of its mass
+    these have cut off where a token was drawn is "sampler/cut_mass_...". Zeros if no response is valid.
     """
-    mask = mask & valid[..., None]
+    mask = responses.mask & responses.valid[..., None]
     count = jnp.maximum(mask.sum(), 1)
 
     def mean(values: Array) -> Array:
         return jnp.where(mask, values, 0.0).sum() / count
 
     logprob = scores["logprob"]
-    difference = jnp.where(mask, jnp.abs(logprob - sampled), 0.0)
+    difference = jnp.where(mask, jnp.abs(logprob - (responses.logprob + responses.log_kept)), 0.0)
+    cut = jnp.where(mask, -jnp.expm1(responses.log_kept), 0.0)
     out = {
         "sampler/logprob_difference_mean": mean(difference),
         "sampler/logprob_difference_max": difference.max(),
+        "sampler/cut_mass_mean": mean(cut),
+        "sampler/cut_mass_max": cut.max(),
         "policy/sampled_entropy": -mean(logprob),
     }
     if "entropy" in scores:

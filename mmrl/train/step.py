@@ -124,7 +124,7 @@ def take_step(
         folder = stage.workdir / "incidents"
         run.unlucky = count_skipped(run.unlucky, bool(made["loss/skipped"]), config.train.max_skipped, folder)
     with phases("score"):
-        told = describe_scores(scores, responses.logprob, responses.mask, responses.valid)
+        told = describe_scores(scores, responses)
         values |= totals | {name: float(value) for name, value in jax.device_get(told).items()}
     values["rollout/tokens_per_second"] = float(whole.lengths.sum()) / max(phases.seconds["rollout"], 1e-9)
     return state, values

@@ -44,7 +44,7 @@ def log_probabilities(looking, problem, images, tokens) -> np.ndarray:
     prompts = jax.tree.map(jnp.asarray, collate([encoded], model.processor, 64, 64))
     ids = jnp.array(tokens)[None, None]
     ones = jnp.ones(ids.shape)
-    responses = Responses(ids, ones > 0, ones, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+    responses = Responses(ids, ones > 0, ones, 0 * ones, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
     with jax.set_mesh(model.mesh):
         hidden = _predict(params, model.config, prompts, responses)[0, 0]
     logits = np.asarray(hidden, float) @ np.asarray(qwen2_5_vl.unembedding(params), float).T

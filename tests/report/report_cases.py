@@ -49,6 +49,7 @@ def metrics_rows(steps: int, shift: float = 0.0) -> list[dict[str, float]]:
             row |= {"loss/clip_low": 0.01, "loss/clip_high": 0.02, "loss/gradient_norm": math.exp(5 * wave)}
             row |= {"perception/mean": 0.2, "perception/p50": 0.0, "perception/p90": 0.6, "own/metric": 3.0}
             row |= {"sampler/logprob_difference_mean": 0.01, "sampler/logprob_difference_max": 0.1}
+            row |= {"sampler/cut_mass_mean": 0.03, "sampler/cut_mass_max": 0.1}
             row |= {"time/step": 1.5, "time/rollout": 1.0, "time/update": 0.45, "time/data": 0.001}
             row |= {"rollout/tokens_per_second": 1000.0, "loss/loss": wave}
         rows.append(row)

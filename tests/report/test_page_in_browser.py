@@ -204,8 +204,8 @@ def test_panels_are_there_with_their_lines(driver, one):
     named = (
         "Accuracy by data set, held out", "Components, training batch", "KL to the reference", "Entropy",
         "Length of responses", "Responses cut off", "Perception KL in the loss", "Gradient norm",
-        "Clipped tokens", "Ratio to the old policy", "Sampler against trainer", "Tokens a second",
-        "own/metric",
+        "Clipped tokens", "Ratio to the old policy", "Sampler against trainer", "Mass cut off",
+        "Tokens a second", "own/metric",
     )  # fmt: skip
     assert [name for name in named if not found.get(name)] == []
     assert all(found.values())

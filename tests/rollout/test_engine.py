@@ -12,6 +12,7 @@ from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
+from mmrl.train.scores import describe_scores
 from mmrl.types import StopReason
 
 ROWS = [("Add 17 and 25.", []), ("What is this?", [(100, 75)]), ("Which?", [(61, 90), (90, 33)])]
@@ -68,6 +69,40 @@ def test_sampler_equals_scorer(policy, prompts, bias, responses, temperature):
     scored = score(policy.params).reshape(responses.logprob.shape)
     np.testing.assert_allclose(responses.logprob, scored, atol=1e-4)
     assert float(responses.logprob.std()) > 0.1
+
+
+@pytest.fixture(scope="module")
+def whole(policy, prompts, bias):
+    """Logprobs of the whole vocabulary at every token of responses, by the scorer."""
+
+    @jax.jit
+    def run(params, responses, temperature):
+        hidden = model.predict(params, policy.config, prompts, responses)
+        logits = hidden.astype(jnp.float32) @ model.unembedding(params).T + bias
+        return jax.nn.log_softmax(logits / temperature, axis=-1)
+
+    return run
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"temperature": 0.7, "top_k": 40, "min_p": 0.1}, {}])
+def test_rounding_and_the_cut_are_told_apart(policy, prompts, bias, whole, options):
+    """By the metrics of a step, with truncation and without; the mass cut off is added up here once more."""
+    responses = _generate(policy, prompts, bias, **options)
+    temperature, top_k = options.get("temperature", 1.0), options.get("top_k", len(bias))
+    every = np.asarray(whole(policy.params, responses, temperature), np.float64)
+    scored = np.take_along_axis(every, np.asarray(responses.tokens)[..., None], axis=-1)[..., 0]
+    told = describe_scores({"logprob": jnp.asarray(scored, jnp.float32)}, responses)
+    ranked = -np.sort(-np.exp(every), axis=-1)[..., :top_k]
+    inside = ranked / ranked.sum(axis=-1, keepdims=True)  # of what top-k leaves
+    kept = (np.cumsum(inside, axis=-1) - inside < options.get("top_p", 1.0)) & (
+        inside >= options.get("min_p", 0.0) * inside[..., :1]
+    )
+    cut = np.where(bool(options), 1 - (ranked * kept).sum(axis=-1), 0.0)
+    assert float(told["sampler/logprob_difference_max"]) < 1e-4
+    np.testing.assert_allclose(told["sampler/cut_mass_mean"], cut.mean(), atol=1e-5)
+    np.testing.assert_allclose(told["sampler/cut_mass_max"], cut.max(), atol=1e-5)
+    assert (cut.mean() > 0.01) == bool(options)
+    np.testing.assert_allclose(responses.logprob, scored - np.log1p(-cut), atol=1e-4)
 
 
 def test_company_and_group_size_change_nothing(policy, prompts, bias, responses):

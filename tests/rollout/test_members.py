@@ -32,7 +32,7 @@ def write(tokens, strings, cuts, stop_ids=()):
     member = Member(0, 0, single_turn(Sampling(1)), np.zeros(2, np.uint32))
     member.sampling = Sampling(len(tokens), stop_strings=strings, stop_ids=stop_ids)
     for chunk in np.split(np.array(tokens), cuts):
-        member.write(chunk, chunk / 100, None)
+        member.write(chunk, chunk / 100, -chunk / 10, None)
         if cut_at_stop_string(member, len(chunk), text) is not None:
             return end_turn(member, True, text, 1000), member
     return end_turn(member, False, text, 1000), member
@@ -51,6 +51,7 @@ def test_chunks_change_nothing(data):
     assert turn.stop == (StopReason.STRING if ends else StopReason.LENGTH)
     assert turn.text == text(turn.tokens)
     assert turn.logprobs == tuple(token / 100 for token in turn.tokens)
+    assert member.pieces[-1].log_kept == tuple(-token / 10 for token in turn.tokens)
     assert (turn.left, member.position) == (1000 - len(turn.tokens), len(turn.tokens))
 
 

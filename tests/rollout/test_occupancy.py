@@ -56,7 +56,7 @@ def counting(monkeypatch):
         drawn, running = np.minimum(left, steps), left > steps
         zeros = np.zeros((*left.shape, steps))
         state = replace(state, count=state.count + drawn, running=running)
-        return state, engine.Drawn(zeros.astype(int), zeros, None, drawn, running, drawn.max())
+        return state, engine.Drawn(zeros.astype(int), zeros, zeros, None, drawn, running, drawn.max())
 
     def append(params, config, state, prompts, column, length, limit, options):
         count, most, running = state.count.copy(), state.limit.copy(), state.running.copy()

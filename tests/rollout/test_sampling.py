@@ -21,8 +21,7 @@ def _options(sampling, rows=1):
 def _draw(sampling):
     keys = jax.random.split(jax.random.key(0), DRAWS)
     logits = jnp.broadcast_to(LOGITS, (DRAWS, LOGITS.size))
-    tokens, logprob, entropy = sample(keys, logits, _options(sampling, DRAWS), entropy=True)
-    return tokens, logprob, entropy
+    return sample(keys, logits, _options(sampling, DRAWS), entropy=True)
 
 
 def _kept(**options):
@@ -67,7 +66,7 @@ def test_support(options, support):
     ],
 )
 def test_distribution_and_logprobs(options):
-    tokens, logprob, entropy = _draw(Sampling(1, **options))
+    tokens, logprob, log_kept, entropy = _draw(Sampling(1, **options))
     tempered = PROBABILITY ** (1 / options.get("temperature", 1.0))
     tempered /= tempered.sum()
     support = np.asarray(
@@ -80,12 +79,15 @@ def test_distribution_and_logprobs(options):
     assert counts[expected == 0].sum() == 0
     assert chisquare(counts[expected > 0], DRAWS * expected[expected > 0]).pvalue > 1e-3
     np.testing.assert_allclose(logprob, np.log(expected[np.asarray(tokens)]), atol=1e-5)
+    np.testing.assert_allclose(log_kept, np.log(tempered[support].sum()), atol=1e-6)
+    np.testing.assert_allclose(logprob + log_kept, np.log(tempered[np.asarray(tokens)]), atol=1e-5)
     inside = expected[expected > 0]
     np.testing.assert_allclose(entropy, -(inside * np.log(inside)).sum(), atol=1e-5)
 
 
 def test_temperature_zero_takes_the_likeliest():
-    tokens, logprob, _ = _draw(Sampling(1, temperature=0))
+    tokens, logprob, log_kept, _ = _draw(Sampling(1, temperature=0, top_p=0.5))
+    assert not log_kept.any()
     assert set(tokens.tolist()) == {0}
     np.testing.assert_allclose(logprob, np.log(0.3), atol=1e-5)
 
@@ -105,12 +107,14 @@ def test_each_row_has_options_of_its_own():
     keys = jax.random.split(jax.random.key(3), 40)
     logits = jax.random.normal(jax.random.key(4), (40, 30)) * 2
     rows = [choices[row % 4] for row in range(40)]
-    tokens, logprob, _ = sample(keys, logits, jax.tree.map(jnp.asarray, options_of(rows, 0)))
+    tokens, logprob, log_kept, _ = sample(keys, logits, jax.tree.map(jnp.asarray, options_of(rows, 0)))
     for number, choice in enumerate(choices):
-        alone, its, _ = sample(keys, logits, _options(choice, 40))
+        alone, its, kept, _ = sample(keys, logits, _options(choice, 40))
         mine = np.arange(40) % 4 == number
         np.testing.assert_array_equal(tokens[mine], alone[mine])
         np.testing.assert_allclose(logprob[mine], its[mine], atol=1e-6)
+        np.testing.assert_allclose(log_kept[mine], kept[mine], atol=1e-6)
+        assert bool((kept < 0).all()) == (choice in choices[2:])
 
 
 def test_stop_ids_beyond_the_room():

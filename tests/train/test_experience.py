@@ -38,6 +38,7 @@ def experience(number: int, tokens: int = 4) -> Experience:
             tokens=np.broadcast_to(tag[:, None, None], (ROWS, 2, 5)),
             mask=np.ones((ROWS, 2, 5), bool),
             logprob=np.zeros((ROWS, 2, 5), np.float32),
+            log_kept=np.zeros((ROWS, 2, 5), np.float32),
             stop=np.ones((ROWS, 2), np.int32),
             valid=np.ones((ROWS, 2), bool),
         ),

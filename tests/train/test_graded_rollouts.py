@@ -56,6 +56,7 @@ def step(policy, smoke_config, monkeypatch):
                     tokens=np.arange(TOKENS),
                     written=np.ones(TOKENS, bool),
                     logprob=np.full(TOKENS, -1.0, np.float32),
+                    log_kept=np.zeros(TOKENS, np.float32),
                     entropy=None,
                     stop=StopReason.EOS,
                     text=text,

@@ -41,6 +41,7 @@ def experience(text="\ud800 \x1b[2J \\boxed{7}") -> Experience:
             tokens=random.integers(0, 99, (2, 2, 5)),
             mask=random.random((2, 2, 5)) < 0.5,
             logprob=np.full((2, 2, 5), -np.inf, np.float32),
+            log_kept=np.full((2, 2, 5), -0.5, np.float32),
             stop=np.ones((2, 2), np.int32),
             valid=np.array([[True, False], [True, True]]),
         ),
@@ -69,7 +70,7 @@ def test_everything_but_the_images_comes_back(tmp_path):
         np.testing.assert_array_equal(arrays["row"], made.rows)
         np.testing.assert_array_equal(arrays["prompt.tokens"], made.prompts.tokens)
         np.testing.assert_array_equal(arrays["prompt.mask"], made.prompts.mask)
-        for name in ("tokens", "mask", "logprob", "stop", "valid"):
+        for name in ("tokens", "mask", "logprob", "log_kept", "stop", "valid"):
             np.testing.assert_array_equal(arrays[f"response.{name}"], getattr(made.responses, name))
         np.testing.assert_array_equal(arrays["reward"], made.rewards)
         np.testing.assert_array_equal(arrays["component.accuracy"], made.components["accuracy"])

@@ -84,7 +84,15 @@ def played(model, monkeypatch):
             batch[int(place)] = text = model.processor.tokenizer.decode(tokens)
             said = next((verdict for part, verdict in says.items() if part in text), "\\boxed{yes}")
             yield Trajectory(
-                int(place), 0, np.arange(2), np.ones(2, bool), np.zeros(2), None, StopReason.EOS, said
+                int(place),
+                0,
+                np.arange(2),
+                np.ones(2, bool),
+                np.zeros(2),
+                np.zeros(2),
+                None,
+                StopReason.EOS,
+                said,
             )
         asked.append((prompts, batch))
 
