@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
-from mmrl.commands import data, datasets, report, runs, suite, sweep
+from mmrl.commands import data, datasets, report, runs, sampling, suite, sweep
 from mmrl.nearest import nearest
 from mmrl.terminal import tell
 
@@ -40,14 +40,17 @@ examples:
   mmrl eval --model=DIR --data=FILE.parquet --max-tokens=2048 --out=responses.jsonl
   mmrl eval --suite=experiments/suites/papers.py:smoke --workdir=runs/quickstart
 
-Prints the mean of every reward component as JSON. With --workdir, the run's config says how. A suite is
-several benchmarks, and says how by itself (docs/evaluation.md).""",
+Prints the mean of every reward component as JSON. With --workdir, the run's config says how, with --model the
+defaults do; --config.KEY=VALUE overrules either. A suite is several benchmarks, and says how by itself
+(docs/evaluation.md).""",
     "generate": """\
 examples:
   mmrl generate --model=DIR --prompts=prompts.jsonl --out=out.jsonl --n=4 --temperature=0.7 --top-p=0.9
   mmrl generate --workdir=runs/quickstart --step=STEP --prompts=prompts.jsonl --out=out.jsonl
 
-A prompt is a JSON object a line: {"problem": "<image>What is this?", "images": ["photo.png"]}.
+Prompts are read like other data (docs/data.md), without answers. In JSONL, a prompt is a line:
+{"problem": "<image>What is this?", "images": ["photo.png"]}.
+--config.KEY=VALUE overrules the run's config, or the defaults.
 Out: one object a response, with its tokens, text, logprobs (of the distribution sampled from) and stop.""",
     "export": """\
 examples:
@@ -129,7 +132,7 @@ never those of a benchmark.""",
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)  # that some calls report without a name
 # Commands that take --config.KEY=VALUE.
-_WITH_CONFIG = ("train", "sft", "sweep", "plan", "bench", "data inspect")
+_WITH_CONFIG = ("train", "sft", "eval", "generate", "sweep", "plan", "bench", "data inspect")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -233,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         _hosts(sub)
     _evaluation(command("eval", "Measure a model or a run on data, or on a suite.", suite.run))
-    _generation(command("generate", "Sample responses to prompts.", runs.generate))
+    _generation(command("generate", "Sample responses to prompts.", sampling.generate))
     _planning(command("plan", "Compile a run for TPUs, and say what fits.", runs.plan))
     _benchmark(command("bench", "Time the programs of a run where we are.", runs.bench))
     sub = command("export", "Write a step of a run as a Hugging Face directory.", runs.export)
@@ -281,8 +284,8 @@ def _source_of_weights(sub: argparse.ArgumentParser, required: bool = True) -> N
     )
     sub.add_argument("--top-p", type=float, help="nucleus (default: 1, or the run's)")
     sub.add_argument("--max-tokens", type=int, help="of a response (default: 512, or the run's)")
-    sub.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    sub.add_argument("--batch", type=int, default=32, help="prompts at a time (default: %(default)s)")
+    sub.add_argument("--seed", type=int, help="(default: 0)")
+    sub.add_argument("--batch", type=int, help=f"prompts at a time (default: {sampling.BATCH})")
 
 
 def _evaluation(sub: argparse.ArgumentParser) -> None:
@@ -292,7 +295,7 @@ def _evaluation(sub: argparse.ArgumentParser) -> None:
 
 def _generation(sub: argparse.ArgumentParser) -> None:
     _source_of_weights(sub)
-    sub.add_argument("--prompts", type=Path, required=True, help="JSONL")
+    sub.add_argument("--prompts", required=True, metavar="DATA", help="a data set; no row needs an answer")
     sub.add_argument("--out", type=Path, required=True, help="JSONL to be written")
     sub.add_argument("--n", type=int, default=1, help="responses to each prompt (default: %(default)s)")
 

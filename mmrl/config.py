@@ -239,18 +239,25 @@ def template(algorithm: str = "grpo") -> ConfigDict:
 
     ``config.algorithm`` has the hyper-parameters of all recipes; those left unset take the recipe's default.
     """
-    tree = dataclasses.asdict(Config())
-    tree["algorithm"] = ConfigDict({"name": algorithm})
-    config = ConfigDict(tree)
-    with config.unlocked():
-        for name in ("weights", "gates", "options", "sources"):
-            config.reward[name] = ConfigDict(tree["reward"][name], type_safe=False)
+    return unresolved(Config(algorithm={"name": algorithm}))
+
+
+def unresolved(config: Config) -> ConfigDict:
+    """A config as a `ConfigDict`, in which keys may be overruled."""
+    tree = dataclasses.asdict(config)
+    free = {name: tree["reward"].pop(name) for name in ("weights", "gates", "options", "sources")}
+    tree["algorithm"] = ConfigDict(tree["algorithm"])
+    made = ConfigDict(tree)
+    with made.unlocked():
+        for name, values in free.items():
+            made.reward[name] = ConfigDict(values, type_safe=False, allow_dotted_keys=True)
         for name, kind in sorted(_hyper_parameters().items()):
-            config.algorithm[name] = config_dict.placeholder(kind)
-    config.lock()
-    for name in ("weights", "gates", "options", "sources"):  # have whatever keys are given
-        config.reward[name].unlock()
-    return config
+            if made.algorithm.get(name) is None:
+                made.algorithm[name] = config_dict.placeholder(kind)
+    made.lock()
+    for name in free:  # have whatever keys are given
+        made.reward[name].unlock()
+    return made
 
 
 def resolve(config: ConfigDict) -> Config:

@@ -38,11 +38,16 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     values = call(config, "get_config", f"--config={config}")
     if not isinstance(values, ConfigDict):
         raise ValueError(f"--config={config}: get_config returned {type(values).__name__}, no ConfigDict")
+    overrule(values, overrides)
+    return values
+
+
+def overrule(values: ConfigDict, overrides: Sequence[str]) -> None:
+    """Set the keys of ``--config.KEY=VALUE``. Raises ValueError as `load` does."""
     pairs = [override.removeprefix("--config.").partition("=") for override in overrides]
     # The name of the algorithm says which hyper-parameters there are.
     for key, _, text in sorted(pairs, key=lambda pair: pair[0] != "algorithm.name"):
         _override(values, key, text)
-    return values
 
 
 def call(text: str, function: str, what: str) -> Any:

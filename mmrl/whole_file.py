@@ -7,6 +7,7 @@ So what a killed writer leaves is found, and cleared, by the next that writes th
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
@@ -72,6 +73,19 @@ def write_whole(path: Path, text: str) -> None:
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put ``rows`` in the place of what ``path`` held, likewise: JSON, one a line."""
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON of a value; a number that is not finite, for which JSON has no word, is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)

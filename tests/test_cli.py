@@ -75,7 +75,7 @@ def test_eval(world, tmp_path, capsys):
 
 
 def test_unknown_arguments(capsys):
-    assert main(["eval", "--model=x", "--data=y", "--config.seed=1"]) == 2
+    assert main(["export", "--workdir=x", "--out=y", "--config.seed=1"]) == 2
     assert "unknown argument '--config.seed=1'" in capsys.readouterr().err
 
 

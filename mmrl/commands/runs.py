@@ -6,9 +6,9 @@ import json
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmrl.terminal import tell
 
@@ -79,55 +79,6 @@ def _look_at_devices() -> None:
     warning = check_devices()
     if warning and hosts.first():
         tell(f"mmrl: {warning}", error=True)
-
-
-def evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
-    """``mmrl eval``."""
-    config, model, params = _weights(options)
-    import jax
-
-    from mmrl.train.assemble import open_heldout
-    from mmrl.train.evaluate import evaluate as measure
-    from mmrl.train.evaluate import write_responses
-    from mmrl.train.graded_rollouts import reward_pool
-    from mmrl.train.preemption import Notice
-    from mmrl.train.rollouts import tool_pool
-
-    config = dataclasses.replace(
-        config,
-        evaluation=dataclasses.replace(
-            config.evaluation, samples=options.samples, prompts=options.batch, limit=0
-        ),
-    )
-    # The run's config says how prompts are made, but not where the images of other data lie.
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_root=""))
-    sources = open_heldout(config, options.data, Path(), model, key="data")
-    policy = model.policy(config.evaluation.temperature)
-    with (
-        jax.set_mesh(model.mesh),
-        reward_pool(config, options.workdir) as pool,
-        tool_pool(config) as tools,
-    ):
-        values, responses = measure(params, policy, model, sources, pool, tools, config, Notice())
-    if options.out:
-        write_responses(options.out, responses)
-    tell(json.dumps({"rows": sum(map(len, sources)), "samples": options.samples, **values}, indent=1))
-
-
-def generate(options: argparse.Namespace, _: Sequence[str]) -> None:
-    """``mmrl generate``."""
-    if options.n < 1:
-        raise ValueError(f"--n={options.n}: sample at least one response")
-    rows = list(_prompts(options.prompts))
-    config, model, params = _weights(options)
-    from mmrl.train.completions import complete
-
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w") as file:
-        for row in complete(rows, config, model, params, n=options.n, batch=options.batch):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-    tell(f"{len(rows) * options.n} responses to {len(rows)} prompts in {options.out}")
 
 
 def export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -249,42 +200,9 @@ def experiment(options: argparse.Namespace, overrides: Sequence[str]) -> tuple["
     return config, options.workdir or Path("runs") / name
 
 
-def opened(
-    options: argparse.Namespace,
-) -> tuple["Config", "Model", Callable[[], tuple[int | None, "Params"]]]:
-    """Config and model that ``--model`` or ``--workdir`` name, and what reads the step and the weights."""
-    from mmrl.config import Config
-    from mmrl.train.assemble import open_model
-
-    _look_at_devices()
-    if options.model:
-        rollout = dataclasses.replace(Config().rollout, max_tokens=512)
-        config = dataclasses.replace(Config(), rollout=rollout)
-        model = open_model(config, options.model)
-        return config, model, lambda: (None, model.load())
-    config, model = _run(options.workdir)
-    return config, model, lambda: _at_step(options.workdir, options.step, model)
-
-
-def _weights(options: argparse.Namespace) -> tuple["Config", "Model", "Params"]:
-    """Config, model and weights that ``--model`` or ``--workdir`` and the sampling options name."""
-    config, model, load = opened(options)
-    _, params = load()
-    chosen = {"temperature": options.temperature, "top_p": options.top_p}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    length = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
-    config = dataclasses.replace(
-        config,
-        seed=options.seed,
-        rollout=dataclasses.replace(config.rollout, **given, **length),
-        evaluation=dataclasses.replace(config.evaluation, **given),
-    )
-    return config, model, params
-
-
 def _run_weights(workdir: Path, step: int | None) -> tuple["Config", "Model", int, "Params"]:
     config, model = _run(workdir)
-    return config, model, *_at_step(workdir, step, model)
+    return config, model, *at_step(workdir, step, model)
 
 
 def _run(workdir: Path) -> tuple["Config", "Model"]:
@@ -295,24 +213,8 @@ def _run(workdir: Path) -> tuple["Config", "Model"]:
     return config, open_model(config, located(config.model.path, workdir))
 
 
-def _at_step(workdir: Path, step: int | None, model: "Model") -> tuple[int, "Params"]:
+def at_step(workdir: Path, step: int | None, model: "Model") -> tuple[int, "Params"]:
+    """The step and the weights of a run's checkpoint."""
     from mmrl.train.checkpoint import load_params
 
     return load_params(workdir / "checkpoints", model.description, step, model.shardings)
-
-
-def _prompts(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a prompt file; relative image paths start at its folder."""
-    if not path.is_file():
-        raise ValueError(f"--prompts={path} does not exist")
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("problem"), str):
-            raise ValueError(f'{path}, line {number}: should be an object with "problem" and "images"')
-        images = [str(path.parent / image) for image in row.get("images") or ()]
-        yield {"name": f"{path}, line {number}", "problem": row["problem"], "images": images}

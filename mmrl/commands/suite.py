@@ -1,11 +1,11 @@
-"""``mmrl eval``: of data (`mmrl.commands.runs`), of a suite of benchmarks, or as it was done before."""
+"""``mmrl eval``: of data (`mmrl.commands.sampling`), of a suite of benchmarks, or as it was done before."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl.commands import runs
+from mmrl.commands import sampling
 from mmrl.terminal import tell
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl eval``."""
+    if overrides and not options.data:
+        raise ValueError(f"{overrides[0]}: a suite says by itself how it is measured; change its benchmarks")
     if options.again:
         _again(options)
         return
@@ -46,8 +48,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         return
     if options.data_root:
         raise ValueError("--data-root says where the data of a --suite lie; --data is a path by itself")
-    options.samples = 1 if options.samples is None else options.samples
-    runs.evaluate(options, overrides)
+    sampling.evaluate(options, overrides)
 
 
 def _suite(options: argparse.Namespace) -> None:
@@ -89,7 +90,7 @@ def _measure(
     """Run a suite, whose hashes must be those of ``rows`` where there are such; print its table."""
     from mmrl.suite.run import check_same, open_suite, run_suite
 
-    config, model, load = runs.opened(options)
+    config, model, load = sampling.opened(options)
     data_root = options.data_root or "."
     opened = open_suite(
         suite,
@@ -97,8 +98,8 @@ def _measure(
         model,
         options.workdir,
         data_root=data_root,
-        seed=options.seed,
-        batch=options.batch,
+        seed=options.seed or 0,
+        batch=options.batch or sampling.BATCH,
     )
     step, params = load()
     origin = _origin(options, step)

@@ -12,9 +12,8 @@ from typing import Any
 
 from mmrl.data import convert_choice
 from mmrl.data.convert_entries import Entry, Images, Options, first_of, read_entries
+from mmrl.data.sources import ANSWERS, QUESTIONS
 
-QUESTIONS = ("question", "problem", "query", "text", "prompt")
-ANSWERS = ("answer", "answers", "label", "ground_truth")
 # What a column may be named for, and the columns that it then replaces.
 ROLES: Mapping[str, tuple[str, ...]] = {
     "question": QUESTIONS,

@@ -30,6 +30,7 @@ class Table(NamedTuple):
     files: tuple[Path, ...]  # what it reads, in order
     part: str = ""  # which rows of the files, where it is not all
     paths: bool = True  # whether a row may name an image by its path
+    place: Callable[[int], str] | None = None  # "FILE, line 3" of a row, of files that have lines
 
 
 def parse_json(text: str) -> Any:
@@ -77,23 +78,25 @@ def jsonl_table(files: Sequence[Path]) -> Table:
     """Rows of files with one JSON object a line; blank lines do not count."""
     # Read by position, not mapped into memory: of a mapped file that is cut short, a read kills the process.
     handles: list[BinaryIO] = []
-    spans: list[tuple[int, int, int]] = []  # (file, first byte, length) of every line that is not blank
+    spans: list[tuple[int, int, int, int]] = []  # (file, byte, length, number) of each line that is not blank
     for file in files:
         refuse_pointer(file)
         handle, start = file.open("rb"), 0
+        number = 0
         while line := handle.readline(LONGEST_LINE):
+            number += 1
             mark = len(UTF8_MARK) if not start and line.startswith(UTF8_MARK) else 0
             blank, size = not line[mark:].strip(), len(line)
             while not line.endswith(b"\n") and (line := handle.readline(LONGEST_LINE)):  # of an endless one
                 size += len(line)
             if not blank:
-                spans.append((len(handles), start + mark, size - line.endswith(b"\n") - mark))
+                spans.append((len(handles), start + mark, size - line.endswith(b"\n") - mark, number))
             start += size
         handles.append(handle)
-    table = np.array(spans, np.int64).reshape(-1, 3)
+    table = np.array(spans, np.int64).reshape(-1, 4)
 
     def row(index: int) -> Mapping[str, Any]:
-        k, start, length = (int(x) for x in table[index])
+        k, start, length, _ = (int(x) for x in table[index])
         if length > LONGEST_LINE:
             raise ValueError(f"a line of {length} bytes, over {LONGEST_LINE}")
         text = os.pread(handles[k].fileno(), length, start)
@@ -109,7 +112,10 @@ def jsonl_table(files: Sequence[Path]) -> Table:
             raise ValueError(f"a {type(value).__name__}, not a JSON object")
         return value
 
-    return Table(len(table), row, tuple(files))
+    def place(index: int) -> str:
+        return f"{files[table[index, 0]]}, line {table[index, 3]}"
+
+    return Table(len(table), row, tuple(files), place=place)
 
 
 def csv_table(file: Path) -> tuple[Table, list[str]]:

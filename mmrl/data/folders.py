@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmrl.data.files import parse_json
+from mmrl.terminal import command
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -171,8 +171,8 @@ def _of_split(path: Path, files: Sequence[Path], split: str) -> list[Path]:
 def conversion(file: Path | str, images: Path, layout: str = "questions", columns: str = "") -> str:
     """The command that makes rows in the schema of a file in another layout."""
     out = Path(Path(file).name.partition(":")[0]).with_suffix(".rows.parquet")
-    words = ["mmrl", "data", "convert", f"--from={layout}", str(file), f"--images={images}", f"--out={out}"]
-    return shlex.join([*words, *([f"--columns={columns}"] if columns else [])])
+    words = ["mmrl", "data", "convert", f"--from={layout}", file, f"--images={images}", f"--out={out}"]
+    return command(*words, *([f"--columns={columns}"] if columns else []))
 
 
 def _named(path: Path, splits: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +15,7 @@ from mmrl.sample import Sample
 
 REQUIRED = ("problem", "answer")
 OPTIONAL = ("images", "verifier", "solution", "turns", "facts", "difficulty")
+PROMPT = ("problem", "images")  # what a row without a truth has
 LONGEST_PATH = 4096  # characters, what file systems take
 MOST_IMAGES = 4096  # of a row
 LARGEST_IMAGE = 256 << 20  # bytes of an image within a row
@@ -22,25 +23,30 @@ LONGEST_TEXT = 500_000  # characters; of far longer ones tokenizers run for minu
 
 
 def sample_of(
-    raw: Mapping[str, Any], columns: Mapping[str, str], root: Path, name: str, source: str
+    raw: Mapping[str, Any],
+    columns: Mapping[str, str],
+    root: Path,
+    name: str,
+    source: str,
+    required: Sequence[str] = REQUIRED,
 ) -> Sample:
     """The sample of a row.
 
     Args: the row under the file's own names; those names by the schema's; where relative image paths start;
-    the row's name and its source's.
+    the row's name and its source's; what it must have. An answer that need not be there is "".
 
     Raises ValueError naming the row and what is wrong with it.
     """
     value: dict[str, Any] = {key: raw.get(column) for key, column in columns.items()}
-    for key in REQUIRED:
+    for key in required:
         if value.get(key) is None:
             raise ValueError(f"{name}: column {columns.get(key, key)!r} is absent or null")
-    value["answer"] = _answer(value["answer"], name)
+    value["answer"] = _answer(value.get("answer", ""), name)
     for key in ("problem", "answer", "verifier", "solution"):
         if not isinstance(value.get(key), str | None):
             raise ValueError(f"{name}: {key} is a {type(value[key]).__name__}, not text")
         _check_text(value.get(key) or "", key, name)
-    for key in REQUIRED:
+    for key in required:
         if not value[key].strip():
             raise ValueError(f"{name}: {key} is empty")
     turns = value.get("turns") or []

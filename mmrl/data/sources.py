@@ -16,19 +16,46 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from mmrl.data import tfds
 from mmrl.data.columnar import columnar_table, schema_of
-from mmrl.data.files import Table, csv_table, jsonl_table
-from mmrl.data.folders import Layout, layout, located
-from mmrl.data.rows import OPTIONAL, REQUIRED, images_of, sample_of
+from mmrl.data.files import UTF8_MARK, Table, csv_table, jsonl_table
+from mmrl.data.folders import Layout, conversion, layout, located
+from mmrl.data.rows import OPTIONAL, PROMPT, REQUIRED, images_of, sample_of
 from mmrl.sample import Sample
 
 FILE_NAME = "file_name"  # the column of an image folder that names the image
+# Column names that data sets give to questions and answers; the first are those that converters know.
+QUESTIONS = ("question", "problem", "query", "text", "prompt")
+ANSWERS = ("answer", "answers", "label", "ground_truth")
+ROLE_WORDS = {
+    "question": ("question", "problem", "prompt", "query", "instruction", "text", "input"),
+    "answer": ("answer", "label", "truth", "solution", "target", "output", "response", "gt"),
+}
 FIRST_ROWS = 100  # of a file whose columns its rows tell
+
+
+class Wanted(NamedTuple):
+    """Which columns to look for."""
+
+    named: Mapping[str, str]  # name in the schema -> name in the file, where they differ
+    answered: bool  # False: of prompts alone
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that may be there."""
+        return (*REQUIRED, *OPTIONAL) if self.answered else PROMPT
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those that must be there."""
+        return REQUIRED if self.answered else PROMPT[:1]
+
+
+Origin: TypeAlias = tuple[str, Mapping[str, str], str | None, bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +70,7 @@ class Source:
     table: Table  # raw rows, under the file's own column names
     columns: Mapping[str, str]  # name in the schema -> name in the file, of the columns there are
     root: Path  # relative image paths start here
-    origin: tuple[str, Mapping[str, str], str | None]  # the arguments of `read`
+    origin: Origin  # the arguments of `read`
     chosen: np.ndarray | None = None  # rows of the files that are used, in order; None: all
 
     def __len__(self) -> int:
@@ -56,13 +83,19 @@ class Source:
             raw = self.table.row(self._row(index))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        return sample_of(raw, self.columns, self.root, name, self.name)
+        required = Wanted({}, self.origin[-1]).required
+        return sample_of(raw, self.columns, self.root, name, self.name, required)
 
     def id(self, index: int) -> str:
         """The name of row ``index``, "<source>:<row of the files>": in a view as in the whole."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         return f"{self.name}:{self._row(index)}"
+
+    def place(self, index: int) -> str:
+        """Where row ``index`` stands: a file and its line, of files without lines the row's number from 0."""
+        place = self.table.place
+        return place(self._row(index)) if place else f"{self.origin[0]}, row {self._row(index)}"
 
     def choose(self, rows: Sequence[int] | np.ndarray) -> Source:
         """A view of some rows of this source, in the order given; ids stay those of the files.
@@ -84,7 +117,7 @@ class Source:
 
 
 def _reopened(
-    origin: tuple[str, Mapping[str, str], str | None],
+    origin: Origin,
     rows: int,
     name: str,
     length: int,
@@ -97,7 +130,10 @@ def _reopened(
 
 
 def read(
-    spec: str | Path, columns: Mapping[str, str] | None = None, image_root: str | Path | None = None
+    spec: str | Path,
+    columns: Mapping[str, str] | None = None,
+    image_root: str | Path | None = None,
+    answered: bool = True,
 ) -> Source:
     """Open a data set.
 
@@ -110,6 +146,7 @@ def read(
         a directory that TFDS wrote, or "tfds:NAME[:VERSION][:SPLIT]" for one in TFDS's data directory.
       columns: maps names of the schema to the file's names where they differ: ``{"images": "image"}``.
       image_root: where relative image paths start; by default the folder of the file.
+      answered: False for prompts alone, of which only ``problem`` and ``images`` are read.
 
     Raises ValueError naming the file and the mend: missing, empty or unknown kind of file, missing column,
     no split picked. Nothing is ever downloaded.
@@ -118,23 +155,24 @@ def read(
     unknown = set(columns) - {*REQUIRED, *OPTIONAL}
     if unknown:
         raise ValueError(f"columns: {min(unknown)!r} is not in the schema {[*REQUIRED, *OPTIONAL]}")
+    wanted = Wanted(columns, answered)
     if str(spec).startswith(tfds.PREFIX):
         title, split = tfds.parse(str(spec))
-        name, where, table, found = _read_tfds(tfds.named_builder(title), split, columns)
+        name, where, table, found = _read_tfds(tfds.named_builder(title), split, wanted)
         base = Path.cwd()
     else:
         path, split = located(spec)
         lies, base = layout(path, split), path
         if lies.kind == "tfds":
-            name, where, table, found = _read_tfds(tfds.directory_builder(path), split, columns)
+            name, where, table, found = _read_tfds(tfds.directory_builder(path), split, wanted)
         else:
             name, where = (f"{one}:{split}" if split else str(one) for one in (path.name, path))
-            table, found = READERS[lies.kind](lies, columns)
+            table, found = READERS[lies.kind](lies, wanted)
             base = lies.root
     if not table.length:
         raise ValueError(f"{where} has no rows")
     root = Path(image_root).absolute() if image_root is not None else base
-    origin = (where, columns, None if image_root is None else str(root))
+    origin = (where, columns, None if image_root is None else str(root), answered)
     return Source(name, table.length, table, found, root, origin)
 
 
@@ -206,13 +244,13 @@ def _file_size(path: str) -> int:
         return -1
 
 
-def _read_columnar(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
-    present = [_columns(schema_of(file).names, file, lies, columns) for file in lies.files]
+def _read_columnar(lies: Layout, wanted: Wanted) -> tuple[Table, dict[str, str]]:
+    present = [_columns(schema_of(file).names, file, lies, wanted) for file in lies.files]
     table = columnar_table(lies.files, [list(dict.fromkeys(part.values())) for part in present])
     return table, {name: column for part in present for name, column in part.items()}
 
 
-def _read_jsonl(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
+def _read_jsonl(lies: Layout, wanted: Wanted) -> tuple[Table, dict[str, str]]:
     """A row may leave columns out or be broken, so the first ones tell together which columns there are."""
     table = jsonl_table(lies.files)
     seen: dict[str, None] = {}
@@ -221,32 +259,38 @@ def _read_jsonl(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[s
         try:
             seen |= dict.fromkeys(table.row(index))
         except ValueError as error:
-            problems.append(f"row {index}: {error}")
+            problems.append(f"{table.place(index) if table.place else lies.files[0]}: {error}")
     if problems and not seen:
-        raise ValueError(f"{lies.files[0]}: {problems[0]}")
+        raise ValueError(f"{problems[0]}{_list_hint(lies)}")
     for name in OPTIONAL:  # may come in any later row, but for the image of an image folder
         if name != "images" or not lies.described:
-            seen.setdefault(columns.get(name, name))
-    return table, _columns(list(seen), lies.files[0], lies, columns) if table.length else {}
+            seen.setdefault(wanted.named.get(name, name))
+    return table, _columns(list(seen), lies.files[0], lies, wanted) if table.length else {}
 
 
-def _read_csv(lies: Layout, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
+def _list_hint(lies: Layout) -> str:
+    """How to go on with a file that is one JSON list of rows."""
+    with lies.files[0].open("rb") as handle:
+        begins = handle.read(100).removeprefix(UTF8_MARK).strip()
+    is_list = lies.files[0].suffix == ".json" and begins.startswith(b"[")
+    return f" The file is a list; make rows of it: {conversion(lies.files[0], lies.root)}" if is_list else ""
+
+
+def _read_csv(lies: Layout, wanted: Wanted) -> tuple[Table, dict[str, str]]:
     table, there = csv_table(lies.files[0])
-    return table, _columns(there, lies.files[0], lies, columns)
+    return table, _columns(there, lies.files[0], lies, wanted)
 
 
-def _read_tfds(
-    builder: Any, split: str, columns: Mapping[str, str]
-) -> tuple[str, str, Table, dict[str, str]]:
+def _read_tfds(builder: Any, split: str, wanted: Wanted) -> tuple[str, str, Table, dict[str, str]]:
     """Its name and its directory, both with the split, its rows and their columns."""
     split = tfds.choose_split(builder, split)
     directory = Path(builder.data_dir)
-    found = _columns(tfds.feature_names(builder), directory, Layout("tfds", (), directory), columns)
+    found = _columns(tfds.feature_names(builder), directory, Layout("tfds", (), directory), wanted)
     table = tfds.tfds_table(builder, split, found)
     return f"{builder.info.name}:{split}", f"{directory}:{split}", table, found
 
 
-READERS: Mapping[str, Callable[[Layout, Mapping[str, str]], tuple[Table, dict[str, str]]]] = {
+READERS: Mapping[str, Callable[[Layout, Wanted], tuple[Table, dict[str, str]]]] = {
     "parquet": _read_columnar,
     "arrow": _read_columnar,
     "jsonl": _read_jsonl,
@@ -254,23 +298,37 @@ READERS: Mapping[str, Callable[[Layout, Mapping[str, str]], tuple[Table, dict[st
 }
 
 
-def _columns(there: Sequence[str], file: Path, lies: Layout, named: Mapping[str, str]) -> dict[str, str]:
-    """The columns to read, by their names in the schema, of those that are ``there``."""
-    wanted = {name: named.get(name, name) for name in (*REQUIRED, *OPTIONAL)}
-    if lies.described and "images" not in (*named, *there):
-        wanted["images"] = FILE_NAME
-    return _present(wanted, named, there, file)
+def _columns(there: Sequence[str], file: Path, lies: Layout, wanted: Wanted) -> dict[str, str]:
+    """The columns to read of those that are ``there``, by their names in the schema.
 
-
-def _present(
-    wanted: Mapping[str, str], named: Mapping[str, str], there: Sequence[str], file: Path
-) -> dict[str, str]:
-    """The wanted columns a file has. Required ones, and those named by the caller, must be there."""
-    for name, column in wanted.items():
-        if column not in there and (name in REQUIRED or name in named):
+    Raises ValueError if a required one, or one that the caller named, is not.
+    """
+    found = {name: wanted.named.get(name, name) for name in wanted.names}
+    if lies.described and "images" not in (*wanted.named, *there):
+        found["images"] = FILE_NAME
+    for name, column in found.items():
+        if column not in there and (name in wanted.required or name in wanted.named):
             near = difflib.get_close_matches(column, there, n=1, cutoff=0.0)
-            hint = (
-                f' The nearest is {near[0]!r}: map it by columns={{"{name}": "{near[0]}"}}.' if near else ""
-            )
-            raise ValueError(f"{file}: no column {column!r}.{hint} It has {list(there)}.")
-    return {name: column for name, column in wanted.items() if column in there}
+            hint = f" The nearest is {near[0]!r}." if near else ""
+            mend = "" if lies.kind == "tfds" else f" Rename it, or: {_conversion(there, file, lies)}"
+            raise ValueError(f"{file}: no column {column!r}.{hint} It has {list(there)}.{mend}")
+    return {name: column for name, column in found.items() if column in there}
+
+
+def _conversion(there: Sequence[str], file: Path, lies: Layout) -> str:
+    """The command that makes rows of a file whose columns are called otherwise."""
+    layout = "questions"
+    if {"conversations", "messages"} & set(there):
+        layout = "llava"
+    elif "bbox" in there or {"images", "annotations", "categories"} <= set(there):
+        layout = "coco"
+    roles: dict[str, str] = {}
+    for role, names in (("question", QUESTIONS), ("answer", ANSWERS)) if layout == "questions" else ():
+        if not set(names) & set(there):
+            free = [name for name in there if name not in roles.values()]
+            near = [name for name in free if any(word in name.lower() for word in ROLE_WORDS[role])]
+            near = near or difflib.get_close_matches(role, free, n=1, cutoff=0.0)
+            roles |= {role: near[0]} if near else {}
+    if lies.described:
+        roles["images"] = FILE_NAME
+    return conversion(file, lies.root, layout, ",".join(f"{role}={name}" for role, name in roles.items()))

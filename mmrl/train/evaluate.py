@@ -46,12 +46,14 @@ def evaluate(
     *,
     masked: Corruption | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    heard: Callable[[int], None] = lambda tokens: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean of reward components and episodes' facts over ``evaluation.samples`` responses a held-out prompt.
 
     The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
     ``masked`` shows every image corrupted so, and samples with the same keys; what tools show of an image is
-    not masked. ``progress`` is told how many prompts are done, after each batch.
+    not masked. ``progress`` is told how many prompts are done, after each batch; ``heard`` the tokens of each
+    response, when it has ended.
 
     Returns:
       ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "skipped": ...,
@@ -102,6 +104,7 @@ def evaluate(
             phases=Phases(),
             notice=notice,
             progress=1.0,
+            heard=heard,
         )
         seen.append(whole)
         told += [row for rows in hosts.by_row(batch.rows, _responses(experience)) for row in rows]

@@ -1,6 +1,6 @@
 """One batch of experience: play the episodes of its prompts, grade what they wrote, and pay the groups."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -81,12 +81,14 @@ def sample_and_grade(
     phases: Phases,
     notice: Notice,
     progress: float,
+    heard: Callable[[int], None] = lambda tokens: None,
 ) -> tuple[Experience, Overview]:
     """Play ``group`` episodes of each prompt of this process, and grade each as it ends.
 
     ``params`` are laid out for decoding on this process's part of the mesh; ``progress`` is the share of the
     run that is done. A verifier sees the facts of the episode as ``sample.facts["episode"]``, and those of
-    the rollout as ``sample.facts["rollout"]``. Every process of the run must call this.
+    the rollout as ``sample.facts["rollout"]``. ``heard`` is told the tokens of each response when it ends.
+    Every process of the run must call this.
 
     Raises:
       Interrupted: one of the processes was asked to stop.
@@ -115,6 +117,7 @@ def sample_and_grade(
             sample = told(sample, rules(sample), rollout, one.facts)
             handles[one.group, one.member] = pool.submit(sample, one.text)
             ended[one.group, one.member] = one
+            heard(int(one.written.sum()))
     with phases("rollout"):
         width = batch.prompts.images.patches.shape[-1]
         responses = gather(ended.values(), *shape, sampling.max_tokens, observed_slots(config), width)

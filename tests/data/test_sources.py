@@ -139,7 +139,7 @@ def test_only_the_row_asked_for_is_parsed(tmp_path):
         (lambda d: _jsonl(d / "a.parquet", [{"problem": "q"}]), "not a readable parquet file"),
         (lambda d: _jsonl(d / "a.jsonl", []), "has no rows"),
         (lambda d: d, "holds no file"),
-        (lambda d: _jsonl(d / "a.jsonl", [[1]]), "row 0: a list, not a JSON object"),
+        (lambda d: _jsonl(d / "a.jsonl", [[1]]), "line 1: a list, not a JSON object"),
     ],
 )
 def test_broken_files(tmp_path, make, message):
