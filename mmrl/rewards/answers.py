@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from mmrl.rewards.facts import text_fact
-from mmrl.rewards.text import MAX_ANSWER, first_tagged, last_answer_line, last_boxed, last_number
+from mmrl.rewards.number import last_number
+from mmrl.rewards.text import MAX_ANSWER, first_tagged, has_tag, last_answer_line, last_boxed, unboxed
 from mmrl.sample import Sample
 
 
@@ -18,21 +19,12 @@ def tagged_or_all(response: str) -> str | None:
 
     As in EasyR1's ``examples/reward_function/r1v.py``.
     """
-    return tagged(response) if "<answer>" in response else after_thought(response)
+    return tagged(response) if has_tag(response) else after_thought(response)
 
 
 def lined(response: str) -> str | None:
     """What follows the last ``Answer:``."""
     return unboxed(last_answer_line(response))
-
-
-def unboxed(answer: str | None) -> str | None:
-    r"""The content of ``answer`` if that is one ``\boxed{...}``, with or without ``$`` around it."""
-    bare = (answer or "").strip("$ .\n")
-    if not bare.startswith("\\boxed{") or bare.rfind("\\boxed{") > 0:
-        return answer
-    content = last_boxed(bare)
-    return content if content == bare[len("\\boxed{") : -1].strip() else answer
 
 
 def after_thought(response: str) -> str | None:

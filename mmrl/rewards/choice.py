@@ -6,43 +6,56 @@ from collections.abc import Mapping
 from mmrl.rewards.answers import answer_of, wrong_answer
 from mmrl.rewards.facts import flag_fact
 from mmrl.rewards.items import json_items, unbracketed
-from mmrl.rewards.number import parse_number
-from mmrl.rewards.text import canonical, plain_fonts, to_latex
+from mmrl.rewards.number import in_terms_of, read_quantity
+from mmrl.rewards.text import canonical, plain_fonts, to_latex, without_lead
 from mmrl.sample import Sample
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_LEAD = re.compile(
-    r"(?:the )?(?:correct |final )?(?:answer|option|choice)s?\b(?: is| are)?\s?:?\s?", re.IGNORECASE
+_TAIL = re.compile(
+    r"\s(?:is|would be|seems) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice|one))?$"
 )
 _LETTER = re.compile(r"\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Za-z])")
-_LABELLED = re.compile(r"(?:\(\s?([A-Za-z])\s?\)|([A-Za-z])\s?[.):])\s?(.*)", re.DOTALL)
+_LABELLED = re.compile(
+    r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Za-z])(?=\s?[.:)(,;=-]|\n))(?P<mark>\s?[.:)]|\s?[,;=-]*)"
+    r"\s*(?P<text>.*)",
+    re.DOTALL,
+)
 _LABEL = re.compile(r"(?<![\w)])(?:\(\s?[A-Z]\s?\)|\[\s?[A-Z]\s?\])|(?<![\w.])[A-Z][.):](?!\S)")
-_JOINING = re.compile(r"\b(?:and|or|both|nor|maybe|either)\b", re.IGNORECASE)
+_LONE = re.compile(r"(?<![\w'.])[A-Z](?![\w'])")
+_JOINING = re.compile(r"\b(?:and|or|both|nor|maybe|either|not|then)\b", re.IGNORECASE)
 _ROW = re.compile(r"[A-Za-z](?:[\s,;/&]+[A-Za-z])+")
-_RUN_TOGETHER = re.compile(r"(?:\(\s?[A-Za-z]\s?\)\s?){2,}|(?:[A-Z]\s?){2,}")
+_RUN_TOGETHER = re.compile(r"(?:\(\s?[A-Za-z]\s?\)\s?){2,}|(?:[A-Z]\s?){2,}|[A-Z](?:\s?[/|+]\s?[A-Z])+")
 # The first of these that cuts an answer into options does: texts of options may hold commas.
 _BETWEEN = (re.compile(r"[;\n]"), re.compile(r"[;,\n]|\band\b|&", re.IGNORECASE))
+
+
+def _bare(answer: str) -> str:
+    """``answer`` without fonts, and without what stands around a letter or a text: "The answer is **B**!"."""
+    text = plain_fonts(to_latex(answer)).strip()
+    lead = without_lead(text)
+    text = to_latex(lead) if lead else text  # a text in quotes or stars behind the lead
+    return _TAIL.sub("", text.rstrip("!?.,;: ")).strip()
 
 
 def read_choice(answer: str) -> tuple[str | None, str]:
     """The letter (upper case, or None) and the text of an option as ``answer`` gives them.
 
-    ``A``, ``(A)``, ``[A]``, ``A.``, ``A) text``, ``Option A``, ``The answer is A`` name a letter;
-    ``A and B``, ``A dog``, ``(A) or (B)`` do not.
+    ``A``, ``(A)``, ``[A]``, ``A.``, ``A) text``, ``A (text)``, ``A, text``, ``Option A``, ``The answer is A``
+    name a letter; ``A and B``, ``A dog``, ``(A) or (B)`` do not.
     """
-    text = plain_fonts(to_latex(answer)).strip()
-    lead = _LEAD.match(text)
-    if lead:
-        text = text[lead.end() :].strip()
+    text = _bare(answer)
     alone = _LETTER.fullmatch(text)
     if alone:
         return (alone[1] or alone[2] or alone[3]).upper(), ""
     labelled = _LABELLED.fullmatch(text)
     if labelled:
-        letter, rest = labelled[1] or labelled[2], labelled[3].strip()
-        if not _names_another(letter, rest):
-            return letter.upper(), rest
+        letter, rest = labelled[1] or labelled[2] or labelled[3], labelled["text"].strip()
+        # Behind "B)" a text follows; behind "B," there may be a further letter.
+        loose = labelled["mark"].strip() not in (".", ":", ")") and not (labelled[1] or labelled[2])
+        further = set(_LONE.findall(rest)) - {letter.upper()} if loose else set()
+        if not further and not _names_another(letter, rest):
+            return letter.upper(), rest[1:-1].strip() if rest[:1] == "(" and rest[-1:] == ")" else rest
     return None, text
 
 
@@ -70,16 +83,39 @@ def letter_of(answer: str, options: Mapping[str, str]) -> str | None:
         label = text.upper()  # options may have other labels than letters
         return label if label in options else by_text or _letter_of_whole(answer, options)
     if letter not in options:
-        return None if text else _letter_of_text(letter, options)
+        return _letter_of_whole(answer, options) if text else _letter_of_text(letter, options)
+    if by_text is None and text and _contradicts(letter, text, options):
+        return None
     return letter if by_text in (None, letter) else None
+
+
+def _contradicts(letter: str, text: str, options: Mapping[str, str]) -> bool:
+    """Whether a text that is none of the options goes ill with ``letter``: it holds the words of another
+    option, or another number than that of this one.
+    """
+    given, wanted = read_quantity(text), read_quantity(options[letter])
+    if given and wanted and wanted.value not in in_terms_of(wanted, given):
+        return True
+    others = (_words(option) for name, option in options.items() if name != letter)
+    return any(f" {other} " in f" {_words(text)} " for other in others if other)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
     """The one option with this text, or else with this number."""
-    same = [name for name, option in options.items() if canonical(option) == canonical(text)]
-    number = parse_number(text)
-    if not same and number is not None:
-        same = [name for name, option in options.items() if parse_number(option) == number]
+    key = canonical(text)
+    same = [name for name, option in options.items() if canonical(option) == key]
+    given = None if same else read_quantity(text)
+    if given is not None and given.alone:
+        read = {name: read_quantity(option) for name, option in options.items()}
+        same = [
+            name
+            for name, wanted in read.items()
+            if wanted and wanted.alone and wanted.value in in_terms_of(wanted, given)
+        ]
     return same[0] if len(same) == 1 else None
 
 
@@ -89,10 +125,10 @@ def _letter_of_whole(answer: str, options: Mapping[str, str]) -> str | None:
     Its label and text, of which the text may look like a further letter ("B. X"); or the text alone, if that
     begins like a sentence about the answer ("Choice of words").
     """
-    key = canonical(answer)
+    keys = {canonical(answer), canonical(_bare(answer))}
     for name, option in options.items():
-        written = (f"{name}. {option}", f"{name}) {option}", f"({name}) {option}", f"{name}: {option}")
-        if key in map(canonical, written):
+        marks = (f"{name}.", f"{name})", f"({name})", f"{name}:", f"{name},", f"{name} -", name)
+        if not keys.isdisjoint(canonical(f"{mark} {option}") for mark in marks):
             return name
     return _letter_of_text(answer, options)
 
@@ -107,9 +143,7 @@ def letters_of(answer: str, options: Mapping[str, str]) -> frozenset[str] | None
     parts = json_items(answer)
     if parts is not None:
         return _each(parts, options)
-    text = plain_fonts(to_latex(answer)).strip()
-    lead = _LEAD.match(text)
-    text = unbracketed(text[lead.end() :].strip() if lead else text)
+    text = unbracketed(_bare(answer))
     if _RUN_TOGETHER.fullmatch(text):
         return _each([character for character in text if character.isalpha()], options)
     for between in _BETWEEN:

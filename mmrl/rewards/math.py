@@ -8,19 +8,31 @@ lists where the two part.
 import itertools
 import logging
 import re
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmrl.rewards.answers import answer_of
-from mmrl.rewards.number import is_decimal, parse_number, same_number
+from mmrl.rewards.number import (
+    DECIMAL_SLACK,
+    in_terms_of,
+    is_decimal,
+    parse_number,
+    read_quantity,
+    same_number,
+    without_unit,
+)
 from mmrl.rewards.text import (
     canonical,
     has_control_characters,
     last_boxed,
     nesting,
+    plain_fonts,
     to_latex,
+    without_lead,
 )
+from mmrl.rewards.units import RADIAN
 from mmrl.sample import Sample
 
 MAX_PARSED = 400  # characters; a longer answer is compared as text only
@@ -30,14 +42,50 @@ MAX_EXPONENT = 200  # of a number; sympy writes powers out
 MAX_SYMBOLIC_EXPONENT = 20  # of anything with a variable in it; sympy expands these
 ROUNDING = 0.02  # relative; between the sides of an equation
 MAX_COUNT = 200  # argument of a factorial or binomial
+DIGITS = 40  # to which constants are computed
+EXACT = 1e-25  # relative; between constants that nobody rounded
 
 _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[\s.,'-]+[^\W\d_]+)*")
-_NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*|\\boxed")
+_NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*|\\(?:boxed|fbox)")
 _COUNTING = re.compile(r"binom|choose|!")
 _LARGE_NUMBER = re.compile(r"\d{4}|\^")
 _ROW = re.compile(r"(\(|\[|\\\{|)([^%]*,[^%]*?)(\)|\]|\\\}|)", re.DOTALL)
 _NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_\S+)?(?:\([^()]*\))?\s*")  # x, A_1, \theta, f(x)
-_BOXED_TRUTH = re.compile(r"\s*\\boxed\{")
+_BOXED_TRUTH = re.compile(r"\s*\\boxed\s*\{")
+_SIMPLER = (
+    (re.compile(r"^\s*[A-Za-z]\s?\([a-z]\)\s?="), ""),  # f(x) =
+    (re.compile(r"\+\s?-"), "-"),
+    (re.compile(r"(?<=\d)\.0+(?!\d)"), ""),
+    (re.compile(r"(?<![\d.])1(?=i(?![A-Za-z]))"), ""),
+)
+_OF_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s?\^\s?(?:\{\s?\\circ\s?\}|\\circ)")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_VARIABLE_AT_END = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z]).*[\d\s}][A-Za-z]$", re.DOTALL)
+_ENGINEERS = re.compile(r"(?<![A-Za-z\\])j(?![A-Za-z])")  # their imaginary unit
+_ARTICLE = re.compile(r"(?:an?|the) (?=\w{2})", re.IGNORECASE)
+_NONE = re.compile(r"(no .*[a-z])s", re.IGNORECASE)  # no solutions
+_SAME = {  # words and signs for one thing
+    **dict.fromkeys(("does not exist", "doesn't exist"), "dne"),
+    **dict.fromkeys(("not defined", "is undefined"), "undefined"),
+    **dict.fromkeys(("empty set", "null set"), "\\emptyset"),
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "(-\\infty,\\infty)"), "r"),
+    **dict.fromkeys(("infinity", "+\\infty", "positive infinity"), "\\infty"),
+    "negative infinity": "-\\infty",
+}
+# Relations of one variable, 0 < x \le 5 and x > 3, and intervals.
+_RELATIONS = {
+    **dict.fromkeys(("<", "\\lt"), "<"),
+    **dict.fromkeys(("\\le", "\\leq", "<=", "=<"), "<="),
+    **dict.fromkeys((">", "\\gt"), ">"),
+    **dict.fromkeys(("\\ge", "\\geq", ">="), ">="),
+    **dict.fromkeys(("\\ne", "\\neq"), "!="),
+}
+_RELATION = re.compile(r"[<>]=?|=<|\\(?:leq?|geq?|lt|gt|neq?)(?![A-Za-z])")
+_TURNED = str.maketrans("<>", "><")
+_VARIABLE = re.compile("[A-Za-z]")
+_BOUND = re.compile(r"(?:[^<>=,()\[\]\\A-Za-z]|\\(?:frac|sqrt|pi|infty)(?![a-z]))+")
+_INTERVAL = re.compile(r"(?:([A-Za-z])\s*\\in\s*)?([(\[])([^,]+),([^,]+?)([)\]])")
+_UNION = re.compile(r"\\cup|\\lor|\\vee|\bor\b")
 
 
 def math(sample: Sample, response: str) -> dict[str, float]:
@@ -59,35 +107,73 @@ def _accuracy(answer: str | None, truth: str) -> dict[str, float]:
 def equal(answer: str, truth: str) -> bool:
     """Whether ``answer`` is the same mathematical object, or the same text, as ``truth``.
 
-    Decided in order by: the spelling (``text.canonical``), exact rational arithmetic if both are numbers or
-    rows of them, and math-verify for the rest. Words are compared as text only, because LaTeX reads them as
-    products of letters and "left" would equal "felt".
+    Decided in order by: units, which have to fit where both state one (`in_terms_of`); exact rational
+    arithmetic if both are numbers or rows of them; the spelling (``text.canonical``); and math-verify for the
+    rest. Words are compared as text only, because LaTeX reads them as products of letters and "left" would
+    equal "felt".
     """
     if has_control_characters(answer):
         return False
-    if (key := canonical(truth)) and canonical(answer) == key:
-        return True
-    given, wanted = parse_number(answer), parse_number(truth)
-    if given is not None and wanted is not None:
+    answer, truth = without_lead(answer), without_lead(truth)
+    given, wanted = read_quantity(answer), read_quantity(truth)
+    if given and wanted and given.alone and wanted.alone:
         rounded = is_decimal(answer) or is_decimal(truth)
-        shares = (given / 100, wanted) if "%" in answer else (given, wanted / 100)
-        marked_apart = ("%" in answer) != ("%" in truth)
-        return same_number(given, wanted, rounded) or (marked_apart and same_number(*shares, rounded))
+        return any(same_number(value, wanted.value, rounded) for value in in_terms_of(wanted, given))
+    (answer, given), (truth, wanted) = without_unit(answer, truth)
+    if given.unit and wanted.unit is None and given.unit.is_angle and "\\pi" in truth:
+        wanted = replace(wanted, unit=RADIAN)
+    elif wanted.unit and given.unit is None and wanted.unit.is_angle and "\\pi" in answer:
+        given = replace(given, unit=RADIAN)
+    return any(_equal(answer, truth, factor) for factor in in_terms_of(wanted, given))
+
+
+def _equal(answer: str, truth: str, factor: Fraction) -> bool:
+    """Whether ``answer`` times ``factor`` is the same as ``truth``; neither has a unit."""
+    if factor == 1 and (key := _key(truth)) and _key(answer) == key:
+        return True
     if _is_words(answer) or _is_words(truth) or _NOT_MATHEMATICS.search(answer):
         return False
-    latex = to_latex(answer), to_latex(truth)
-    if given is None and wanted is None:
-        same = _same_row(*latex)
-        if same is not None:
-            return same
-    if any(_is_costly_to_parse(text) for text in latex):
+    answer, truth = to_latex(answer), to_latex(truth)
+    same = (_same_row(answer, truth), _same_intervals(answer, truth)) if factor == 1 else ()
+    for verdict in same:
+        if verdict is not None:
+            return verdict
+    if any(_is_costly_to_parse(text) for text in (answer, truth)):
         return False
     try:
-        return _same_mathematics(*latex)
+        return _same_mathematics(*_in_one_notation(answer, truth), factor)
     except MemoryError:
         raise
     except Exception:  # sympy raises errors of many kinds on nonsense, which is no right answer
         return False
+
+
+def _key(answer: str) -> str:
+    """The spelling of an answer, with one word for each thing."""
+    text = _ARTICLE.sub("", plain_fonts(to_latex(answer)), count=1)
+    plural = _NONE.fullmatch(text)
+    text = plural[1] if plural else text
+    return canonical(_SAME.get(text.lower()) or _SAME.get(canonical(text)) or text)
+
+
+def _in_one_notation(answer: str, truth: str) -> tuple[str, str]:
+    """Both without the name of what they define (``x =``, ``f(x) =``), degrees in radians, ``i`` for ``j``,
+    ``- i`` for ``+ -1.0i``.
+    """
+    if _ENGINEERS.search(answer) and "i" in truth and not _ENGINEERS.search(truth):
+        answer = _ENGINEERS.sub("i", answer)
+    for pattern, plain in _SIMPLER:
+        answer, truth = pattern.sub(plain, answer), pattern.sub(plain, truth)
+    answer, truth = (
+        _OF_DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text) if _TRIGONOMETRY.search(text) else text
+        for text in (answer, truth)
+    )
+    sides = [text.split("=") for text in (answer, truth)]
+    named = [len(side) == 2 and bool(_NAME.fullmatch(side[0])) for side in sides]
+    same_name = all(named) and sides[0][0].strip() == sides[1][0].strip()
+    if same_name or (named[0] and "=" not in truth) or (named[1] and "=" not in answer):
+        return sides[0][-1].strip(), sides[1][-1].strip()
+    return answer, truth
 
 
 def _same_row(answer: str, truth: str) -> bool | None:
@@ -97,14 +183,85 @@ def _same_row(answer: str, truth: str) -> bool | None:
     Much quicker than parsing them as LaTeX.
     """
     (given_in, given), (wanted_in, wanted) = _row(answer), _row(truth)
-    if not given or not wanted or given_in != wanted_in:
+    if not given or not wanted:
         return None
+    if given_in != wanted_in:
+        return False if {given_in, wanted_in} == {"()", ""} else None
     if given_in in ("\\{\\}", ""):
         given, wanted = sorted(set(given)), sorted(set(wanted))
     rounded = is_decimal(answer) or is_decimal(truth)
     return len(given) == len(wanted) and all(
         same_number(a, b, rounded) for a, b in zip(given, wanted, strict=True)
     )
+
+
+class _Interval(NamedTuple):
+    """From a lower to an upper bound, each with whether it belongs to the interval."""
+
+    variable: str  # "" if none is named
+    low: str
+    has_low: bool
+    high: str
+    has_high: bool
+
+    def same(self, other: "_Interval") -> bool:
+        named_apart = self.variable and other.variable and self.variable != other.variable
+        closed = (self.has_low, self.has_high) == (other.has_low, other.has_high)
+        return closed and not named_apart and equal(self.low, other.low) and equal(self.high, other.high)
+
+
+def _same_intervals(answer: str, truth: str) -> bool | None:
+    """Whether a union of intervals or relations is the same as another, where one of them is a relation.
+
+    None if they are nothing of the kind: ``(1, 2)`` alone may be a point.
+    """
+    given, wanted = _intervals(answer), _intervals(truth)
+    if given is None or wanted is None or not any(interval.variable for interval in given + wanted):
+        return None
+    left = list(wanted)
+    for interval in given:
+        match = next((other for other in left if interval.same(other)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return not left
+
+
+def _intervals(latex: str) -> list[_Interval] | None:
+    """The intervals of a union of intervals and relations of one variable; None if there is anything else."""
+    if len(latex) > MAX_PARSED:
+        return None
+    found: list[_Interval] = []
+    for piece in _UNION.split(_RELATION.sub(lambda sign: _RELATIONS[sign[0].strip()], plain_fonts(latex))):
+        interval = _INTERVAL.fullmatch(piece.strip())
+        if interval:
+            variable, opening, low, high, closing = interval.groups()
+            found.append(_Interval(variable or "", low, opening == "[", high, closing == "]"))
+        elif (related := _related(re.split("(<=|>=|<|>|!=)", piece))) is not None:
+            found += related
+        else:
+            return None
+    return found
+
+
+def _related(parts: list[str]) -> list[_Interval] | None:
+    """The intervals of a relation, cut at its signs: ``3 < x``, ``3 < x <= 5``; None if it is no such one."""
+    parts = [part.strip() for part in parts]
+    if len(parts) == 3 and _VARIABLE.fullmatch(parts[2]):
+        parts = [part.translate(_TURNED) for part in parts[::-1]]
+    if len(parts) == 3 and _VARIABLE.fullmatch(parts[0]) and _BOUND.fullmatch(parts[2]):
+        name, sign, bound = parts
+        below = _Interval(name, "-\\infty", False, bound, sign == "<=")
+        above = _Interval(name, bound, sign == ">=", "\\infty", False)
+        return [below, above] if sign == "!=" else [below if "<" in sign else above]
+    if len(parts) != 5 or not _VARIABLE.fullmatch(parts[2]):
+        return None
+    if ">" in parts[1] and ">" in parts[3]:
+        parts = [part.translate(_TURNED) for part in parts[::-1]]
+    low, first, name, second, high = parts
+    if "<" not in first or "<" not in second or not (_BOUND.fullmatch(low) and _BOUND.fullmatch(high)):
+        return None
+    return [_Interval(name, low, first == "<=", high, second == "<=")]
 
 
 def _row(latex: str) -> tuple[str, list[Fraction]]:
@@ -133,7 +290,8 @@ def load() -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def _same_mathematics(answer: str, truth: str) -> bool:
+def _same_mathematics(answer: str, truth: str, factor: Fraction) -> bool:
+    import sympy
     from math_verify import verify
 
     wanted = _parse(truth)
@@ -142,7 +300,16 @@ def _same_mathematics(answer: str, truth: str) -> bool:
     given = _parse(answer)
     if not given or any(_is_costly(expression) for expression in (*wanted, *given)):
         return False
-    if any(_differ(a, b) for a in wanted for b in given) or _contradicts_itself(answer, truth):
+    if factor != 1:
+        times = sympy.Rational(factor.numerator, factor.denominator)
+        given = [times * expression for expression in given if isinstance(expression, sympy.Expr)]
+    if _contradicts_itself(answer, truth):
+        return False
+    constants = [[e for e in parsed if _constant(e) is not None] for parsed in (wanted, given)]
+    if all(constants):
+        slack = float(DECIMAL_SLACK) if is_decimal(answer) or is_decimal(truth) else EXACT
+        return not _differ(constants[1][0], constants[0][0], slack)
+    if any(_differ(a, b) for a in wanted for b in given):
         return False
     return bool(verify(wanted, given, timeout_seconds=None))
 
@@ -163,22 +330,58 @@ def _contradicts_itself(answer: str, truth: str) -> bool:
 def _differ(a: Any, b: Any, slack: float = 1e-5) -> bool:
     """Whether two expressions certainly have different values; much quicker than failing to simplify.
 
-    They are evaluated with every variable at a positive number of its own. Relations, sets, matrices and
-    percentages are left to math-verify, which reads them in more than one way.
+    Values differ if they do so by more than ``slack``, relative to the larger, however small they are. They
+    are computed with every variable at a positive number of its own. Rows and matrices differ if one of
+    their items does. Relations, sets and percentages are left to math-verify, which reads them in more than
+    one way.
     """
     import sympy
 
+    rows = [_items(expression) for expression in (a, b)]
+    if rows[0] is not None and rows[1] is not None and len(rows[0]) == len(rows[1]):
+        return any(_differ(one, other, slack) for one, other in zip(*rows, strict=True))
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)) or a.free_symbols != b.free_symbols:
-        return False
-    if a.has(sympy.UnevaluatedExpr, sympy.MatrixExpr) or b.has(sympy.UnevaluatedExpr, sympy.MatrixExpr):
         return False
     names = sorted(a.free_symbols, key=str)
     point = {name: sympy.Rational(13 + 7 * i, 11) for i, name in enumerate(names)}
-    try:
-        values = [complex(expression.subs(point).evalf(15)) for expression in (a, b)]
-    except (TypeError, ValueError, ArithmeticError):  # not a number even then: an integral, a set
+    values = [_constant(expression.subs(point)) for expression in (a, b)]
+    if values[0] is None or values[1] is None:
         return False
-    return abs(values[0] - values[1]) > slack * max(1.0, abs(values[1]))
+    size = max(_size(*value) for value in values if value)
+    return bool(_size(*(x - y for x, y in zip(*values, strict=True))) > slack * size)
+
+
+def _items(expression: Any) -> list[Any] | None:
+    """The items of a matrix or a tuple; None of anything else."""
+    import sympy
+
+    if isinstance(expression, sympy.MatrixBase):
+        return [*map(sympy.Integer, expression.shape), *expression]
+    return list(expression) if isinstance(expression, sympy.Tuple) else None
+
+
+def _constant(expression: Any) -> tuple[Any, Any] | None:
+    """The real and the imaginary part of an expression without variables; None if it is no number."""
+    import sympy
+
+    if not isinstance(expression, sympy.Expr) or expression.free_symbols:
+        return None
+    if expression.has(sympy.UnevaluatedExpr, sympy.MatrixExpr):
+        return None
+    try:
+        parts = expression.evalf(DIGITS).as_real_imag()
+    except (TypeError, ValueError, ArithmeticError):  # not a number even then: an integral, a set
+        return None
+    if not all(part.is_Float or part.is_Integer or part.is_Rational for part in parts) or not all(
+        part.is_finite for part in parts
+    ):
+        return None
+    # A part of which no digit could be made sure is zero: sqrt(2) sqrt(3) - sqrt(6).
+    return tuple(sympy.S.Zero if part.is_Float and part._prec == 1 else part for part in parts)
+
+
+def _size(real: Any, imaginary: Any) -> Any:
+    return max(abs(real), abs(imaginary))
 
 
 @lru_cache(maxsize=4096)
@@ -186,9 +389,12 @@ def _parse(latex: str) -> list[Any]:
     """The sympy expressions of a LaTeX answer; empty if it cannot be read."""
     from math_verify import LatexExtractionConfig, parse
 
+    config = LatexExtractionConfig(boxed_match_priority=0)
+    if _VARIABLE_AT_END.search(latex):  # the "t" of 3s + 2t is no unit
+        config = replace(config, normalization_config=replace(config.normalization_config, units=False))
     return parse(
         "\\boxed{" + latex + "}",
-        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
+        extraction_config=[config],
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )

@@ -7,8 +7,8 @@ from mmrl.rewards.answers import answer_of
 from mmrl.rewards.facts import text_fact
 from mmrl.rewards.format import in_stages, says_something
 from mmrl.rewards.math import equal
-from mmrl.rewards.number import parse_number, same_number
-from mmrl.rewards.text import MAX_ANSWER, canonical, last_boxed, last_number
+from mmrl.rewards.number import last_number, parse_number, same_number
+from mmrl.rewards.text import MAX_ANSWER, canonical, last_boxed, unboxed
 from mmrl.sample import Sample
 
 STAGES = ("think", "answer", "reflection", "think", "answer")
@@ -64,14 +64,10 @@ def _answers(response: str) -> list[str]:
 
 
 def _right(answer: str, truth: str, as_text: bool) -> bool:
-    given = _unboxed(answer)
+    given = unboxed(answer)
     if not given or len(given) > MAX_ANSWER:
         return False
     return canonical(given) == canonical(truth) if as_text else equal(given, truth)
-
-
-def _unboxed(answer: str) -> str:
-    return (last_boxed(answer) or "") if "\\boxed{" in answer else answer
 
 
 def consistency(sample: Sample, response: str) -> dict[str, float]:
@@ -82,7 +78,7 @@ def consistency(sample: Sample, response: str) -> dict[str, float]:
     number. Both are the same if they are one number, or one text (`canonical`). 0 without an answer, a
     thinking or a conclusion that can be read.
     """
-    answer = _unboxed(answer_of(sample, response) or "")
+    answer = unboxed(answer_of(sample, response)) or ""
     is_number = parse_number(answer) is not None
     concluded = _conclusions(_thinking(response), is_number) if canonical(answer) else ()
     return {"consistency": float(any(_same(answer, text) for text in concluded))}
@@ -102,7 +98,7 @@ def _thinking(response: str) -> str:
 
 def _conclusions(thinking: str, number: bool) -> tuple[str, ...]:
     """Readings of the conclusion: where a sentence goes on after a comma, with and without the rest."""
-    if "\\boxed{" in thinking:
+    if "\\boxed" in thinking:
         return (last_boxed(thinking) or "",)
     said = _CONCLUSION.findall(thinking)
     if said:

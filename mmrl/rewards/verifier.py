@@ -12,7 +12,6 @@ from mmrl.nearest import nearest
 from mmrl.python_file import function
 from mmrl.rewards.boxes import load as load_matching
 from mmrl.rewards.choice import choice
-from mmrl.rewards.counting import count
 from mmrl.rewards.detection import boxes
 from mmrl.rewards.format import form, stages, thought
 from mmrl.rewards.grounding import box, point
@@ -24,7 +23,7 @@ from mmrl.rewards.length import length_target, overlong
 from mmrl.rewards.lists import list_, order, rank, set_
 from mmrl.rewards.math import load as load_math
 from mmrl.rewards.math import math
-from mmrl.rewards.numeric import number
+from mmrl.rewards.numeric import count, number
 from mmrl.rewards.reflection import consistency, reflection
 from mmrl.rewards.repetition import repetition
 from mmrl.rewards.shapes import shapes

@@ -6,7 +6,7 @@ import unicodedata
 from mmrl.rewards.answers import answer_of, wrong_answer
 from mmrl.rewards.edit_distance import normalized_distance
 from mmrl.rewards.facts import list_fact
-from mmrl.rewards.text import plain_fonts
+from mmrl.rewards.text import plain_characters, plain_fonts, without_lead
 from mmrl.sample import Sample
 
 ANLS_THRESHOLD = 0.5  # a normalised distance of this or more is no credit
@@ -15,7 +15,6 @@ _MEANINGFUL = "#%&*@"  # punctuation to Unicode, but "C#" is not "C"
 _ARTICLES = frozenset(("a", "an", "the"))
 _UNSPOKEN = re.compile(r"['\u2019]|\*\*")  # apostrophes, bold type in Markdown
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_LEAD = re.compile(r"(?:the )?(?:correct |final )?answer(?: is)?(?: |$)")
 _YES, _NO = frozenset(("yes", "true", "correct", "right")), frozenset(("no", "false", "incorrect", "wrong"))
 
 
@@ -33,7 +32,7 @@ def yes_no(sample: Sample, response: str) -> dict[str, float]:
 
 def says_yes(text: str) -> bool | None:
     """Whether ``text`` says yes (True) or no (False); None if it says neither, or both."""
-    plain = _LEAD.sub("", words_of(text), count=1)
+    plain = without_lead(words_of(text))
     if plain in _YES or plain in _NO:
         return plain in _YES
     words = plain.split()
@@ -69,8 +68,8 @@ def words_of(answer: str) -> str:
     number (3.5 is not 35, -3 is not 3) and for ``#%&*@``. Of an answer that is nothing else than articles and
     punctuation nothing is taken.
     """
-    folded = " ".join(unicodedata.normalize("NFKC", plain_fonts(answer)).casefold().split())
-    spelt = _THOUSANDS.sub("", _UNSPOKEN.sub("", folded.replace("\u2212", "-")))
+    folded = " ".join(plain_characters(plain_fonts(answer)).casefold().split())
+    spelt = _THOUSANDS.sub("", _UNSPOKEN.sub("", folded))
     kept = "".join(
         character if _is_kept(spelt, place, character) else " " for place, character in enumerate(spelt)
     )

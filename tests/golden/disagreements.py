@@ -118,6 +118,7 @@ _IN_LATEX = {
     0x2212: "-",
     0xB2: "^2",
     0xB3: "^3",
+    0x200B: "",
 }
 
 
@@ -143,6 +144,15 @@ def _is_letter(difference: Difference) -> bool:
     given = re.sub(r"\\(?:text|textbf)\{([^{}]*)\}", r"\1", difference.given or "").upper()
     named = re.fullmatch(rf"[\s(\[]*{re.escape(letter)}\s*(?:[)\].:].*)?", given)
     return re.fullmatch("[A-Z]", letter) is not None and named is not None
+
+
+def _behind_words(difference: Difference) -> bool:
+    """Nothing but the truth behind words that say that an answer follows, and an article."""
+    words = r"\s*(?:(?:the\s)?(?:answer|option|choice)(?:\sis)?\s*:?|答案是)\s*(?:an?\s)?(?P<rest>.+)"
+    found = re.fullmatch(words, difference.given or "", re.IGNORECASE)
+    return found is not None and (
+        _plain(found["rest"]) == _plain(difference.truth) or _equal_as_latex(found["rest"], difference.truth)
+    )
 
 
 KINDS = (
@@ -173,12 +183,6 @@ KINDS = (
         lambda d: (
             d.column == "vlmr1_yes_no" and not re.search(r"\b(?:yes|no)\b", d.given or "", re.IGNORECASE)
         ),
-    ),
-    Kind(
-        "an article; `math` compares words as they are, `text` leaves articles out",
-        "reference",
-        True,
-        lambda d: bool(re.match(r"(?:an?|the)\s", d.given or "", re.IGNORECASE)),
     ),
     Kind(
         "the truth stands in tags; a row's answer is to be written bare",
@@ -216,6 +220,7 @@ KINDS = (
     ),
     Kind("the same share: with or without the percent sign, or as a decimal", "mmrl", False, _of_percent),
     Kind("the same angle: with or without the degree sign", "mmrl", False, _of_degrees),
+    Kind("words that say that an answer follows", "mmrl", False, _behind_words),
     Kind("a unit beside the number", "mmrl", False, _with_a_unit),
     Kind("Unicode for the same mathematics", "mmrl", False, _in_unicode),
     Kind(

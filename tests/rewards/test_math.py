@@ -73,6 +73,19 @@ def test_not_equal(answer, truth):
     assert not equal(answer, truth)
 
 
+def test_sides_of_an_equation_may_be_rounded_and_no_more():
+    """By up to two in a hundred."""
+    for answer, truth, right in [
+        ("10/3 = 3.3", "3.3", 1.0),
+        ("10/3 = 3.2", "3.2", 0.0),
+        ("100/3 = 33", "33", 1.0),
+        ("100/3 = 36", "36", 0.0),
+        ("9\\pi = 28", "28", 1.0),
+        ("9\\pi = 25.5", "25.5", 0.0),
+    ]:
+        assert grade(f"\\boxed{{{answer}}}", truth) == right
+
+
 @pytest.mark.parametrize("truth", ["7", "None", "", "[INVALID]"])
 @pytest.mark.parametrize(
     "response",

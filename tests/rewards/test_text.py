@@ -35,7 +35,8 @@ MATH_TEXT = st.text(
         ("no box", None),
         (r"\boxed{7", None),
         (r"\boxed{7} but \boxed{8", None),
-        (r"\boxed {7}", None),
+        (r"\boxed {7}", "7"),
+        ("\\boxed\n {7} \\boxed", "7"),
         (r"\fbox{7}", None),
     ],
 )

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.quantity import UNITS, Quantity, in_terms_of, read_quantity
+from mmrl.rewards.number import Quantity, in_terms_of, read_quantity
+from mmrl.rewards.units import UNITS
 
 
 @pytest.mark.parametrize(
@@ -94,11 +95,41 @@ VALUES = st.fractions(-1000, 1000, max_denominator=100)
 @settings(max_examples=40, deadline=None)
 @given(VALUES, st.sampled_from(sorted(UNITS)), st.sampled_from(sorted(UNITS)))
 def test_a_change_of_unit_is_invisible(value, unit, other):
-    kind, power, size = UNITS[unit]
-    truth = Quantity(value, kind=f"{kind}^{power}", unit=size)
-    kind, power, size = UNITS[other]
-    given_ = Quantity(value * truth.unit / size, kind=f"{kind}^{power}", unit=size)
-    assert in_terms_of(truth, given_) == ([value] if truth.kind == given_.kind else [])
+    truth = Quantity(value, unit=UNITS[unit])
+    given_ = Quantity(value * truth.unit.size / UNITS[other].size, unit=UNITS[other])
+    alike = UNITS[unit].dimension == UNITS[other].dimension
+    assert in_terms_of(truth, given_) == ([value] if alike else [])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ratio"),
+    [
+        ("km/h", "m/s", Fraction(5, 18)),
+        ("m s^{-2}", "m/s^2", 1),
+        ("metres per second squared", "m/s²", 1),
+        ("N", r"kg \cdot m/s^2", 1),
+        ("J", "N m", 1),
+        ("kWh", "MJ", Fraction(18, 5)),
+        ("square metres", "cm^2", 10**4),
+        ("cubic centimetres", "ml", 1),
+        ("kg/(m s^2)", "Pa", 1),
+        ("microseconds", "ns", 1000),
+        ("mph", "km/h", Fraction("1.609344")),
+        ("g/cm^3", "kg/m^3", 1000),
+        ("years", "months", 12),
+    ],
+)
+def test_units_made_of_others(one, other, ratio):
+    assert meant(f"1 {other}", f"1 {one}") == {ratio}
+
+
+@pytest.mark.parametrize(
+    "unit", ["cm", "cm^2", "m/s", "kg", "hours", "%", "°", "°C", "°F", "K", "N", "J", "dollars"]
+)
+@pytest.mark.parametrize("other", ["A", "yen", "mol", "mm^4", "byte/s"])
+def test_units_of_other_kinds_are_no_unit_of_each_other(unit, other):
+    other = other.replace("byte", "MB")
+    assert meant(f"5 {unit}", f"5 {other}") == meant(f"5 {other}", f"5 {unit}") == set()
 
 
 @settings(max_examples=40, deadline=None)
