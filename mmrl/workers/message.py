@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 BYTES = "bytes in base64"  # the one key of an object that stands for bytes
+LARGEST = 64 << 20  # bytes of one message from a worker
 
 
 def pack(message: dict[str, Any]) -> bytes:

@@ -4,6 +4,8 @@ import itertools
 import os
 import pickle
 import queue
+import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -12,13 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from mmrl.workers.message import unpack
+from mmrl.workers.message import LARGEST, unpack
 
 START_S = 120.0  # a worker that is not up, or has not loaded a function's libraries, by then is broken
 GRACE_S = 1.0  # by how much the parent waits longer than the worker's own timer
@@ -26,6 +28,12 @@ CHUNK = 16  # jobs in one message
 CHUNK_BYTES = 32 << 20  # of their payloads together, so that no worker runs out of memory over many at once
 RETRY_S = 1.0  # pause after a worker that could not be replaced
 CLOSE_POLL_S = 0.2  # how often a waiting thread looks whether the pool was closed
+GUARD_S = 5.0  # for a worker's guard to kill what the worker has started, and to end
+READ_BYTES = 1 << 20
+# Variables that workers see: what an interpreter and its libraries need, and no secrets.
+ENVIRONMENT = re.compile(
+    "PATH|HOME|USER|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|PYTHON.*|LD_.*|VIRTUAL_ENV|CONDA_PREFIX|.*_NUM_THREADS"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class _Job:
     function: str
     payload: bytes  # the pickled (function, payload)
     future: Future[Answer]
+    number: str = field(default_factory=lambda: secrets.token_hex(8))  # which code of other jobs cannot guess
 
 
 class WorkerPool:
@@ -51,8 +60,10 @@ class WorkerPool:
     first call of a function, outside the deadline. ``deadline_s``: seconds for one call, after which its
     worker is killed and replaced. ``memory_bytes``: address space of a worker. ``noun``: what the functions
     are, in messages. ``own``: functions besides those of the table, "FILE.py:function".
-    The workers are fresh interpreters: they share no state with the parent and never import jax. Leaving the
-    context kills them; should the parent be killed they end by themselves.
+    The workers are fresh interpreters: they share no state with the parent, never import jax, see
+    nothing but `ENVIRONMENT` of its environment, and print to its stderr. An answer counts for the job whose
+    number it has, and for no other. Leaving the context kills them and all that they started; should the
+    parent be killed they end by themselves.
     """
 
     def __init__(
@@ -164,28 +175,39 @@ def _abandon(jobs: list[_Job]) -> None:
         job.future.set_result(Answer(error="the pool was closed before this was done"))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Worker:
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]  # the guard of the worker, which ends as the worker does
     connection: Connection
+    received: bytes = b""  # after the last message
 
 
 class _CannotStart(Exception):
     """A fresh worker did not report ready: no fault of the job it was to do."""
 
 
+class _Lost(Exception):
+    """A worker that is of no use any more; the text says what was done to it."""
+
+
+class _Closed(Exception):
+    """The pool was closed meanwhile."""
+
+
 def _start(arguments: list[str], noun: str, closed: threading.Event) -> _Worker:
     """Starts a worker and waits until it is ready. ``_CannotStart`` if it ends first."""
     ours, theirs = Pipe()
+    environment = {name: value for name, value in os.environ.items() if ENVIRONMENT.fullmatch(name)}
     try:
         # Not multiprocessing: that would run the parent's main module, and its import of jax, once a worker.
         # A session of its own: Ctrl-C and a notice of preemption go to the whole group of the parent, which
-        # ends the step that it is in, and needs its workers for that. And what a worker starts dies with it.
+        # ends the step that it is in, and needs its workers for that.
         process = subprocess.Popen(
             [sys.executable, "-m", "mmrl.workers.worker", str(theirs.fileno()), *arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            stdout=2,  # what a function prints is no part of the output of a command
+            env={**environment, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             start_new_session=True,
         )
     except OSError as error:  # no memory, or no process left
@@ -194,31 +216,28 @@ def _start(arguments: list[str], noun: str, closed: threading.Event) -> _Worker:
     finally:
         theirs.close()
     worker = _Worker(process, ours)
-    message = _receive(worker, START_S, closed)
-    if message is None and not closed.is_set():
+    try:
+        _receive(worker, None, START_S, closed)
+    except _Lost as error:
         _kill(worker)
         raise _CannotStart(
-            f"a {noun} worker could not start ({_how_it_ended(process)}); its error output says why. "
+            f"a {noun} worker could not start (it {error}); its error output says why. "
             f"The {noun}s come from {arguments[0]!r}"
-        )
+        ) from error
+    except _Closed:
+        pass
     return worker
 
 
 def _kill(worker: _Worker) -> None:
-    _kill_group(worker)
-    worker.process.wait()
+    """Ends a worker with all that it has started, and waits for that."""
+    worker.process.terminate()
+    try:
+        worker.process.wait(GUARD_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
     worker.connection.close()
-
-
-def _kill_group(worker: _Worker) -> None:
-    """Kills a worker and what it has started. After its end was waited for its number may be another's."""
-    if worker.process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(worker.process.pid, signal.SIGKILL)
-
-
-def _has_ended(worker: _Worker) -> bool:
-    return os.waitid(os.P_PID, worker.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _work(worker: _Worker, jobs: list[_Job], noun: str, deadline_s: float, closed: threading.Event) -> bool:
@@ -227,33 +246,25 @@ def _work(worker: _Worker, jobs: list[_Job], noun: str, deadline_s: float, close
     Those that do not fit into one message are left for the next.
     """
     sent = _fitting(jobs)
-    if not sent or _has_ended(worker):
+    if not sent or worker.received or worker.connection.poll():  # it has ended, or says what nobody asked
         return not sent
     try:
-        worker.connection.send_bytes(pickle.dumps([job.payload for job in sent]))
+        worker.connection.send_bytes(pickle.dumps([(job.number, job.payload) for job in sent]))
     except (BrokenPipeError, ConnectionResetError):
         if len(sent) == 1:  # sent alone, and more than the worker could take: it would be so each time
             job = jobs.pop(0)
             what = f"{noun} {job.function!r} was given {len(job.payload) >> 20} MiB"
             job.future.set_result(Answer(error=f"{what}, more than its worker could take"))
         return False
-    limit_s = deadline_s + GRACE_S
-    left = len(sent)
-    while left:
-        message = _receive(worker, limit_s, closed)
-        if message is None:
-            if closed.is_set():
-                return False
-            _kill_group(worker)
-            job = jobs.pop(0)
-            job.future.set_result(Answer(error=_fault(noun, job, worker.process, deadline_s)))
+    for job in sent:
+        try:
+            message = _receive(worker, job.number, deadline_s, closed)
+        except _Closed:
             return False
-        if "event" in message:
-            limit_s = START_S if message["event"] == "loading" else deadline_s + GRACE_S
-            continue
-        job = jobs.pop(0)
-        left -= 1
-        job.future.set_result(Answer(message.get("value"), message.get("error")))
+        except _Lost as error:
+            jobs.pop(0).future.set_result(Answer(error=f"{noun} {job.function!r} {error}"))
+            return False
+        jobs.pop(0).future.set_result(Answer(message.get("value"), message.get("error")))
     return True
 
 
@@ -265,27 +276,57 @@ def _fitting(jobs: list[_Job]) -> list[_Job]:
     ]
 
 
-def _receive(worker: _Worker, limit_s: float, closed: threading.Event) -> dict[str, Any] | None:
-    """The worker's next message; None if it died, sent none that can be read for ``limit_s`` seconds, or the
-    pool was closed.
+def _receive(worker: _Worker, number: str | None, limit_s: float, closed: threading.Event) -> dict[str, Any]:
+    """The worker's answer to the job of this number, for which it has ``limit_s`` seconds and `GRACE_S`.
+
+    None is the number of its first message, that it is ready. Raises ``_Lost`` or ``_Closed``.
     """
-    end = time.monotonic() + limit_s
+    late = f"ran past its deadline of {limit_s} s"
+    limit = limit_s + GRACE_S
+    while True:
+        try:
+            message = unpack(_line(worker, time.monotonic() + limit, closed))
+        except TimeoutError as error:
+            raise _Lost(late) from error
+        except (EOFError, OSError) as error:
+            raise _Lost(_how_it_ended(worker.process, late)) from error
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise _Lost("wrote what is no answer into its worker's pipe") from error
+        if message.get("job") != number:
+            raise _Lost("wrote what is not its own answer into its worker's pipe")
+        if number is None or "event" not in message:
+            return message
+        limit = START_S if message["event"] == "loading" else limit_s + GRACE_S
+
+
+def _line(worker: _Worker, end: float, closed: threading.Event) -> bytes:
+    """The worker's next line. Raises TimeoutError, EOFError, ValueError if it is too long, ``_Closed``."""
+    parts, size = [worker.received], len(worker.received)
+    while b"\n" not in parts[-1]:
+        left = end - time.monotonic()
+        if closed.is_set():
+            raise _Closed
+        if left <= 0:
+            raise TimeoutError
+        if size > LARGEST:
+            raise ValueError("a message without an end")
+        if worker.connection.poll(min(CLOSE_POLL_S, left)):
+            parts.append(os.read(worker.connection.fileno(), READ_BYTES))
+            size += len(parts[-1])
+            if not parts[-1]:
+                raise EOFError
+    line, _, worker.received = b"".join(parts).partition(b"\n")
+    return line
+
+
+def _how_it_ended(process: subprocess.Popen[bytes], late: str) -> str:
+    """What was done to a worker whose pipe is closed; ``late`` if its timer has ended it."""
     try:
-        while not worker.connection.poll(min(CLOSE_POLL_S, max(0.0, end - time.monotonic()))):
-            if closed.is_set() or time.monotonic() >= end:
-                return None
-        return unpack(worker.connection.recv_bytes())
-    except (EOFError, OSError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def _fault(noun: str, job: _Job, process: subprocess.Popen[bytes], deadline_s: float) -> str:
-    """Why a job whose worker is dead has no value."""
-    if process.wait() in (-signal.SIGALRM, -signal.SIGKILL):
-        return f"{noun} {job.function!r} ran past its deadline of {deadline_s} s"
-    return f"{noun} {job.function!r} ended its worker ({_how_it_ended(process)})"
-
-
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    code = process.wait()
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        code = process.wait(GUARD_S)
+    except subprocess.TimeoutExpired:
+        return "closed its worker's pipe"
+    if code == -signal.SIGALRM:
+        return late
+    return (
+        f"ended its worker ({f'signal {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'})"
+    )

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,66 @@ def test_what_a_verifier_started_dies_with_it(hostile_pool, tmp_path):
     other = tmp_path / "pid"
     assert not hostile_pool.grade([(sample("starts_another"), str(other))])[0].valid
     assert wait_until_dead(int(other.read_text()), seconds=5.0)
+
+
+DESYNC = Path(__file__).parents[1] / "cases" / "verifier_desync" / "ver.py"
+HONEST = Graded({"accuracy": 0.0, "format": 0.0})  # of a wrong answer to `math`
+MORE = """
+def forge(s, r):
+    import json
+    os.write(int(sys.argv[1]), json.dumps({"job": "0", "value": {"accuracy": 99.0}}).encode() + b"\\n")
+    return {"accuracy": 0.0}
+def half(s, r):
+    os.write(int(sys.argv[1]), b"\\xff" * 1000)
+    return {"accuracy": 0.0}
+def pipe(s, r):
+    os.close(int(sys.argv[1]))
+    time.sleep(60)
+def raises_in_both(s, r):
+    os.fork()
+    raise ValueError("twice")
+"""
+
+
+@pytest.mark.parametrize(
+    ("verifier", "right"),
+    [
+        ("noisy", {"accuracy": 1.0, "format": 1.0}),
+        ("escape", {"accuracy": 1.0}),
+        ("forkbomb", {"accuracy": 1.0}),
+        ("envleak", {"accuracy": 0.0}),
+        ("exit0", r"ended its worker \(exit status 0\)"),
+        ("closer", r"ended its worker \(exit status 1\)"),
+        ("inject", "wrote what is no answer into its worker's pipe"),
+        ("forge", "wrote what is not its own answer into its worker's pipe"),
+        ("half", "wrote what is no answer into its worker's pipe"),
+        ("noalarm", "ran past its deadline of 1.5 s"),
+        ("raises_in_both", "ValueError: twice"),
+        ("pipe", None),  # its timer or the look at its pipe, whichever comes first
+        ("forkreturn", None),
+    ],
+)
+def test_no_verifier_reaches_the_grade_of_another_response(monkeypatch, tmp_path, capfd, verifier, right):
+    """Whatever it forks, prints, starts, or writes into the pipe; and nothing that it started stays."""
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    file = tmp_path / "ver.py"
+    mark = f"9{os.getpid():08d}"  # seconds that no other process sleeps
+    file.write_text(DESYNC.read_text().replace('"97"', f'"{mark}"') + MORE)
+    name = f"{file}:{verifier}"
+    with RewardPool(1, deadline_s=1.5, own=[name]) as pool:
+        first, *rest = pool.grade([(sample(name), "x")] + [(sample("math", "1"), "\\boxed{2}")] * 3)
+    assert rest == [HONEST] * 3
+    if isinstance(right, dict):
+        assert first == Graded(right)
+    elif right is not None:
+        with pytest.raises(AssertionError, match=right):
+            raise AssertionError(first.error)
+    assert capfd.readouterr().out == ""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            commands.append(path.read_bytes())
+    assert not [one for one in commands if mark.encode() in one or str(file).encode() in one]
 
 
 def test_payloads_larger_than_a_worker_end_neither_the_pool_nor_each_other(monkeypatch):
