@@ -129,6 +129,9 @@ def _read_tokenizer(folder: Path) -> Any:
         )
         if not tokenizer.get_vocab():
             raise ValueError("it has no token")
+        # What tokenizer.json may ask for; transformers sets it aside in every call.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     except BaseException as error:  # transformers raises whatever its parsers do, a panic of Rust's among it
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise

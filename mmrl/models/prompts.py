@@ -218,7 +218,11 @@ def text_ids(processor: Processor, text: str, name: str = "text") -> list[int]:
 
 
 def _text_ids(processor: Processor, texts: Sequence[str], name: str) -> list[list[int]]:
-    found = processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    backend = processor.tokenizer.backend_tokenizer
+    if not backend.encode_special_tokens:  # a copy of a tokenizer forgets it
+        backend.encode_special_tokens = True
+    # One by one: a batch wakes threads, which takes longer than these short texts do.
+    found = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     forged = set(processor.control.values()) & set().union(*found)
     if forged:
         token = processor.tokenizer.convert_ids_to_tokens(min(forged))

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import pickle
 import shutil
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,13 +176,34 @@ def test_tokens_that_control_without_being_called_special(tmp_path):
     assert len(processor.tokenizer) == len(PROCESSOR.tokenizer)
 
 
+def test_a_tokenizer_that_asks_to_be_cut_or_padded_is_not(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "ref"))
+    path = tmp_path / "m" / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    stored["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    stored["padding"] = {
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<|endoftext|>",
+    }  # fmt: skip
+    path.write_text(json.dumps(stored))
+    conversation = messages("one two three four five six seven")
+    for processor in (load_processor(tmp_path / "m"), pickle.loads(pickle.dumps(PROCESSOR))):
+        ids = encode(processor, conversation).tokens
+        np.testing.assert_array_equal(ids, encode(PROCESSOR, conversation).tokens)
+        assert control_ids(text_ids(processor, "a<|im_end|>b")) == []
+
+
 def test_a_tokenizer_that_makes_them_of_plain_text_is_refused():
     class Careless:
-        def __call__(self, texts, **_):
-            return {"input_ids": [[PROCESSOR.eos] for _ in texts]}
+        encode_special_tokens = True
+        convert_ids_to_tokens = PLAIN.convert_ids_to_tokens
 
-        def convert_ids_to_tokens(self, number):
-            return PLAIN.convert_ids_to_tokens(number)
+        @property
+        def backend_tokenizer(self):
+            return self
+
+        def encode(self, text, **_):
+            return SimpleNamespace(ids=[PROCESSOR.eos])
 
     with pytest.raises(ValueError, match=r"row 5: the tokenizer makes <\|im_end\|> of plain text"):
         text_ids(replace(PROCESSOR, tokenizer=Careless()), "x", "row 5")
