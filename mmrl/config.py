@@ -184,6 +184,13 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Log:
+    """Where figures go besides the run's folder, which has them as JSON lines and for TensorBoard."""
+
+    wandb: str = ""  # a project on Weights & Biases, "" switches it off; needs pip install "mmrl[wandb]"
+
+
+@dataclass(frozen=True)
 class ColdStart:
     """The supervised stage before reinforcement learning; 0 steps switch it off."""
 
@@ -230,6 +237,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    log: Log = field(default_factory=Log)
     cold_start: ColdStart = field(default_factory=ColdStart)
     world: World = field(default_factory=World)
 

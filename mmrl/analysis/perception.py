@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from mmrl.algorithms.divergences import k3
 from mmrl.analysis.scoring import Progress, Scores, scored
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
+from mmrl.models.pieces import pieces_of
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import text_ids
 from mmrl.sample import Sample
@@ -100,26 +100,6 @@ def perceive(
         for k, row in zip(members, rows, strict=True)
     }
     return [out[k] for k in range(len(samples))]
-
-
-def pieces_of(tokens: Sequence[int], processor: Processor) -> tuple[str, ...]:
-    """The text that each token adds; together they are the text of all of them, special tokens left out.
-
-    A letter of several tokens stands with the last of them.
-    """
-    decode = partial(processor.tokenizer.decode, skip_special_tokens=True)
-    pieces: list[str] = []
-    start = 0  # the first token of which the text is not settled
-    for k in range(len(tokens)):
-        text, before, own = decode(tokens[start : k + 1]), decode(tokens[start:k]), decode(tokens[k : k + 1])
-        if start < k and before + own == text:  # what was kept back was the beginning of no letter
-            pieces[-1], start, text = before, k, own
-        if text.endswith("\ufffd") and k + 1 < len(tokens):  # perhaps a letter of which more is to come
-            text = ""
-        else:
-            start = k + 1
-        pieces.append(text)
-    return tuple(pieces)
 
 
 def ids_of(response: str | Sequence[int], sample: Sample, processor: Processor) -> Int[np.ndarray, "r"]:

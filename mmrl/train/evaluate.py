@@ -47,13 +47,14 @@ def evaluate(
     masked: Corruption | None = None,
     progress: Callable[[int], None] = lambda done: None,
     heard: Callable[[int], None] = lambda tokens: None,
+    look: Callable[[Experience, list[list[dict[str, Any]]]], None] = lambda experience, rows: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean of reward components and episodes' facts over ``evaluation.samples`` responses a held-out prompt.
 
     The random keys depend on the seed and the prompt alone, so two evaluations differ by the weights only.
     ``masked`` shows every image corrupted so, and samples with the same keys; what tools show of an image is
     not masked. ``progress`` is told how many prompts are done, after each batch; ``heard`` the tokens of each
-    response, when it has ended.
+    response, when it has ended. ``look`` is given the first batch as this process has it, with its JSON rows.
 
     Returns:
       ``{"accuracy": ..., <component or fact>: ..., "length": ..., "truncated": ..., "skipped": ...,
@@ -107,7 +108,10 @@ def evaluate(
             heard=heard,
         )
         seen.append(whole)
-        told += [row for rows in hosts.by_row(batch.rows, _responses(experience)) for row in rows]
+        rows = _responses(experience)
+        if number == 0:
+            look(experience, rows)
+        told += [row for group in hosts.by_row(batch.rows, rows) for row in group]
         progress(min(start + size, sum(map(len, sources))))
     whole = reduce(concatenated, seen)
     values = _summary(whole)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from mmrl.train import checkpoint
 from mmrl.train.assemble import Model, TrainingData, prompt_format, readers
 from mmrl.train.course import Course, fixed_weights, open_course, part
 from mmrl.train.evaluate import evaluate, write_responses
+from mmrl.train.experience import Experience
 from mmrl.train.graded_rollouts import reward_pool
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
 from mmrl.train.optimizer import initial_state, make_optimizer
 from mmrl.train.preemption import Interrupted, Notice, due
 from mmrl.train.programs import TrainState
 from mmrl.train.rollouts import tool_pool
+from mmrl.train.shown import choose_shown
 from mmrl.train.skipped import open_ledger
 from mmrl.train.step import Run, Stage, take_step
 from mmrl.train.workdir import check_same
+from mmrl.train.writers import Wandb, Writer
 from mmrl.types import Params
 
 _BEST = "heldout/accuracy"  # of which the best checkpoints are kept
@@ -76,8 +80,9 @@ def train(
             course.state = unpacked(saved.facts["course"], len(course.index))
         run.batches.seek(saved.facts["batches"])
         say(f"resuming after step {run.step} of {config.train.steps}")
-    metrics = Metrics(workdir, -1 if saved is None else run.step - (run.pending is not None))
+    before = -1 if saved is None else run.step - (run.pending is not None)
     with (
+        closing(Metrics(workdir, before, partial(_more_writers, config, workdir))) as metrics,
         jax.set_mesh(model.mesh),
         manager,
         hosts.noticing_loss(),
@@ -100,7 +105,6 @@ def train(
             workdir=workdir,
         )
         _run(stage, state, run, manager, metrics, compiles)
-    metrics.close()
 
 
 def _run(
@@ -114,7 +118,7 @@ def _run(
         nonlocal phases
         try:
             with phases("evaluate"):
-                values |= _evaluate(stage, state.params, run.step)
+                values |= _evaluate(stage, state.params, run.step, metrics)
         except Interrupted:
             _save(stage, state, run, manager, pending=values)
             raise
@@ -129,7 +133,7 @@ def _run(
     if run.pending is not None:
         finish(run.pending)
     elif run.step == 0 and stage.heldout:
-        values = _evaluate(stage, state.params, 0)
+        values = _evaluate(stage, state.params, 0, metrics)
         metrics.write(0, values)
         say(f"before: {_headline(values)}")
         phases = Phases()
@@ -179,14 +183,24 @@ def _save(
     run.saved = time.monotonic()
 
 
-def _evaluate(stage: Stage, params: Params, step: int) -> dict[str, float]:
-    """Held-out figures, in the steps that have them."""
+def _more_writers(config: Config, workdir: Path) -> list[Writer]:
+    """Those that the config asks for."""
+    project = config.log.wandb
+    return [Wandb(project, workdir, dataclasses.asdict(config), say)] if project else []
+
+
+def _evaluate(stage: Stage, params: Params, step: int, metrics: Metrics) -> dict[str, float]:
+    """Held-out figures, in the steps that have them; some of the responses are shown."""
     train = stage.config.train
     if not stage.heldout or not (step == train.steps or step % train.evaluate_every == 0):
         return {}
     policy, config = stage.policy, stage.config
+
+    def look(experience: Experience, rows: list[list[dict[str, Any]]]) -> None:
+        metrics.show(step, choose_shown(stage, params, experience, rows, tokens=bool(config.log.wandb)))
+
     values, responses = evaluate(
-        params, policy, stage.model, stage.heldout, stage.pool, stage.tools, config, stage.notice
+        params, policy, stage.model, stage.heldout, stage.pool, stage.tools, config, stage.notice, look=look
     )
     if hosts.first():
         when = "after" if step else "before"

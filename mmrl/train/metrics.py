@@ -1,19 +1,17 @@
-"""What a run tells: one JSON row a step, TensorBoard, and a progress line for people."""
+"""What a run tells: its figures to the writers that there are, and a progress line for people."""
 
-import json
-import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax.monitoring
-from tensorboardX import SummaryWriter
 
 from mmrl import hosts
 from mmrl.terminal import rewrite, tell
+from mmrl.train.writers import JsonLines, Shown, TensorBoard, Writer
 from mmrl.whole_file import Damage, is_number, read_lines, set_aside, warn_of, write_lines
 
 
@@ -21,37 +19,36 @@ class Metrics:
     """Append-only ``metrics.jsonl`` and TensorBoard events of one stage, written by the first process.
 
     Opened to go on after ``step`` steps (-1: from nothing): rows of later steps, left by an interrupted run,
-    are cut off, so that every step has one row. Lines that are damaged are set aside.
+    are cut off, so that every step has one row. Lines that are damaged are set aside. ``more`` opens further
+    writers, in the first process.
     """
 
-    def __init__(self, directory: Path, step: int) -> None:
-        self._writes = hosts.first()
-        if not self._writes:
+    def __init__(self, directory: Path, step: int, more: Callable[[], Sequence[Writer]] = tuple) -> None:
+        self._writers: Sequence[Writer] = ()
+        if not hosts.first():
             return
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         rows, damaged = _read(directory)
         set_aside(damaged, say)
         write_lines(self._path, [row for row in rows if row["step"] <= step])
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=max(step + 1, 0))
+        board = TensorBoard(directory / "tensorboard", max(step + 1, 0))
+        self._writers = (JsonLines(self._path), board, *more())
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add the row of ``step``; it is on the disk when this returns."""
-        if not self._writes:
-            return
-        row = {"step": step, **{name: round(float(value), 8) for name, value in sorted(values.items())}}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for name, value in values.items():
-            self._board.add_scalar(name, float(value), step)
+        for writer in self._writers:
+            writer.write(step, values)
+
+    def show(self, step: int, shown: Sequence[Shown]) -> None:
+        """Add responses of the evaluation after ``step``."""
+        for writer in self._writers:
+            writer.show(step, shown)
 
     def close(self) -> None:
-        """Flush and close both."""
-        if self._writes:
-            self._file.close()
-            self._board.close()
+        """Flush and close them."""
+        for writer in self._writers:
+            writer.close()
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:

@@ -34,6 +34,7 @@ from mmrl.train.preemption import Notice, watch
 from mmrl.train.rollouts import stated
 from mmrl.train.sft import sft
 from mmrl.train.workdir import hold, open_workdir, record_start
+from mmrl.train.writers import check_wandb
 from mmrl.whole_file import write_whole
 
 _TABLE = (
@@ -60,6 +61,7 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
     algorithm(config)
     sampling_of(config)
     check_corruption(config)
+    check_wandb(config.log.wandb)
     if config.reward.judge.endpoint:
         check_judge(config.reward.judge)
     with hold(workdir), hosts.noticing_loss(), watch() as notice:

@@ -42,6 +42,7 @@ _MAY_CHANGE = (
     "train.max_skipped",
     "cold_start.checkpoint_every",
     "cold_start.micro_batch",
+    "log.",
     "mesh.",
 )
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
