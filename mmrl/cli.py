@@ -243,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     sub.add_argument("--out", type=Path, required=True, help="directory to be made")
+    sub.add_argument("--push", metavar="ORG/NAME", help="also upload it to the Hugging Face hub")
     sub.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -276,7 +277,9 @@ def _command(subparsers, name: str, summary: str, run) -> argparse.ArgumentParse
 
 def _source_of_weights(sub: argparse.ArgumentParser, required: bool = True) -> None:
     where = sub.add_mutually_exclusive_group(required=required)
-    where.add_argument("--model", type=Path, help="a Hugging Face directory")
+    where.add_argument(
+        "--model", type=Path, help="a Hugging Face directory, or ORG/NAME[@REVISION] of the hub"
+    )
     where.add_argument("--workdir", type=Path, help="a run's folder")
     sub.add_argument("--step", type=int, help="which checkpoint of the run (default: the newest)")
     sub.add_argument(
@@ -378,7 +381,11 @@ def _data(sub: argparse.ArgumentParser) -> None:
 
 def _inspection(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("data", metavar="DATA", help="the data set")
-    sub.add_argument("--model", type=Path, help="a Hugging Face directory, whose tokens are counted")
+    sub.add_argument(
+        "--model",
+        type=Path,
+        help="a Hugging Face directory, or ORG/NAME[@REVISION], whose tokens are counted",
+    )
     sub.add_argument(
         "--config", metavar="FILE[:ARG]", help="an experiment that is to use it; also --config.KEY=VALUE"
     )

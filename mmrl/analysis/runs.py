@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from mmrl.config import Config, Mesh
 from mmrl.train import checkpoint
-from mmrl.train.assemble import Model, located, open_model
+from mmrl.train.assemble import Model, model_at, open_model
 from mmrl.train.evaluate import wrong_response
 from mmrl.train.metrics import read_metrics
 from mmrl.train.workdir import read_config
@@ -72,7 +72,7 @@ def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
     started = run.workdir / "cold_start" / "model" if run.config.cold_start.steps else None
     # A run's mesh is that of its slice, and it is looked at elsewhere.
     config = replace(run.config, mesh=Mesh())
-    model = open_model(config, started or located(config.model.path, run.workdir))
+    model = open_model(config, started or model_at(config, run.workdir))
     if step == 0:
         return model, model.load()
     _, params = checkpoint.load_params(run.workdir / "checkpoints", model.description, step, model.shardings)

@@ -88,10 +88,14 @@ def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> "Pr
     """How prompts are made; None if nothing names a model, or the config's is not there (which is said)."""
     if not options.model and not options.config:
         return None
+    from mmrl import hub
     from mmrl.data.inspection import Prompt
-    from mmrl.train.assemble import located, open_processor, prompt_format
+    from mmrl.train.assemble import model_at, open_processor, prompt_format
 
-    directory = options.model or located(config.model.path, workdir)
+    if options.model:
+        directory = hub.local(str(options.model), "model", weights=False)
+    else:
+        directory = model_at(config, workdir, weights=False)
     if not options.model and not Path(directory or "none").is_dir():
         tell(f"config.model.path={directory!r} is no directory: name one with --model=DIR", error=True)
         return None

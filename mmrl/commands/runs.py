@@ -83,13 +83,22 @@ def _look_at_devices() -> None:
 
 def export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl export``."""
+    if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
+        raise ValueError(f"--out={options.out} exists already: name another folder, or delete it first")
     import jax.numpy as jnp
 
+    from mmrl import hub
     from mmrl.models.checkpoint import save
 
-    _, model, step, params = _run_weights(options.workdir, options.step)
+    config, model = _run(options.workdir)
+    if options.push:
+        hub.check_push(options.push)
+    step, params = at_step(options.workdir, options.step, model)
     save(params, model.description, options.out, base=model.directory, dtype=jnp.dtype(options.dtype))
     tell(f"step {step} of {options.workdir} in {options.out} ({options.dtype})")
+    if options.push:
+        method = config.algorithm["name"]
+        tell(f"pushed    {hub.push(options.out, options.push, f'{method}, step {step}, by mmrl')}")
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -177,11 +186,11 @@ def _sizes(name: str | None, config: "Config", workdir: Path) -> tuple[str, "qwe
     """What to call the model, and its sizes: a published one, or what the config's directory holds."""
     from mmrl.models.published import published
     from mmrl.models.qwen2_5_vl_config import read_config
-    from mmrl.train.assemble import located
+    from mmrl.train.assemble import model_at
 
     if name:
         return f"Qwen2.5-VL-{name.upper()}", published(name)
-    directory = located(config.model.path, workdir)
+    directory = model_at(config, workdir, weights=False)
     if not directory or not Path(directory).is_dir():
         raise ValueError(
             f"config.model.path={directory!r} is no directory: name one with a config.json, or a published "
@@ -200,17 +209,12 @@ def experiment(options: argparse.Namespace, overrides: Sequence[str]) -> tuple["
     return config, options.workdir or Path("runs") / name
 
 
-def _run_weights(workdir: Path, step: int | None) -> tuple["Config", "Model", int, "Params"]:
-    config, model = _run(workdir)
-    return config, model, *at_step(workdir, step, model)
-
-
 def _run(workdir: Path) -> tuple["Config", "Model"]:
-    from mmrl.train.assemble import located, open_model
+    from mmrl.train.assemble import model_at, open_model
     from mmrl.train.workdir import read_config
 
     config = read_config(workdir)
-    return config, open_model(config, located(config.model.path, workdir))
+    return config, open_model(config, model_at(config, workdir))
 
 
 def at_step(workdir: Path, step: int | None, model: "Model") -> tuple[int, "Params"]:

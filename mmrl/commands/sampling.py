@@ -120,10 +120,11 @@ def opened(
 
     ``settings`` overrule keys of the config, as "--config.KEY=VALUE".
     """
+    from mmrl import hub
     from mmrl.commands.runs import at_step
     from mmrl.config import Config, from_dict, unresolved
     from mmrl.experiment import overrule
-    from mmrl.train.assemble import located, open_model
+    from mmrl.train.assemble import model_at, open_model
     from mmrl.train.workdir import read_config
 
     if options.model:
@@ -135,9 +136,10 @@ def opened(
         overrule(values, settings)
         config = from_dict(values.to_dict())
     if options.model:
+        options.model = Path(hub.local(str(options.model), "model"))
         model = open_model(config, options.model)
         return config, model, lambda: (None, model.load())
-    model = open_model(config, located(config.model.path, options.workdir))
+    model = open_model(config, model_at(config, options.workdir))
     return config, model, lambda: at_step(options.workdir, options.step, model)
 
 

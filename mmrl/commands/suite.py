@@ -112,12 +112,13 @@ def _measure(
 
 
 def _origin(options: argparse.Namespace, step: int | None) -> "Origin":
+    from mmrl import hub
     from mmrl.suite.run import Origin
 
     if options.workdir:
         workdir = options.workdir.absolute()
         return Origin(f"{workdir.name}-step{step}", workdir=str(workdir), step=step)
-    return Origin(options.model.absolute().name, model=str(options.model.absolute()))
+    return Origin(hub.title(options.model.absolute()), model=str(options.model.absolute()))
 
 
 def _default_out(options: argparse.Namespace, suite: "Suite", step: int | None) -> Path:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from mmrl import hub
 from mmrl.data import tfds
 from mmrl.data.columnar import columnar_table, schema_of
 from mmrl.data.files import UTF8_MARK, Table, csv_table, jsonl_table
@@ -143,13 +145,14 @@ def read(
         a directory with files named after splits ("train-00000-of-00002.parquet"), in it or in its folder
         "data", or with a folder a split; "DIR:train" picks a split;
         an image folder: a directory with metadata.jsonl, .csv or .parquet, whose "file_name" is the image;
+        a data set of the hub, "ORG/NAME", "ORG/NAME@REVISION" or "ORG/NAME@REVISION:train" (`mmrl.hub`);
         a directory that TFDS wrote, or "tfds:NAME[:VERSION][:SPLIT]" for one in TFDS's data directory.
       columns: maps names of the schema to the file's names where they differ: ``{"images": "image"}``.
       image_root: where relative image paths start; by default the folder of the file.
       answered: False for prompts alone, of which only ``problem`` and ``images`` are read.
 
     Raises ValueError naming the file and the mend: missing, empty or unknown kind of file, missing column,
-    no split picked. Nothing is ever downloaded.
+    no split picked, a data set of the hub that cannot be fetched. Nothing else is ever downloaded.
     """
     columns = dict(columns or {})
     unknown = set(columns) - {*REQUIRED, *OPTIONAL}
@@ -161,12 +164,12 @@ def read(
         name, where, table, found = _read_tfds(tfds.named_builder(title), split, wanted)
         base = Path.cwd()
     else:
-        path, split = located(spec)
+        path, split = located(hub.local(str(spec), "dataset"))
         lies, base = layout(path, split), path
         if lies.kind == "tfds":
             name, where, table, found = _read_tfds(tfds.directory_builder(path), split, wanted)
         else:
-            name, where = (f"{one}:{split}" if split else str(one) for one in (path.name, path))
+            name, where = (f"{one}:{split}" if split else str(one) for one in (hub.title(path), path))
             table, found = READERS[lies.kind](lies, wanted)
             base = lies.root
     if not table.length:
@@ -179,7 +182,8 @@ def read(
 def mixture(text: str) -> list[tuple[str, float | None]]:
     """The data sets of "a.parquet@0.3,tfds:x:train@0.7" with their weights; None where none is given.
 
-    A path may hold "@" if a weight follows it, and no comma.
+    A path may hold "@" if a weight follows it, and no comma. "ORG/NAME@v1" is a revision of what is on the
+    hub (`mmrl.hub`), "ORG/NAME@2" a weight, and "ORG/NAME@v1@2" has both.
 
     Raises ValueError for an empty or repeated part, a weight that is not a positive finite number, or weights
     for some parts only.
@@ -187,6 +191,8 @@ def mixture(text: str) -> list[tuple[str, float | None]]:
     parts: list[tuple[str, float | None]] = []
     for part in (part.strip() for part in text.split(",")):
         spec, at, after = part.rpartition("@")
+        if at and not re.fullmatch(r"[\d.e+-]+", after) and hub.reference(part):
+            spec, at = part, ""
         spec, weight = (spec, _weight(after, part)) if at else (part, None)
         if not spec:
             raise ValueError(f"data {text!r}: a part is empty; write PATH, or PATH@WEIGHT,PATH@WEIGHT")

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from mmrl.models.model_files import one_line
 from mmrl.models.params import Param, flatten, unflatten
-from mmrl.models.weight_files import INDEX, SINGLE, Stored, check_finite, check_type, locate, open_weights
+from mmrl.models.weight_files import INDEX, SINGLE, Stored, check_type, finite, locate, open_weights
 from mmrl.types import Params
 from mmrl.whole_file import whole_folder
 
@@ -176,7 +176,11 @@ def _read(files: dict[Path, Any], stored: Stored, name: str) -> np.ndarray:
         raise ValueError(
             f"{stored.path}: the weight {name} cannot be read ({one_line(error)}); fetch the file again"
         ) from error
-    check_finite(array, stored, name)
+    if not finite(array):
+        raise ValueError(
+            f"{stored.path}: the weight {name} holds values that are no finite numbers (NaN or infinity); "
+            "training or merging went wrong before it was saved, so take an earlier checkpoint"
+        )
     return array
 
 
@@ -194,6 +198,11 @@ def _export(params: Params, description: dict, dtype: DTypeLike | None) -> Itera
         array = np.asarray(jax.device_get(arrays[path]))
         if dtype is not None:
             array = array.astype(dtype)
+        if not finite(np.ascontiguousarray(array)):
+            raise ValueError(
+                f"the weight {path} holds values that are no finite numbers (NaN or infinity); take an "
+                "earlier step of the run"
+            )
         parts = array if param.stacked else array[None]
         for name, part in zip(_tensor_names(param), parts, strict=True):
             yield name, np.ascontiguousarray(rearrange(part, f"{target} -> {source}"))

@@ -116,18 +116,14 @@ def check_type(stored: Stored, name: str) -> None:
         )
 
 
-def check_finite(array: np.ndarray, stored: Stored, name: str) -> None:
-    """Raises ValueError, naming file and tensor, if a value is no finite number, or none in bfloat16."""
+def finite(array: np.ndarray) -> bool:
+    """Whether all values of an array are finite numbers, and stay so in bfloat16."""
     if array.dtype == np.float64:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     bits, unsigned, least = _NOT_FINITE[array.dtype.name]
-    for part in np.array_split(array.reshape(-1).view(bits), max(1, array.size >> 20)):
-        if part.size and (part & unsigned).max() >= least:
-            raise ValueError(
-                f"{stored.path}: the weight {name} holds values that are no finite numbers (NaN or "
-                "infinity); training or merging went wrong before it was saved, so take an earlier checkpoint"
-            )
+    parts = np.array_split(array.reshape(-1).view(bits), max(1, array.size >> 20))
+    return all((part & unsigned).max() < least for part in parts if part.size)
 
 
 def _found(directory: Path) -> str:

@@ -130,7 +130,7 @@ def masking(benchmark: Benchmark) -> Corruption | None:
 def data_path(benchmark: Benchmark, data_root: str) -> str:
     """The data set as `mmrl.data.sources.read` takes it, "{workdir}" not filled in yet."""
     data = benchmark.data
-    if data.startswith(("tfds:", "{workdir}")) or PurePath(data).is_absolute():
+    if data.startswith(("tfds:", "hf:", "{workdir}")) or PurePath(data).is_absolute():
         return data
     return str(PurePath(data_root) / data)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Float
 
-from mmrl import hosts
+from mmrl import hosts, hub
 from mmrl.config import Config
 from mmrl.data.corruption import METHODS
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
@@ -29,6 +29,7 @@ from mmrl.terminal import rewrite
 from mmrl.train.grading import probe
 from mmrl.train.metrics import say
 from mmrl.train.programs import Policy
+from mmrl.train.workdir import read_starts
 from mmrl.types import Params
 
 PATIENCE_S = 3.0  # after which a look through data shows its progress
@@ -79,6 +80,50 @@ class TrainingData:
 def located(path: str, workdir: Path) -> str:
     """A path of the config, with ``{workdir}`` filled in: a run's folder may be moved."""
     return path.replace("{workdir}", str(workdir))
+
+
+def model_at(config: Config, workdir: Path, *, weights: bool = True) -> str:
+    """The directory that ``config.model.path`` names; of a name on the hub, its files in the cache.
+
+    Of a run that was started before it is the commit it began with. Without ``weights``, these need not be
+    there. Raises ValueError if it cannot be fetched.
+    """
+    path = located(config.model.path, workdir)
+    return hub.local(path, "model", commit=_first_commit(path, "model", workdir), weights=weights)
+
+
+def _first_commit(path: str, kind: hub.Kind, workdir: Path) -> str:
+    """The commit at which the run in ``workdir`` first read a name on the hub; "" if it did not yet."""
+    name = hub.reference(path)
+    starts = read_starts(workdir) if name else []
+    key = f"{kind} {name}"
+    return next((start["hub"][key] for start in starts if key in start.get("hub", {})), "")
+
+
+def hub_commits(config: Config, workdir: Path) -> dict[str, str]:
+    """The commit of each name on the hub that the config has, which are all in the cache by now.
+
+    Raises ValueError if processes of the run have different ones.
+    """
+    data = [path for _, text in ((0.0, config.data.train), *config.data.stages) for path, _ in mixture(text)]
+    data += [path.strip() for path in config.data.heldout.split(",")]
+    data += [config.cold_start.data] if config.cold_start.steps else []
+    kinds: dict[str, hub.Kind] = {located(path, workdir): "dataset" for path in data}
+    kinds[located(config.model.path, workdir)] = "model"
+    commits = {}
+    for path, kind in kinds.items():
+        name = hub.reference(path)
+        if name is not None:
+            commit = _first_commit(path, kind, workdir)
+            commits[f"{kind} {name}"] = commit or hub.commit_of(hub.fetch(name, kind, offline=True))
+    for other in hosts.exchange(commits):
+        for key, commit in commits.items():
+            if other.get(key) != commit:
+                raise ValueError(
+                    f"processes have {key} at different commits ({commit}, {other.get(key)}); name one of"
+                    f" them: {key.split()[1].partition('@')[0]}@{commit}"
+                )
+    return commits
 
 
 def open_model(config: Config, directory: str | Path) -> Model:
@@ -194,7 +239,9 @@ def readers(config: Config) -> Readers:
 
 def data_at(config: Config, path: str, workdir: Path) -> Source:
     """The data set that the config calls ``path``, as it lies there; ValueError if it cannot be opened."""
-    return read(located(path, workdir), image_root=config.data.image_root or None)
+    path = located(path, workdir)
+    path = hub.local(path, "dataset", commit=_first_commit(path, "dataset", workdir))
+    return read(path, image_root=config.data.image_root or None)
 
 
 def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingData:

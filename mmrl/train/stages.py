@@ -18,7 +18,8 @@ from mmrl.train.assemble import (
     check_corruption,
     check_processes,
     data_at,
-    located,
+    hub_commits,
+    model_at,
     open_heldout,
     open_model,
     open_source,
@@ -87,7 +88,7 @@ def run_cold_start(config: Config, workdir: Path) -> Model:
     with hold(workdir), hosts.noticing_loss(), watch() as notice:
         open_workdir(config, workdir)
         write_built_in_world(config, workdir)
-        model = open_model(config, located(config.model.path, workdir))
+        model = open_model(config, model_at(config, workdir))
         model.check()
         return cold_start(config, model, workdir, notice)
 
@@ -99,7 +100,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, tuple[S
       The model, the training data and the held-out sources (none where the config names none).
     """
     write_built_in_world(config, workdir)
-    model = open_model(config, located(config.model.path, workdir))
+    model = open_model(config, model_at(config, workdir))
     model.check()
     for warning in uneven(config, model.config, model.mesh):
         say(warning)
@@ -113,7 +114,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, tuple[S
         fingerprints["cold_start.data"] = _fingerprint(demonstrations)
     fingerprints |= {f"data.heldout[{k}]": _fingerprint(source) for k, source in enumerate(heldout)}
     check_sources(config, [source.name for source in (*data.sources, *heldout)])
-    record_start(workdir, fingerprints, say)
+    record_start(workdir, fingerprints, say, hub_commits(config, workdir))
     return model, data, heldout
 
 

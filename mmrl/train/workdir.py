@@ -141,13 +141,19 @@ def differing(config: Config, before: Config) -> list[str]:
     ]
 
 
-def record_start(workdir: Path, fingerprints: dict[str, str], say: Callable[[str], None]) -> None:
+def record_start(
+    workdir: Path,
+    fingerprints: dict[str, str],
+    say: Callable[[str], None],
+    commits: dict[str, str] | None = None,
+) -> None:
     """Add a row to ``starts.jsonl``: when, by which command, what computes, from which step, on which data.
 
     Args:
       workdir: the run's folder.
       fingerprints: of each data source, by the config's key that names it.
       say: takes a line for people: libraries that are not those of the last start.
+      commits: of what is from the hub, by kind and name; a run that goes on takes those it began with.
 
     Raises:
       ValueError: data is not that of the first start that read it (the key is named), or the folder cannot
@@ -172,6 +178,7 @@ def record_start(workdir: Path, fingerprints: dict[str, str], say: Callable[[str
         "step": max(saved_steps(workdir / "checkpoints"), default=0),
         "cold_start_step": max(saved_steps(workdir / "cold_start" / "checkpoints"), default=0),
         "data": fingerprints,
+        "hub": commits or {},
         **here,
     }
     with _told(workdir):
