@@ -14,7 +14,6 @@ import pytest
 from devices import IN_HASTE
 from runs import assert_same_run, without_times
 
-from mmrl.cli import main
 from mmrl.models.checkpoint import load
 from mmrl.models.qwen2_5_vl_config import describe, read_config
 from mmrl.train import checkpoint
@@ -146,29 +145,3 @@ def test_longer_training_may_go_on_in_the_folder(smoke_config, smoke_run):
     )
     open_workdir(longer, smoke_run)
     open_workdir(smoke_config, smoke_run)
-
-
-def test_exports(smoke_run, tmp_path, monkeypatch, capsys):
-    """Into a folder with ordinary modes, never over one that is there; a step or a token may be missing."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    out = tmp_path / "policy"
-    words = ["export", f"--workdir={smoke_run}", f"--out={out}"]
-    before = os.umask(0o022)
-    try:
-        assert main([*words, "--step=99"]) == 2
-        assert main([*words, "--push=org/name"]) == 2
-        assert not out.exists()
-        assert main(words) == 0
-    finally:
-        os.umask(before)
-    assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o644}
-    assert out.stat().st_mode & 0o777 == 0o755
-    assert_same(load(out, describe(read_config(out))), params_of(smoke_run)[1])
-    assert main(words) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3
-    assert "no checkpoint of step 99; there are " in said[0]
-    assert "--push=org/name needs a token" in said[1]
-    assert f"--out={out} exists already: name another folder, or delete it first" in said[2]
