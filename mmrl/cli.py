@@ -54,8 +54,8 @@ Prompts are read like other data (docs/data.md), without answers. In JSONL, a pr
 Out: one object a response, with its tokens, text, logprobs (of the distribution sampled from) and stop.""",
     "export": """\
 examples:
-  mmrl export --workdir=runs/quickstart --out=policy
-  mmrl export --workdir=runs/quickstart --step=STEP --out=policy-step --dtype=bfloat16
+  mmrl export --workdir=runs/quickstart --out=exported
+  mmrl export --workdir=runs/quickstart --step=STEP --out=exported-step --dtype=bfloat16
 
 Writes a Hugging Face directory that transformers loads.""",
     "plan": """\

@@ -3,7 +3,8 @@
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,40 +33,57 @@ def attach_chat_template(tokenizer: Any, folder: Path) -> None:
     sandbox, or takes more steps or memory than any template needs.
     """
     own = "chat_template.jinja" if (folder / "chat_template.jinja").is_file() else "tokenizer_config.json"
-    source = folder / own
+    found = {own: tokenizer.chat_template}  # the last one that is there is taken, but all must be templates
     for name in ("chat_template.json", "processor_config.json"):
         if (folder / name).is_file():
-            template = read_json(folder, name).get("chat_template")
-            if template is not None:
-                tokenizer.chat_template, source = template, folder / name
-    template = tokenizer.chat_template
-    if template is None:
+            found[name] = read_json(folder, name).get("chat_template")
+    found = {name: template for name, template in found.items() if template is not None}
+    if not found:
         raise ValueError(
             f"{folder} has no chat template. Put one in tokenizer_config.json or chat_template.json."
         )
+    for name, template in found.items():
+        with _naming(folder / name):
+            _check_text(template)
+    source, tokenizer.chat_template = list(found.items())[-1]
+    with _naming(folder / source):
+        _try(tokenizer)
+
+
+@contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """A block in which whatever a template raises becomes one line about its file."""
+    try:
+        yield
+    except Exception as error:
+        line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise ValueError(f"{source}: the chat template does not work{line}: {one_line(error)}") from error
+
+
+def _try(tokenizer: Any) -> None:
+    """Render a short conversation, and a longer one."""
+    template = tokenizer.chat_template
+    texts = list(template.values()) if isinstance(template, dict) else [template]
+    most = _MOST_STEPS + _STEPS_TO_COMPILE * max(map(len, texts))
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+    for conversation in (turns[:1], [*turns, *turns[:1]]):
+        made = _bounded(
+            partial(tokenizer.apply_chat_template, conversation, tokenize=False, add_generation_prompt=True),
+            most,
+        )
+        if not isinstance(made, str) or len(made) > _MOST_CHARACTERS:
+            raise ValueError(f"it makes more than {_MOST_CHARACTERS} characters of a short conversation")
+
+
+def _check_text(template: Any) -> None:
+    """Raises ValueError unless a template, or each of several by name, is text that can be compiled."""
     texts = list(template.values()) if isinstance(template, dict) else [template]
     wrong = [text for text in texts if not isinstance(text, str)]
     if wrong or not texts:
-        raise ValueError(
-            f"{source}: the chat template is {shown(wrong[0] if wrong else template)}, not a text"
-        )
-    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
-    try:
-        for text in texts:
-            _check_numbers(text)
-        for conversation in (turns[:1], [*turns, *turns[:1]]):
-            made = _bounded(
-                partial(
-                    tokenizer.apply_chat_template, conversation, tokenize=False, add_generation_prompt=True
-                ),
-                _MOST_STEPS + _STEPS_TO_COMPILE * max(map(len, texts)),
-            )
-            if not isinstance(made, str) or len(made) > _MOST_CHARACTERS:
-                raise ValueError(f"it makes more than {_MOST_CHARACTERS} characters of a short conversation")
-    except Exception as error:  # whatever a template raises
-        line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise ValueError(f"{source}: the chat template does not work{line}: {one_line(error)}") from error
+        raise ValueError(f"it is {shown(wrong[0] if wrong else template)}, not a text")
+    for text in texts:
+        _check_numbers(text)
 
 
 def _check_numbers(text: str) -> None:
