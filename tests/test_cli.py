@@ -147,6 +147,10 @@ def no_data(world, folder):
     return f"--config.data.train={folder / 'd.jsonl'}", "d.jsonl does not exist"
 
 
+def data_unnamed(world, folder):
+    return "--config.data.train=", "config.data.train is empty: name a data set"
+
+
 def over_budget(world, folder):
     rows = [{"problem": "How many? " * 200, "answer": "1"}]
     options = f"--config.data.train={write_rows(folder / 'd.jsonl', rows)}"
@@ -185,6 +189,7 @@ def unknown_corruption(world, folder):
         missing_column,
         empty_data,
         no_data,
+        data_unnamed,
         over_budget,
         group_of_one,
         unknown_key,

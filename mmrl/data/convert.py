@@ -72,6 +72,8 @@ def convert(
     check_kind(out)
     if embed and out.suffix == ".jsonl":
         raise ValueError(f"{out}: JSONL holds no images; write a .parquet file, or paths")
+    if out.exists() and spec.exists() and out.samefile(spec):
+        raise ValueError(f"{out} is what is to be converted: write to another file")
     if not images.is_dir():
         raise ValueError(f"the folder of images {images} does not exist")
     read_entries, rows_of = LAYOUTS[layout]

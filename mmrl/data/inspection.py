@@ -14,7 +14,16 @@ from jaxtyping import Int64
 from mmrl.data.inspection_columns import Column, columns_of
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import Source
-from mmrl.data.validation import EVERY, Broken, reason
+from mmrl.data.validation import (
+    EVERY,
+    Broken,
+    Budget,
+    check_buckets,
+    exceeded,
+    needed,
+    reason,
+    together,
+)
 from mmrl.models.images import image_size
 from mmrl.models.processor import SPECIAL_TOKENS, Processor
 from mmrl.models.prompts import IMAGE, check_placeholders, measure, messages, spelt
@@ -77,13 +86,8 @@ class Findings:
     tokens: Int64[np.ndarray, "n"] | None  # of a prompt; None without a processor
     slots: Int64[np.ndarray, "n"] | None  # patch slots of a prompt
     budget: tuple[int, int]  # tokens and slots of the largest buckets; 0 without a processor
-
-    @property
-    def over_budget(self) -> Int64[np.ndarray, "k"]:
-        """Usable rows that need more than the largest buckets have."""
-        if self.tokens is None or self.slots is None:
-            return np.zeros(0, np.int64)
-        return self.usable[(self.tokens > self.budget[0]) | (self.slots > self.budget[1])]
+    over_budget: Int64[np.ndarray, "k"]  # usable rows that a run leaves out, as they need more
+    budgets: tuple[Budget, ...]  # that these are over
 
 
 @dataclass
@@ -94,6 +98,8 @@ class _Tally:
     lengths: list[tuple[int, int, int]] = field(default_factory=list)  # problem, answer, images
     sizes: list[tuple[int, int]] = field(default_factory=list)
     needs: list[tuple[int, int]] = field(default_factory=list)
+    over: list[int] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
     answers: dict[str, Counter[str]] = field(default_factory=dict)  # by verifier
     seen: dict[bytes, tuple[str, str]] = field(default_factory=dict)  # digest -> id and answer
     broken: list[Broken] = field(default_factory=list)
@@ -118,6 +124,8 @@ def look(
       progress: called now and then, and at the end, with rows looked at and rows to look at.
       of: rows of the whole data set, where the source is a view.
     """
+    if prompt:
+        check_buckets(prompt.processor, prompt.form)
     tally = _Tally()
     control = tuple(prompt.processor.control) if prompt else SPECIAL_TOKENS
     for row in range(len(source)):
@@ -128,10 +136,13 @@ def look(
                 probe(sample)
             sizes = [image_size(image, f"{name}, image {k}") for k, image in enumerate(sample.images)]
             need = _need(sample, sizes, prompt)
+            over = exceeded(needed(sample, sizes, *prompt), prompt.form) if prompt else []
         except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
             tally.broken.append(Broken(row, name, reason(error, name)))
         else:
             _count(tally, row, sample, sizes, need)
+            tally.over += [row] if over else []
+            tally.budgets += over
             for token in spelt((sample.problem, sample.solution or "", *sample.turns), control):
                 tally.spelt.setdefault(token, []).append(name)
         if progress and ((row + 1) % EVERY == 0 or row + 1 == len(source)):
@@ -206,6 +217,8 @@ def _findings(source: Source, tally: _Tally, budget: tuple[int, int], of: int) -
         tokens=needs[:, 0] if budget[0] else None,
         slots=needs[:, 1] if budget[0] else None,
         budget=budget,
+        over_budget=np.array(tally.over, np.int64),
+        budgets=together(tally.budgets),
     )
 
 

@@ -117,7 +117,9 @@ def _overview(found: Findings) -> Section:
         rows.append(("with a control token's name", _share(found.spelling, found.rows)))
     if found.tokens is not None:
         rows.append(("over budget", _share(len(found.over_budget), found.rows)))
-    note = "" if found.tokens is not None else "Tokens are not counted: name a model, by --model or --config."
+    note = "\n".join(f"Of those over budget, {one}." for one in found.budgets)
+    if found.tokens is None:
+        note = "Tokens are not counted: name a model, by --model or --config."
     return Section(shown(found.name), rows, note)
 
 

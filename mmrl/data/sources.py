@@ -179,11 +179,12 @@ def read(
     return Source(name, table.length, table, found, root, origin)
 
 
-def mixture(text: str) -> list[tuple[str, float | None]]:
+def mixture(text: str, key: str = "config.data.train") -> list[tuple[str, float | None]]:
     """The data sets of "a.parquet@0.3,tfds:x:train@0.7" with their weights; None where none is given.
 
     A path may hold "@" if a weight follows it, and no comma. "ORG/NAME@v1" is a revision of what is on the
-    hub (`mmrl.hub`), "ORG/NAME@2" a weight, and "ORG/NAME@v1@2" has both.
+    hub (`mmrl.hub`), "ORG/NAME@2" a weight, and "ORG/NAME@v1@2" has both. ``key`` names the text in
+    messages.
 
     Raises ValueError for an empty or repeated part, a weight that is not a positive finite number, or weights
     for some parts only.
@@ -193,27 +194,27 @@ def mixture(text: str) -> list[tuple[str, float | None]]:
         spec, at, after = part.rpartition("@")
         if at and not re.fullmatch(r"[\d.e+-]+", after) and hub.reference(part):
             spec, at = part, ""
-        spec, weight = (spec, _weight(after, part)) if at else (part, None)
+        spec, weight = (spec, _weight(after, key, part)) if at else (part, None)
         if not spec:
-            raise ValueError(f"data {text!r}: a part is empty; write PATH, or PATH@WEIGHT,PATH@WEIGHT")
+            raise ValueError(f"{key}={text!r}: a part is empty; write PATH, or PATH@WEIGHT,PATH@WEIGHT")
         if spec in (other for other, _ in parts):
-            raise ValueError(f"data {text!r}: {spec} stands twice; give it once, with the weight of both")
+            raise ValueError(f"{key}={text!r}: {spec} stands twice; give it once, with the weight of both")
         parts.append((spec, weight))
     without = [spec for spec, weight in parts if weight is None]
     if 0 < len(without) < len(parts):
-        raise ValueError(f"data {text!r}: {without[0]} has no weight; give all parts one, or none")
+        raise ValueError(f"{key}={text!r}: {without[0]} has no weight; give all parts one, or none")
     return parts
 
 
-def _weight(text: str, part: str) -> float:
+def _weight(text: str, key: str, part: str) -> float:
     try:
         weight = float(text)
     except ValueError:
         weight = math.nan
     if not (0 < weight < math.inf):
         raise ValueError(
-            f"data {part!r}: the weight {text!r} is not a positive number; after a path that holds '@', write"
-            " one all the same"
+            f"{key}, {part!r}: the weight {text!r} is not a positive number; after a path that holds '@',"
+            " write one all the same"
         )
     return weight
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,31 @@ class Broken:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A budget that rows are over."""
+
+    what: str  # that it is of: "tokens", "patch slots"
+    key: str  # of the config, that sets it
+    limit: int
+    rows: int  # that need more
+    least: int  # that holds them all
+
+    def __str__(self) -> str:
+        over = f"{self.rows} need more {self.what} than config.{self.key} has"
+        return f"{over}, {self.limit} ({self.least} holds all)"
+
+
+def together(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+    """Budgets of different rows, each once."""
+    found: dict[str, Budget] = {}
+    for one in budgets:
+        seen = found.get(one.key, one)
+        rows = one.rows if seen is one else seen.rows + one.rows
+        found[one.key] = replace(one, rows=rows, least=max(seen.least, one.least))
+    return tuple(found[key] for key in sorted(found, reverse=True))
+
+
+@dataclass(frozen=True)
 class Report:
     """What a look through a source found."""
 
@@ -36,6 +61,7 @@ class Report:
     broken: tuple[Broken, ...]
     over_budget: tuple[int, ...]  # rows that need more than the largest buckets, resized if that is the rule
     difficulty: tuple[tuple[int, float], ...] = ()  # of the rows that have one, by row
+    budgets: tuple[Budget, ...] = ()  # that those rows are over
 
 
 def inspect(
@@ -67,25 +93,27 @@ def inspect(
 
     Raises ValueError for a patch bucket that is not a whole number of windows.
     """
-    _check_buckets(processor, form)
+    check_buckets(processor, form)
     looked = range(start, len(source) if rows is None else min(rows, len(source)), stride)
     broken: list[Broken] = []
     over: list[int] = []
     difficulty: list[tuple[int, float]] = []
+    budgets: list[Budget] = []
     for count, row in enumerate(looked, 1):
         try:
             sample = source[row]
             if probe:
                 probe(sample)
-            if _over_budget(sample, processor, form, with_solutions, longest):
-                over.append(row)
+            exceeded = _exceeded(sample, processor, form, with_solutions, longest)
+            over += [row] if exceeded else []
+            budgets += exceeded
             if sample.difficulty is not None:
                 difficulty.append((row, sample.difficulty))
         except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
             broken.append(Broken(row, source.id(row), reason(error, source.id(row))))
         if progress and (count % EVERY == 0 or count == len(looked)):
             progress(count, len(looked))
-    return Report(len(looked), tuple(broken), tuple(over), tuple(difficulty))
+    return Report(len(looked), tuple(broken), tuple(over), tuple(difficulty), together(budgets))
 
 
 def merged(reports: Sequence[Report]) -> Report:
@@ -93,7 +121,10 @@ def merged(reports: Sequence[Report]) -> Report:
     broken = sorted((one for report in reports for one in report.broken), key=lambda one: one.row)
     over = sorted(row for report in reports for row in report.over_budget)
     difficulty = sorted(pair for report in reports for pair in report.difficulty)
-    return Report(sum(report.rows for report in reports), tuple(broken), tuple(over), tuple(difficulty))
+    budgets = together(one for report in reports for one in report.budgets)
+    return Report(
+        sum(report.rows for report in reports), tuple(broken), tuple(over), tuple(difficulty), budgets
+    )
 
 
 def usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:
@@ -108,13 +139,13 @@ def usable(source: Source, report: Report, *, max_broken: float, overlong: str) 
     if len(report.broken) > max_broken * report.rows:
         raise ValueError(
             f"{_broken_rows(source, report)}\nMend or remove them, or raise the share that may be broken,"
-            f" {max_broken:g}."
+            f" config.data.max_broken={max_broken:g}."
         )
     if overlong == "error" and report.over_budget:
         first = ", ".join(source.id(row) for row in report.over_budget[:SHOWN])
         raise ValueError(
-            f"{source.name}: {len(report.over_budget)} of {report.rows} rows are over budget: {first}. Raise"
-            ' the largest prompt or patch bucket, or set overlong="drop" or "resize".'
+            f"{source.name}: {len(report.over_budget)} of {report.rows} rows are over budget: {first}."
+            f"{_mend(report, 'drop or resize')}"
         )
     left_out = [*(one.row for one in report.broken), *report.over_budget]
     if len(left_out) >= len(source):
@@ -124,30 +155,51 @@ def usable(source: Source, report: Report, *, max_broken: float, overlong: str) 
     return source.choose(np.flatnonzero(keep))
 
 
-def _check_buckets(processor: Processor, form: PromptFormat) -> None:
+def check_buckets(processor: Processor, form: PromptFormat) -> None:
     """Raises ValueError for a patch bucket that is not a whole number of windows."""
     wrong = [size for size in form.patch_buckets if size % processor.slots]
     if wrong:
         raise ValueError(
-            f"patch bucket {wrong[0]} is not a multiple of {processor.slots}, the slots of a window"
+            f"patch bucket {wrong[0]} is not a multiple of {processor.slots}, the slots of a window: change"
+            " it in config.data.patch_buckets"
         )
 
 
-def _over_budget(
+def _exceeded(
     sample: Sample, processor: Processor, form: PromptFormat, with_solutions: bool, longest: int | None
-) -> bool:
-    """Whether a row needs more than there is. Raises if it cannot be used."""
+) -> list[Budget]:
+    """The budgets that a row is over. Raises ValueError if it cannot be used."""
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
-    conversation = messages(sample.problem, form.system, form.suffix)
     written = _written(sample, processor) if with_solutions else 0
-
-    def fits(processor: Processor) -> bool:
-        tokens, slots = measure(processor, conversation, sizes, sample.id)
-        return tokens <= max(form.prompt_buckets) and slots <= max(form.patch_buckets)
-
+    found = exceeded(needed(sample, sizes, processor, form), form)
     if longest is not None and written > longest:
-        return True
-    return not fits(processor) and not (form.overlong == "resize" and fits(_seeing_least(processor)))
+        found.append(Budget("tokens of a solution", "cold_start.max_tokens", longest, 1, written))
+    return found
+
+
+def needed(
+    sample: Sample, sizes: Sequence[tuple[int, int]], processor: Processor, form: PromptFormat
+) -> tuple[int, int]:
+    """Tokens and patch slots of a prompt with images of these (height, width), as ``form.overlong`` has it.
+
+    Where it resizes images and the prompt is over budget, with images as small as that makes them. Raises
+    ValueError naming the row if it is no prompt.
+    """
+    conversation = messages(sample.problem, form.system, form.suffix)
+    need = measure(processor, conversation, sizes, sample.id)
+    if form.overlong == "resize" and exceeded(need, form):
+        return measure(_seeing_least(processor), conversation, sizes, sample.id)
+    return need
+
+
+def exceeded(need: tuple[int, int], form: PromptFormat) -> list[Budget]:
+    """The budgets that one prompt is over, which needs so many tokens and patch slots."""
+    tokens, slots = max(form.prompt_buckets), max(form.patch_buckets)
+    found = [
+        Budget("tokens", "data.prompt_buckets", tokens, 1, need[0]),
+        Budget("patch slots", "data.patch_buckets", slots, 1, need[1]),
+    ]
+    return [one for one in found if one.least > one.limit]
 
 
 def _seeing_least(processor: Processor) -> Processor:
@@ -180,6 +232,12 @@ def _nothing_left(source: Source, report: Report) -> ValueError:
     if report.broken:
         return ValueError(f"{_broken_rows(source, report)}\nThe others are over budget: no row is left.")
     return ValueError(
-        f"{source.name}: all {report.rows} prompts looked at are over budget. Raise the largest prompt or"
-        ' patch bucket, or set overlong="resize".'
+        f"{source.name}: all {report.rows} prompts looked at are over budget.{_mend(report, 'resize')}"
     )
+
+
+def _mend(report: Report, rules: str) -> str:
+    """Which budgets rows are over, what would hold them, and what else could be done."""
+    told = "".join(f" {one}." for one in report.budgets)
+    other = f"lower config.data.max_pixels, or set config.data.overlong as {rules}"
+    return f"{told} Raise what is too small, {other}."

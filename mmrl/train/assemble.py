@@ -19,7 +19,7 @@ from mmrl.data.corruption import METHODS
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
 from mmrl.data.rounds import Mixture
 from mmrl.data.sources import Source, mixture, read
-from mmrl.data.validation import Broken, Report, inspect, merged, usable
+from mmrl.data.validation import Broken, Budget, Report, inspect, merged, usable
 from mmrl.mesh import batch_shards, make_mesh, own_rows, shardings
 from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
@@ -251,7 +251,14 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
       ValueError: a file, a column, a weight or too many rows are not what they should be.
     """
     stages = [(0.0, config.data.train), *config.data.stages]
-    parts = [dict(mixture(text)) for _, text in stages]
+    if not config.data.train.strip():
+        raise ValueError(
+            "config.data.train is empty: name a data set, as in --config.data.train=FILE.parquet"
+        )
+    parts = [
+        dict(mixture(text, "config.data.stages" if k else "config.data.train"))
+        for k, (_, text) in enumerate(stages)
+    ]
     keys = {path: "data.train" if path in parts[0] else "data.stages" for one in parts for path in one}
     found = [_looked_through(config, path, workdir, model, key, None) for path, key in keys.items()]
     _check_names([source for source, _ in found], "data.train", ",".join(keys))
@@ -354,6 +361,7 @@ def _looked_through(
                 tuple(Broken(**row) for row in one["broken"]),
                 tuple(one["over_budget"]),
                 tuple((row, value) for row, value in one["difficulty"]),
+                tuple(Budget(**budget) for budget in one["budgets"]),
             )
             for one in parts
         ]
@@ -362,7 +370,7 @@ def _looked_through(
     if len(source) < size:
         say(
             f"{source.name}: {len(source)} of {size} rows are used; {len(report.broken)} are broken, "
-            f"{len(report.over_budget)} over budget"
+            f"{len(report.over_budget)} over budget{''.join(f'; {one}' for one in report.budgets)}"
         )
     return source, report
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmrl.data.inspection import Prompt, look
+from mmrl.data.inspection_report import as_text
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
 from mmrl.data.validation import Broken, Report, inspect, merged, usable
@@ -116,7 +118,7 @@ def test_too_many_are_broken(mixed, processor):
     report = inspect(mixed, processor, FORM)
     with pytest.raises(ValueError, match=r"(?s)2 of 6 rows cannot.*jsonl:1: image 0.*jsonl:4: image 0.*0\.3"):
         usable(mixed, report, max_broken=0.3, overlong="drop")
-    with pytest.raises(ValueError, match=r"1 of 6 rows are over budget: rows\.jsonl:3\. Raise"):
+    with pytest.raises(ValueError, match=r"1 of 6 rows are over budget: rows\.jsonl:3\. 1 need"):
         usable(mixed, report, max_broken=0.5, overlong="error")
 
 
@@ -181,3 +183,53 @@ def test_placeholders_are_counted(make, processor):
 def test_buckets_of_whole_windows(make, processor):
     with pytest.raises(ValueError, match="patch bucket 40 is not a multiple of 16"):
         inspect(make(["A"]), processor, PromptFormat((64,), (40,)))
+
+
+def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
+    """The least values named hold all rows, and no smaller ones do; parts of a source add up."""
+    source = make(["A", "<image>" * 9, "<image>" * 10, LONG, LONG + LONG, "<image>" * 11 + LONG])
+    form = PromptFormat(prompt_buckets=(200,), patch_buckets=(128,))
+    report = inspect(source, processor, form)
+    tokens, slots = report.budgets
+    assert (tokens.key, tokens.limit, tokens.rows) == ("data.prompt_buckets", 200, 3)
+    assert (slots.key, slots.limit, slots.rows) == ("data.patch_buckets", 128, 3)
+    assert merged([inspect(source, processor, form, start=k, stride=2) for k in range(2)]) == report
+    least = PromptFormat(prompt_buckets=(tokens.least,), patch_buckets=(slots.least,))
+    assert inspect(source, processor, least).over_budget == ()
+    for short in (
+        PromptFormat(prompt_buckets=(tokens.least - 1,), patch_buckets=(slots.least,)),
+        PromptFormat(prompt_buckets=(tokens.least,), patch_buckets=(slots.least - processor.slots,)),
+    ):
+        assert len(inspect(source, processor, short).over_budget) == 1
+    with pytest.raises(ValueError, match="5 of 6 rows are over budget") as error:
+        usable(source, report, max_broken=0, overlong="error")
+    assert f"3 need more tokens than config.data.prompt_buckets has, 200 ({tokens.least} holds all)" in str(
+        error.value
+    )
+    assert f"3 need more patch slots than config.data.patch_buckets has, 128 ({slots.least} holds" in str(
+        error.value
+    )
+    assert "config.data.overlong as drop or resize" in str(error.value)
+
+
+def test_a_solution_over_budget_names_its_key(make, processor):
+    report = inspect(
+        make(["A"] * 2, solution=["word " * 50, "word"]), processor, FORM, with_solutions=True, longest=40
+    )
+    (budget,) = report.budgets
+    assert (budget.key, budget.limit, budget.rows, budget.least) == ("cold_start.max_tokens", 40, 1, 102)
+
+
+@pytest.mark.parametrize("overlong", ["drop", "resize", "error"])
+def test_a_look_for_people_counts_what_a_run_leaves_out(make, processor, overlong):
+    source = make(["A", "<image>" * 16, "<image>" * 17, LONG, "<image>B", "D <|image_pad|>", "<image>" * 3])
+    form = PromptFormat(prompt_buckets=(90,), patch_buckets=(256,), overlong=overlong)
+    report, found = inspect(source, processor, form), look(source, Prompt(processor, form))
+    assert tuple(found.over_budget) == report.over_budget
+    assert len(report.over_budget) == (2 if overlong == "resize" else 3)
+    assert found.broken == report.broken
+    assert found.budgets == report.budgets
+    text = as_text(found)
+    assert all(f"Of those over budget, {one}." in text for one in report.budgets)
+    with pytest.raises(ValueError, match=r"patch bucket 100 is not .*config\.data\.patch_buckets"):
+        look(source, Prompt(processor, replace(form, patch_buckets=(100,))))
