@@ -13,11 +13,13 @@ from mmrl.sample import Sample
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _TAIL = re.compile(
-    r"\s(?:is|would be|seems) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice|one))?$"
+    r"\s(?:is|would be|seems) (?:(?:the )?(?:correct|right|best)(?: (?:answer|option|choice|one))?"
+    r"|the answer)$"
 )
 _LETTER = re.compile(r"\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Za-z])")
 _LABELLED = re.compile(
-    r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Za-z])(?=\s?[.:)(,;=-]|\n))(?P<mark>\s?[.:)]|\s?[,;=-]*)"
+    r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Za-z])(?=\s?[.:)(,;=-]|\n))"
+    r"(?P<mark>\s?[.:)]|\s?(?:[,;=]|-+>?)*)"
     r"\s*(?P<text>.*)",
     re.DOTALL,
 )
@@ -35,7 +37,7 @@ def _bare(answer: str) -> str:
     text = plain_fonts(to_latex(answer)).strip()
     lead = without_lead(text)
     text = to_latex(lead) if lead else text  # a text in quotes or stars behind the lead
-    return _TAIL.sub("", text.rstrip("!?.,;: ")).strip()
+    return _TAIL.sub("", text.rstrip("!?.,;: ").replace("\\to", "->").removeprefix("- ")).strip()
 
 
 def read_choice(answer: str) -> tuple[str | None, str]:

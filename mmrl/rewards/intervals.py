@@ -5,6 +5,7 @@ import re
 from mmrl.rewards.answers import answer_of, wrong_answer
 from mmrl.rewards.facts import number_fact
 from mmrl.rewards.grounding import LEAST_THRESHOLD
+from mmrl.rewards.text import DASHES
 from mmrl.sample import Sample
 
 _CLOCK = r"(?:[0-9]{1,3}:)?[0-9]{1,3}:[0-5][0-9](?:\.[0-9]{1,9})?"
@@ -40,7 +41,7 @@ def interval_iou(first: tuple[float, float], second: tuple[float, float]) -> flo
 
 def read_interval(text: str) -> tuple[float, float] | None:
     """The two times of ``text`` in seconds, if it holds just two and the first is before the second."""
-    times = [_seconds(match[0]) for match in _TIME.finditer(text)]
+    times = [_seconds(match[0]) for match in _TIME.finditer(text.translate(DASHES))]
     return (times[0], times[1]) if len(times) == 2 and times[0] < times[1] else None
 
 

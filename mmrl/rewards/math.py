@@ -37,6 +37,7 @@ from mmrl.sample import Sample
 
 MAX_PARSED = 400  # characters; a longer answer is compared as text only
 MAX_NESTING = 8  # brackets within brackets; the parser's time grows with a power of it
+MAX_BARS = 12  # of absolute values, which the parser pairs in every way
 MAX_NODES = 400  # size of an expression tree that is still compared
 MAX_EXPONENT = 200  # of a number; sympy writes powers out
 MAX_SYMBOLIC_EXPONENT = 20  # of anything with a variable in it; sympy expands these
@@ -63,7 +64,7 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _VARIABLE_AT_END = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z]).*[\d\s}][A-Za-z]$", re.DOTALL)
 _ENGINEERS = re.compile(r"(?<![A-Za-z\\])j(?![A-Za-z])")  # their imaginary unit
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w{2})", re.IGNORECASE)
-_NONE = re.compile(r"(no .*[a-z])s", re.IGNORECASE)  # no solutions
+_NONE = re.compile(r"(?:there (?:is|are) )?(no .*?[a-rt-z])s?(?: exists?)?", re.IGNORECASE)  # no solutions
 _SAME = {  # words and signs for one thing
     **dict.fromkeys(("does not exist", "doesn't exist"), "dne"),
     **dict.fromkeys(("not defined", "is undefined"), "undefined"),
@@ -83,8 +84,9 @@ _RELATIONS = {
 _RELATION = re.compile(r"[<>]=?|=<|\\(?:leq?|geq?|lt|gt|neq?)(?![A-Za-z])")
 _TURNED = str.maketrans("<>", "><")
 _VARIABLE = re.compile("[A-Za-z]")
-_BOUND = re.compile(r"(?:[^<>=,()\[\]\\A-Za-z]|\\(?:frac|sqrt|pi|infty)(?![a-z]))+")
+_BOUND = re.compile(r"(?:[^<>=,()\[\]\\A-Za-z]|\\(?:frac|sqrt|pi|infty|times|cdot)(?![a-z]))+")
 _INTERVAL = re.compile(r"(?:([A-Za-z])\s*\\in\s*)?([(\[])([^,]+),([^,]+?)([)\]])")
+_DESCRIBED = re.compile(r"\\\{\s*[A-Za-z]\s*(?:\\mid(?![a-z])|\||:)(.*)\\\}", re.DOTALL)  # {x | x > 2}
 _UNION = re.compile(r"\\cup|\\lor|\\vee|\bor\b")
 
 
@@ -231,6 +233,8 @@ def _intervals(latex: str) -> list[_Interval] | None:
     """The intervals of a union of intervals and relations of one variable; None if there is anything else."""
     if len(latex) > MAX_PARSED:
         return None
+    described = _DESCRIBED.fullmatch(latex)
+    latex = described[1] if described else latex
     found: list[_Interval] = []
     for piece in _UNION.split(_RELATION.sub(lambda sign: _RELATIONS[sign[0].strip()], plain_fonts(latex))):
         interval = _INTERVAL.fullmatch(piece.strip())
@@ -275,7 +279,9 @@ def _row(latex: str) -> tuple[str, list[Fraction]]:
 def _is_costly_to_parse(latex: str) -> bool:
     """Whether even reading ``latex`` could take long: the parser computes binomials as it meets them."""
     counts = _COUNTING.search(latex) and _LARGE_NUMBER.search(latex)
-    return len(latex) > MAX_PARSED or nesting(latex) > MAX_NESTING or bool(counts)
+    return (
+        len(latex) > MAX_PARSED or nesting(latex) > MAX_NESTING or bool(counts) or latex.count("|") > MAX_BARS
+    )
 
 
 def _is_words(text: str) -> bool:
@@ -352,11 +358,13 @@ def _differ(a: Any, b: Any, slack: float = 1e-5) -> bool:
 
 
 def _items(expression: Any) -> list[Any] | None:
-    """The items of a matrix or a tuple; None of anything else."""
+    """The items of a matrix, a tuple or a set of numbers in order; None of anything else."""
     import sympy
 
     if isinstance(expression, sympy.MatrixBase):
         return [*map(sympy.Integer, expression.shape), *expression]
+    if isinstance(expression, sympy.FiniteSet) and not expression.free_symbols:
+        return sorted(expression, key=lambda item: float(item.evalf()) if item.is_real else 0.0)
     return list(expression) if isinstance(expression, sympy.Tuple) else None
 
 

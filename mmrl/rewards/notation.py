@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from mmrl.rewards.text import DASHES
+
 MAX_QUOTED = 1000  # characters of a text in quotes; quotes further apart enclose nothing
 
 _QUOTED = rf'"(?:\\.|[^"\\\n]){{0,{MAX_QUOTED}}}+"'
@@ -84,7 +86,7 @@ def _numbers(group: list[str]) -> Item:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:
-    for match in _TOKEN.finditer(text):
+    for match in _TOKEN.finditer(text.translate(DASHES)):
         kind, part = str(match.lastgroup), match[0]
         if kind == "tag":
             yield "mark", "]" if "/" in part or "_end" in part else "["

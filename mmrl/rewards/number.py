@@ -56,9 +56,16 @@ _CURRENCY = r"(?:(?P<unit>USD|EUR|GBP|INR|Rs|CNY|RMB|JPY|€|£|₹)\.?|[¥₩])
 _CURRENCY_AT_START, _CURRENCY_AT_END = re.compile(_CURRENCY), re.compile(f"{_CURRENCY}$")
 _MINUS_FOLLOWS = re.compile(r"(?:^|[=≈<>:(\[{,;|]|\\approx|\b(?:is|are|was|be|to|of|equals|about))[^\S\n]*$")
 _NEGATED = re.compile(r"\b(?:not|never|no|minus|negative|except|isn't|less|more|least|most)\b", re.IGNORECASE)
+_CHANGED = re.compile(  # "5 squared", "3 halves", "5 or more"
+    r"\b(?:not|or|and|to|than|over|times|plus|minus|squared|cubed|factorial|dozen|hal(?:f|ves)|"
+    r"(?:third|quarter|fourth|fifth|sixth|eighth|tenth|hundredth|thousandth)s?|wrong|incorrect)\b",
+    re.IGNORECASE,
+)
 _WORDS = re.compile(
     r"(?:[^\W\d_]|(?<=[^\W\d_])[-/](?=[^\W\d_])|\\(?:approx|sim|angle)(?![A-Za-z])|[\s=:≈()\[\].,'\"])*"
 )
+_GLUED = re.compile(r"[A-Za-z\u00c0-\u03ff]|\\[A-Za-z]")  # "5x", "5\pi"
+_NOUNS = re.compile(r"\s*(?:[^\W\d_]{3,}\s?|[\u3400-\u9fff]{1,2}){0,3}")  # "people": a unit that is not known
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u03ff\\]")
 
 
@@ -69,7 +76,7 @@ class Quantity:
     value: Fraction  # as it is written
     scale: Fraction = Fraction(1)  # that a word or a percent sign gives: "1.5 million" is 1.5 and 10**6
     unit: Unit | None = None  # None if none is stated, or an unknown one
-    alone: bool = True  # nothing stands around but a name: "x = 5 cm"
+    alone: bool = True  # nothing stands around but a name and a noun: "x = 5 cm", "5 people"
 
 
 def parse_number(answer: str) -> Fraction | None:
@@ -89,7 +96,9 @@ def parse_number(answer: str) -> Fraction | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The number that a match of `_VALUE` writes; None if it divides by zero."""
+    """The number that a match of `_VALUE` writes; None if it divides by zero, or is too long."""
+    if len(match[0]) > MAX_DIGITS:
+        return None
     if match["plain"]:
         return _plain(match["plain"])
     if match["m"]:
@@ -154,7 +163,7 @@ def _written(text: str, match: re.Match[str]) -> _Written | None:
     end = unit.end() if unit else end
     named = unit["unit"] if unit else currency["unit"] if currency else None
     glued = before[-1:].isdigit() or before[-1:] == "." or bool(_LATIN.fullmatch(before[-1:]))
-    if value is None or glued or (not scale and not unit and _LATIN.fullmatch(text[end : end + 1])):
+    if value is None or glued or (not scale and not unit and _GLUED.match(text, end)):
         return None
     times = SCALES[scale["word"] or scale["letter"]] if scale else Fraction(1)
     return _Written(len(before), end, Quantity(sign * value, times, read_unit(named) if named else None))
@@ -178,7 +187,7 @@ def _without_sign(before: str, sign: int = 1) -> tuple[str, int]:
 
 def last_number(text: str) -> str | None:
     """The last number of running text as it is written, with its sign, percent sign and unit."""
-    text = _DEGREE.sub("°", plain_characters(text[-MAX_ANSWER:]))
+    text = _DEGREE.sub("°", plain_fonts(plain_characters(text[-MAX_ANSWER:])))
     for match in reversed(list(_VALUE.finditer(text))):
         found = _written(text, match)
         if found is not None:
@@ -212,10 +221,14 @@ def read_quantity(text: str) -> Quantity | None:
         part = further.quantity.value * smaller.size / quantity.unit.size
         quantity, end = replace(quantity, value=quantity.value + part), further.end
     before, after = text[: found.start], text[end:]
-    if not (_WORDS.fullmatch(before) and _WORDS.fullmatch(after)) or _NEGATED.search(before):
+    if (
+        not (_WORDS.fullmatch(before) and _WORDS.fullmatch(after))
+        or _NEGATED.search(before)
+        or _CHANGED.search(after)
+    ):
         return None
     named = not without_lead(before) or before.rstrip().endswith("=")
-    return replace(quantity, alone=named and not after.strip())
+    return replace(quantity, alone=named and bool(_NOUNS.fullmatch(after)))
 
 
 def without_unit(*texts: str) -> list[tuple[str, Quantity]]:

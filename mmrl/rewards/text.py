@@ -19,11 +19,12 @@ _PARTNER = {"}": "{", ")": "("}
 # Superscripts keep their place: their compatibility forms would make 10⁵ into 105. So do fractions: 2½.
 _RAISED, _LOWERED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+"), re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215f]")
-# Hyphens, dashes and minus signs; quotation marks; Chinese punctuation; characters without width.
-_PLAIN = str.maketrans(
+# Hyphens, dashes and minus signs, each of which may be a minus.
+DASHES = {ord(dash): "-" for dash in "\u2010\u2011\u2012\u2013\u2014\u2212\u02d7\uff0d"}
+# The same; quotation marks; Chinese punctuation; characters without width.
+_PLAIN = DASHES | str.maketrans(
     {
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\u02d7", "-"),
-        **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d", '"'),
+        **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f", '"'),
         **dict.fromkeys("\u2018\u2019\u201a\u2032", "'"),
         **{"\u3001": ",", "\u3002": ".", "\u3010": "[", "\u3011": "]", "\u2044": "/"},
         **{"\u02da": "°", "º": "°"},
@@ -44,7 +45,7 @@ _SYMBOLS = str.maketrans(
 _RENAMED = {
     **{"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\varnothing": "\\emptyset", "\\{\\}": "\\emptyset"},
     **{"\\&": "&", "{,}": ",", "\\$": "", "$": "", "\\lvert": "|", "\\rvert": "|", "\\geqslant": "\\ge"},
-    **{"\\leqslant": "\\le", "\\overrightarrow": "\\vec"},
+    **{"\\leqslant": "\\le", "\\overrightarrow": "\\vec", "\\langle": "(", "\\rangle": ")"},
 }
 _OLD_NAME = re.compile("|".join(re.escape(name) + "(?![A-Za-z])" * name[-1].isalpha() for name in _RENAMED))
 _SPACING = re.compile(r"\\\\|\\[,!;:()\[\] ]|~|\\(?:left|right|q?quad|displaystyle)(?![A-Za-z])")
@@ -66,10 +67,10 @@ _ONE_IN_BRACKETS = re.compile(r"\(([^\s,()\[\]]*)\)|\[([^\s,()\[\]]*)\]")
 _INITIAL = re.compile(r"(?<![^\W_])([A-Za-z])\.(?=[A-Za-z](?![A-Za-z]))")  # a.m., U.S.
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b,?\s*)?"
-    r"(?:i (?:think|believe|choose|pick|select|would say)\b(?: that)?\s*)?(?:it(?:'s| is)\s+)?"
-    r"(?:(?:the |my )?(?:(?:best|correct|right|final)\s+)*(?:answer|option|choice)s?\b"
+    r"(?:i(?:'d| would)? (?:think|believe|choose|pick|select|say)\b(?: that)?\s*)?(?:it(?:'s| is)\s+)?"
+    r"(?:(?:the |my )?(?:(?:best|correct|right|final)\s+)*(?:answer|option|choice|letter)s?\b"
     r"(?:\s+(?:is|are|should be|would be)\b)?\s?[:=]?\s*){0,3}"
-    r"(?:(?:正确|最终)?(?:答案|选项)?[是为选]?\s?:?\s*)?",
+    r"(?:(?:正确|最终)?(?:答案|选项)?[是为选]?择?\s?:?\s*)?",
     re.IGNORECASE,
 )
 
@@ -185,6 +186,7 @@ def to_latex(answer: str) -> str:
 
 def _unwrapped(text: str) -> str:
     text = text.strip().strip("*`").strip()
+    text = text[2:-2] if len(text) > 4 and text[:2] == text[-2:] == "__" else text
     if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'_" and text[0] not in text[1:-1]:
         text = text[1:-1]
     return text.strip().rstrip(".,;").strip()

@@ -196,6 +196,13 @@ class TestRests:
         assert sorted(made.rows) == list(range(BATCH))
         assert made.figures["curriculum/resting"] == 12 / 20
 
+    def test_a_single_row_that_a_batch_lacks_comes_back(self):
+        rules, rows = Curriculum(batches=1, rest=100), rows_of(20)
+        awake = BATCH - 1
+        memory = remembering([0.5] * awake + [1.0] * (20 - awake), last=np.arange(20))
+        made = next_round(rules, rows, memory, beginning(20, 1).round._replace(number=20))
+        assert sorted(made.rows) == list(range(BATCH))
+
     def test_rows_that_rest_leave_their_part_to_other_sources_unless_weights_are_given(self):
         rules, rows = Curriculum(batches=2, rest=9), rows_of(50, 50)
         memory = remembering([1.0] * 50 + [0.5] * 50)

@@ -86,6 +86,12 @@ def test_sides_of_an_equation_may_be_rounded_and_no_more():
         assert grade(f"\\boxed{{{answer}}}", truth) == right
 
 
+def test_numbers_of_any_length_are_no_error():
+    for place in ("number", "all", "line", "box"):
+        sample = Sample("test:0", "", "5", facts={"answer_in": place})
+        assert math(sample, "Answer: \\boxed{" + "1" * 8000 + "}" + "1" * 8000) == {"accuracy": 0.0}
+
+
 @pytest.mark.parametrize("truth", ["7", "None", "", "[INVALID]"])
 @pytest.mark.parametrize(
     "response",
