@@ -17,7 +17,7 @@ from mmrl.config import template
 from mmrl.data.sources import mixture, read
 
 SOURCES = sorted((Path(__file__).parents[1] / "mmrl").rglob("*.py"))
-OTHERS = ("--xla", "--logdir")  # of other programs
+OTHERS = ("--xla", "--logdir", "--repo-type")  # of other programs
 
 
 def texts(file):
