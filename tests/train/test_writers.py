@@ -193,16 +193,27 @@ def test_what_wandb_needs_is_asked_for_before_anything_is_computed(monkeypatch, 
 
 
 @pytest.mark.slow
-def test_a_run_with_wandb_has_token_perception(offline, smoke_config, tmp_path):
+def test_a_run_with_wandb_has_token_perception(offline, smoke_config, monkeypatch, tmp_path):
     from mmrl.train.stages import run
 
-    config = dataclasses.replace(
-        smoke_config,
-        log=Log(wandb="project"),
-        train=dataclasses.replace(smoke_config.train, steps=1),
-    )
-    run(config, tmp_path / "run")
+    seen: dict[int, list[Shown]] = {}
+    show = Wandb.show
+
+    def noted(self, step, shown):
+        seen[step] = shown
+        show(self, step, shown)
+
+    monkeypatch.setattr(Wandb, "show", noted)
+    train = dataclasses.replace(smoke_config.train, steps=1)
+    run(dataclasses.replace(smoke_config, log=Log(wandb="project"), train=train), tmp_path / "run")
     told = sent(tmp_path / "run", 0)
     assert b"heldout/accuracy" in told
-    pages = [path.read_text() for path in (tmp_path / "data").rglob("*.html")]
-    assert any(" nats" in page for page in pages)
+    assert b"media/html/" in told
+    assert set(seen) == {0, 1}
+    for shown in seen.values():
+        assert len({one.row["id"] for one in shown}) == 8
+        for one in shown:
+            assert "".join(one.pieces) == one.row["response"]
+            assert len(one.perception) == len(one.pieces) == len(one.row["tokens"])
+            assert np.isfinite(one.perception).all()
+            assert one.perception.max() > 0
