@@ -47,7 +47,7 @@ _SCALE = re.compile(  # "5K" is 5000, "5 K" a temperature
 )
 _UNIT = re.compile(rf"\s?(?P<unit>{UNIT})(?![A-Za-z\d^])")
 _UNIT_AT_END = re.compile(rf"(?<=[\d\s}})!%])(?P<unit>{UNIT})$")
-_AND = re.compile(r"(?:,? and|,)?\s?")
+_AND = re.compile(r"(?: and)?\s?")
 _SCALE_AT_END = re.compile(r"\s?(?:\\?%|percent)$")
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")  # of an angle, which keeps its degrees
 _LONGEST_UNIT = 60  # characters
@@ -205,21 +205,23 @@ def read_quantity(text: str) -> Quantity | None:
 
     Words may stand around it and are ignored, as are units that are not in ``UNITS``. A second number, or
     mathematics around it (``<5``, ``5+x``, ``\pm 5``, ``5!``), is no one number, and neither is one that is
-    denied ("not 5", "minus 5"). Several units of one kind are summed: "3 h 20 min".
+    denied ("not 5", "minus 5"). Units of one kind, each smaller than the one before, are summed: "3 h 20 min".
     """
     text = _prepared(text) if len(text) <= MAX_DIGITS else ""
     match = _VALUE.search(text)
     found = _written(text, match) if match else None
     if found is None:
         return None
-    quantity, end = found.quantity, found.end
+    quantity, end, least = found.quantity, found.end, found.quantity.unit
     while quantity.unit and (match := _VALUE.match(text, _AND.match(text, end).end())):  # type: ignore[union-attr]
         further = _written(text, match)
         smaller = further and further.quantity.unit
-        if not further or not smaller or smaller.dimension != quantity.unit.dimension:
+        if not further or not smaller or not least or smaller.dimension != least.dimension:
+            return None
+        if smaller.size >= least.size:  # "3 cm and 2 cm" are two answers
             return None
         part = further.quantity.value * smaller.size / quantity.unit.size
-        quantity, end = replace(quantity, value=quantity.value + part), further.end
+        quantity, end, least = replace(quantity, value=quantity.value + part), further.end, smaller
     before, after = text[: found.start], text[end:]
     if (
         not (_WORDS.fullmatch(before) and _WORDS.fullmatch(after))

@@ -1,10 +1,13 @@
+import time
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.number import Quantity, in_terms_of, read_quantity
+from mmrl.rewards.choice import read_choice
+from mmrl.rewards.number import MAX_DIGITS, Quantity, in_terms_of, last_number, read_quantity
+from mmrl.rewards.text import canonical, first_tagged, last_answer_line, last_boxed, without_lead
 from mmrl.rewards.units import UNITS
 
 
@@ -145,3 +148,71 @@ def test_what_is_written_is_read_back(value, beside):
 @given(st.text() | st.text("0123456789.,-+/^{}\\%cm xk", max_size=20))
 def test_no_text_raises(text):
     read_quantity(text)
+
+
+PARTS = (
+    *(
+        "1 ",
+        "1,",
+        "1,000",
+        "12 345 ",
+        "1/2 ",
+        "0.1(",
+        "2^2",
+        "1e5",
+        "10^{5}",
+        "\\frac{1}{",
+        "0.3\\overline{3}",
+        "-",
+    ),
+    *(
+        "- ",
+        "= -",
+        "m s ",
+        "m/",
+        "square ",
+        "kg m",
+        "5 kg and ",
+        "°",
+        "%",
+        "$",
+        "\\$",
+        "USD ",
+        "not ",
+        "\n- 1",
+    ),
+    *(
+        "**a ",
+        "*",
+        '"',
+        "a.m.",
+        "the answer is ",
+        "so it is ",
+        "best ",
+        "答案",
+        "⁵",
+        "\\text{",
+        "A, ",
+        "(A)",
+        "B and ",
+    ),
+    *("sqrt(", "\\boxed ", "<answer>", "Answer:", "x<", "(1,2)\\cup"),
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_readers_take_no_longer_for_a_part_repeated(part):
+    start = time.process_time()
+    text = part * (8000 // len(part))
+    for read in (
+        last_number,
+        canonical,
+        without_lead,
+        read_choice,
+        last_boxed,
+        last_answer_line,
+        first_tagged,
+    ):
+        read(text)
+    read_quantity(text[:MAX_DIGITS])
+    assert time.process_time() - start < 1.0
