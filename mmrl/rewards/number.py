@@ -205,7 +205,7 @@ def read_quantity(text: str) -> Quantity | None:
 
     Words may stand around it and are ignored, as are units that are not in ``UNITS``. A second number, or
     mathematics around it (``<5``, ``5+x``, ``\pm 5``, ``5!``), is no one number, and neither is one that is
-    denied ("not 5", "minus 5"). Units of one kind, each smaller than the one before, are summed: "3 h 20 min".
+    denied ("not 5", "minus 5"). Units of one kind, each smaller than the one before, add up: "3 h 20 min".
     """
     text = _prepared(text) if len(text) <= MAX_DIGITS else ""
     match = _VALUE.search(text)
