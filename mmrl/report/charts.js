@@ -15,16 +15,22 @@ function number(value, percent) {
   if (value === null || value === undefined) return "–";
   if (percent) return `${(100 * value).toFixed(1)} %`;
   const size = Math.abs(value);
+  if (size >= 1e7 || (size && size < 1e-3)) return power(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en");
-  if (size && size < 1e-3) return value.toExponential(1);
   return String(Number(value.toPrecision(4)));
+}
+
+// A number as people write one that is very small or large: 1.5×10⁻⁶.
+function power(value) {
+  const [digits, exponent] = value.toExponential(2).split("e");
+  return `${Number(digits)}×10${[...exponent.replace("+", "")].map((one) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[one] ?? "⁻").join("")}`;
 }
 
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((one) => one >= rough * 0.999);
   const found = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) found.push(k * step);
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) found.push(k * step + 0); // never -0
   return found;
 }
 
@@ -57,28 +63,35 @@ function axes(svg, width, height, x, y, { percent, log, bottomZero }) {
     else if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
     else high += (high - low) * 0.04;
   } else if (low === high) [low, high] = [low / 2, high * 2];
-  const inner = width - EDGE.left - EDGE.right, tall = height - EDGE.top - EDGE.bottom;
-  const of = log ? Math.log10 : (value) => value;
-  const right = x[1] > x[0] ? x[1] : x[0] + 1;
-  const toX = (step) => EDGE.left + (inner * (step - x[0])) / (right - x[0]);
-  const toY = (value) => EDGE.top + tall * (1 - (of(value) - of(low)) / (of(high) - of(low)));
   const lines = log ? logTicks(low, high) : ticks(low, high, 4);
   const step = (lines[1] - lines[0]) * (percent ? 100 : 1);
   let digits = 0;
   while (digits < 6 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
-  for (const value of lines) {
+  const labels = lines.map((value) => {
+    if (log || digits > 5 || Math.abs(value) >= 1e7) return number(value, percent);
+    const plain = (percent ? 100 * value : value).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    return percent ? `${plain} %` : plain;
+  });
+  const texts = labels.map((label) => make("svg:text", { "text-anchor": "end" }, label));
+  svg.append(...texts);
+  const left = Math.max(EDGE.left, Math.ceil(Math.max(...texts.map((text) => text.getComputedTextLength()))) + 8);
+  const inner = width - left - EDGE.right, tall = height - EDGE.top - EDGE.bottom;
+  const of = log ? Math.log10 : (value) => value;
+  const right = x[1] > x[0] ? x[1] : x[0] + 1;
+  const toX = (step) => left + (inner * (step - x[0])) / (right - x[0]);
+  const toY = (value) => EDGE.top + tall * (1 - (of(value) - of(low)) / (of(high) - of(low)));
+  lines.forEach((value, k) => {
     const at = toY(value);
-    svg.append(make("svg:line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }));
-    const plain = percent ? `${(100 * value).toFixed(digits)} %` : value.toFixed(digits);
-    const label = log || digits > 5 || Math.abs(value) >= 1000 ? number(value, percent) : plain;
-    svg.append(make("svg:text", { x: EDGE.left - 6, y: at + 4, "text-anchor": "end" }, label));
-  }
+    svg.append(make("svg:line", { class: "grid", x1: left, x2: width - EDGE.right, y1: at, y2: at }));
+    texts[k].setAttribute("x", left - 6);
+    texts[k].setAttribute("y", at + 4);
+  });
   for (const step of ticks(x[0], right, Math.max(2, Math.floor(inner / 70)))) {
     if (!Number.isInteger(step)) continue;
     const anchor = toX(step) > width - 24 ? "end" : "middle";
     svg.append(make("svg:text", { x: toX(step), y: height - 6, "text-anchor": anchor }, number(step, false)));
   }
-  return { toX, toY, toStep: (at) => x[0] + ((at - EDGE.left) * (right - x[0])) / inner };
+  return { toX, toY, toStep: (at) => x[0] + ((at - left) * (right - x[0])) / inner };
 }
 
 function nearest(steps, wanted) {

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,14 @@ FLAGS = (
     "--disable-sync",
     "--mute-audio",
 )
+# The labels that are shown on axes, and whether each lies within its picture.
+LABELS = """
+const labels = [...document.querySelectorAll("svg.plot text")].filter((one) => one.getClientRects().length);
+return labels.map((one) => {
+  const its = one.getBoundingClientRect(), all = one.ownerSVGElement.getBoundingClientRect();
+  return [one.textContent, its.left >= all.left && its.right <= all.right && its.top >= all.top - 2];
+});
+"""
 NAME = "<img src=x onerror='window.pwned=1'>"  # of a folder
 
 
@@ -308,3 +317,28 @@ def test_a_phone_shows_it_without_scrolling_sideways(driver, two, dark):
         assert driver.execute_script("return document.documentElement.scrollWidth") == 360
     paper = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(19, 20, 22)" if dark else "rgb(251, 251, 250)")
+
+
+def test_labels_of_axes_are_whole(driver, folder):
+    run = write_run(folder / "sizes", texts=())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for k, row in enumerate(rows[1:]):
+        row |= {
+            "loss/loss": (k - 3) * 1e-5 / 7,
+            "loss/policy_loss": 2e-7 * k,
+            "loss/ratio": 0.1 * k - 12345.5,
+        }
+        row |= {"loss/gradient_norm": 123456789.0 * k, "rollout/tokens_per_second": 1234567.0 + k}
+        row |= {"perception/mean": 10.0**-k, "policy/reference_kl": 1.23e-6 * k}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write(folder / "sizes.html", [run], 0)
+    for width in (1280, 360):
+        look(driver, page, width)
+        for _ in ("linear", "logarithmic"):
+            labels = driver.execute_script(LABELS)
+            assert len(labels) > 100
+            assert [label for label, whole in labels if not whole] == []
+            assert [
+                label for label, _ in labels if "e" in label or re.match("-0( |$|[.]0*( |$))", label)
+            ] == []
+            driver.execute_script("document.querySelectorAll('button.log').forEach((one) => one.click())")
