@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from mmrl.commands import data, datasets, report, runs, sampling, suite, sweep
 from mmrl.nearest import nearest
-from mmrl.terminal import tell
+from mmrl.terminal import refuse, tell
 
 _EXAMPLES = {
     "train": """\
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         _check_words(known.name, rest)
         known.run(known, rest)
     except ValueError as error:
-        tell(f"mmrl: {error}", error=True)
+        refuse(error)
         return 2
     except KeyboardInterrupt:
         tell("mmrl: interrupted; the same command goes on from the last checkpoint", error=True)
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.filename is None and error.errno not in _DISK:
             tell(traceback.format_exc(), error=True)
             return 1
-        tell(f"mmrl: {_said(error)}", error=True)
+        refuse(_said(error))
         return 2
     except Exception:
         tell(traceback.format_exc(), error=True)

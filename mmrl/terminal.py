@@ -5,6 +5,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
+LONGEST = 1000  # characters of a line of a refusal: data, keys and libraries bring what they like
 _SHOWN = ("Zs",)  # categories that Python calls unprintable, and a terminal shows: spaces of other scripts
 
 
@@ -21,9 +22,25 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(said: object, most: int = 300) -> str:
+    """What an error of a library or a text of data says, on one line of bounded length."""
+    text = printable(" ".join(str(said).split())) or type(said).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def tell(text: str = "", *, error: bool = False) -> None:
     """Print lines for people at once, on stdout or stderr, `printable`: the only way in which mmrl prints."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def refuse(reason: object) -> None:
+    """Tell on stderr why a command does nothing. Of a line too long to read the middle is left out."""
+    lines = f"mmrl: {reason}".split("\n")
+    half = LONGEST // 2
+    tell(
+        "\n".join(line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}" for line in lines),
+        error=True,
+    )
 
 
 def rewrite(line: str, *, last: bool, error: bool = False) -> None:

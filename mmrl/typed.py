@@ -21,7 +21,8 @@ def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
     arguments = {}
     for key, value in values.items():
         if key not in fields:
-            raise ValueError(f"{path}.{key} is not a key of the config{nearest(key, fields)}")
+            shown = key if isinstance(key, str) and key.isprintable() else repr(key)
+            raise ValueError(f"{path}.{shown} is not a key of the config{nearest(str(key), fields)}")
         hint = hints[key]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             arguments[key] = build(hint, value, f"{path}.{key}")

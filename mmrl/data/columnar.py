@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmrl.data.files import Table, refuse_pointer
+from mmrl.terminal import one_line
 
 IN_MEMORY = 1 << 30  # bytes of rows that are kept in memory; what is more goes to a temporary file
 BATCH_ROWS = 1024  # most rows of a batch, the unit that is decoded and kept
@@ -44,7 +45,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable parquet file: {error}") from error
+        raise ValueError(f"{file} is not a readable parquet file: {one_line(error)}") from error
 
 
 def columnar_table(files: Sequence[Path], columns: Sequence[Sequence[str]]) -> Table:
@@ -76,7 +77,7 @@ def columnar_table(files: Sequence[Path], columns: Sequence[Sequence[str]]) -> T
         try:
             values = part.slice(index - int(starts[place]), 1).to_pylist()[0]
         except (pa.ArrowException, OverflowError, RecursionError) as error:
-            raise ValueError(f"its values cannot be read: {error}") from error
+            raise ValueError(f"its values cannot be read: {one_line(error)}") from error
         narrow = {field.name: field.type for field in part.schema if _narrow(field.type)}
         return values | {name: _shortest(values[name], kind) for name, kind in narrow.items()}
 
@@ -136,7 +137,7 @@ def _parquet(file: Path, names: list[str]) -> Iterator[pa.RecordBatch | Damaged]
                     left -= batch.num_rows
                     yield batch
         except (pa.ArrowException, OSError, ValueError) as error:
-            reason = str(error)
+            reason = one_line(error)
         else:
             reason = "it ends early"
         if left:
@@ -222,7 +223,7 @@ def _open_arrow(file: Path) -> Any:
         opened.seek(0)
         return pa.ipc.open_stream(opened)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable Arrow file: {error}") from error
+        raise ValueError(f"{file} is not a readable Arrow file: {one_line(error)}") from error
 
 
 def _arrow(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -237,7 +238,7 @@ def _arrow(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
         except StopIteration:
             return
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
+            raise ValueError(f"{file} is damaged: {one_line(error)}") from error
         place += 1
         batch = batch.select(names)
         for start in range(0, batch.num_rows, BATCH_ROWS):

@@ -98,6 +98,8 @@ def convert(
             yield from made
         if len(broken) > max_broken * count:
             raise ValueError(_refusal(spec, broken, count, max_broken))
+        if empty + len(broken) == count:
+            raise ValueError(f"{spec}: {count} entries, of which none makes a row")
 
     written = write_rows(out, rows())
     return Converted(entries=count, rows=written, empty=empty, broken=tuple(broken))

@@ -19,6 +19,7 @@ from mmrl.data.files import Table, jsonl_table, parse_json
 from mmrl.data.folders import layout, located
 from mmrl.data.rows import LONGEST_PATH
 from mmrl.models.images import image_size
+from mmrl.terminal import one_line
 
 Entry = tuple[str, Any]  # its name, and the entry, or the ValueError that it cannot be read by
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -199,6 +200,6 @@ def _csv_entries(file: Path) -> Iterator[Entry]:
                     yield f"{file.name}:{index}", row
                     index += 1
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read: {one_line(error)}") from error
     for why in bad:
         yield file.name, ValueError(why)

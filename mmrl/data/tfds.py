@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mmrl.data.files import Table
+from mmrl.terminal import one_line
 
 PREFIX = "tfds:"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -47,7 +48,7 @@ def directory_builder(directory: Path) -> Any:
     try:
         return tfds.builder_from_directory(directory)
     except Exception as error:  # as above
-        raise ValueError(f"{directory} is not a readable directory of TFDS: {error}") from error
+        raise ValueError(f"{directory} is not a readable directory of TFDS: {one_line(error)}") from error
 
 
 def parse(spec: str) -> tuple[str, str]:
@@ -105,7 +106,7 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
             ' random: prepare it again with file_format="array_record"'
         ) from error
     except Exception as error:  # an unknown split, or a file that is damaged or gone
-        raise ValueError(f"TFDS data set {builder.data_dir}, split {split!r}: {error}") from error
+        raise ValueError(f"TFDS data set {builder.data_dir}, split {split!r}: {one_line(error)}") from error
     widths = {name: getattr(feature, "np_dtype", None) for name, feature in builder.info.features.items()}
     bytes_columns = {*pictures, columns.get("images", "")}
 
@@ -113,7 +114,7 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
         try:
             values = rows[index]
         except Exception as error:  # the reader's own kinds
-            raise ValueError(f"its record cannot be read: {error}") from error
+            raise ValueError(f"its record cannot be read: {one_line(error)}") from error
         return {
             name: _plain(_in_width(values[name], widths[name]), name in bytes_columns)
             for name in columns.values()

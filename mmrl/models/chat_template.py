@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from mmrl.models.model_files import one_line, read_json, shown
+from mmrl.models.model_files import read_json, shown
+from mmrl.terminal import one_line
 
 # Far beyond what a template of a short conversation does, which is some hundreds of lines.
 _MOST_STEPS = 200_000  # lines of Python, to render a short conversation

@@ -17,9 +17,9 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from mmrl.models.model_files import one_line
 from mmrl.models.params import Param, flatten, unflatten
 from mmrl.models.weight_files import INDEX, SINGLE, Stored, check_type, finite, locate, open_weights
+from mmrl.terminal import one_line
 from mmrl.types import Params
 from mmrl.whole_file import whole_folder
 

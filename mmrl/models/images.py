@@ -24,6 +24,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from mmrl.terminal import one_line
+
 # What is read at all. Pillow knows more formats; some run another program, few are met in data.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MOST_PIXELS = 89_478_485  # of one image: decoded and made opaque it takes about 1.5 GiB for a moment
@@ -62,7 +64,7 @@ def open_image(image: bytes | str | os.PathLike | Image.Image, name: str) -> Ima
     """
     if isinstance(image, Image.Image):
         return image
-    what = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+    what = f"{len(image)} bytes" if isinstance(image, bytes) else one_line(os.fspath(image), 200)
     try:
         if not isinstance(image, bytes) and not stat.S_ISREG(os.stat(image).st_mode):
             raise ValueError("not a file")  # a pipe would be waited for
@@ -72,7 +74,7 @@ def open_image(image: bytes | str | os.PathLike | Image.Image, name: str) -> Ima
         return opened
     except Exception as error:  # Pillow's decoders raise what they like at damaged files
         # Pillow's own words for this hold an address in memory, and a policy may read them.
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise ValueError(
             f"{name}: cannot read the image ({what}): {reason}. Repair or remove the row."
         ) from error
@@ -207,7 +209,7 @@ def patchify(image: Image.Image, spec: ImageSpec, name: str) -> UInt8[np.ndarray
         resized = to_rgb(image).resize((columns * p, rows * p), Image.Resampling.BICUBIC)
     except Exception as error:  # as in `open_image`
         raise ValueError(
-            f"{name}: the image's pixels cannot be decoded: {error}. Repair or remove the row."
+            f"{name}: the image's pixels cannot be decoded: {one_line(error)}. Repair or remove the row."
         ) from error
     pixels = np.asarray(resized).reshape(rows // m, m, p, columns // m, m, p, 3)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, 3 * p * p)

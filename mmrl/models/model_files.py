@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrl.terminal import one_line
+
 _LFS_POINTER = b"version https://git-lfs"
 MOST_JSON_BYTES = 64 << 20  # the largest tokenizer's vocabulary is a few MB
 
@@ -42,13 +44,6 @@ def check_whole(path: Path) -> None:
         raise ValueError(f"{path} is a link to a file that is not there; fetch the model again")
     if path.is_file() and path.stat().st_size < 1000 and path.read_bytes().startswith(_LFS_POINTER):
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """What an error of a library says, on one line of bounded length."""
-    text = " ".join(f"{error}".split()) or type(error).__name__
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -14,7 +14,6 @@ from mmrl.models.images import ImageSpec
 from mmrl.models.model_files import (
     check_whole,
     image_settings,
-    one_line,
     positive,
     read_json,
     section,
@@ -22,6 +21,7 @@ from mmrl.models.model_files import (
     whole,
 )
 from mmrl.models.qwen2_5_vl_config import Config, read_config
+from mmrl.terminal import one_line
 
 _MOST_PIXELS = 1 << 31  # of an image
 _MOST_TOKENS = 1 << 24

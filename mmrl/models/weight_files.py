@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mmrl.models.model_files import check_whole, one_line, read_json, shown
+from mmrl.models.model_files import check_whole, read_json, shown
+from mmrl.terminal import one_line
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -141,11 +141,15 @@ def read_results(out: Path) -> dict[str, Any]:
     path = out / "results.json" if out.is_dir() else out
     try:
         found = json.loads(path.read_bytes())
-        if {"suite", "origin", "rows", "seed", "data_root"} <= found.keys():
+        rows = found["rows"]
+        kinds = {"suite": dict, "origin": dict, "rows": list, "seed": int, "data_root": str}
+        if all(isinstance(found[key], kind) for key, kind in kinds.items()) and all(
+            isinstance(row["benchmark"], str) and isinstance(row["hashes"], dict) for row in rows
+        ):
             return found
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist: name the results.json of an evaluation") from error
-    except (ValueError, AttributeError, OSError):
+    except (ValueError, TypeError, KeyError, RecursionError, OSError):
         pass
     raise ValueError(f"{path} is not what mmrl eval --suite writes; delete it, or name another file")
 

@@ -60,11 +60,13 @@ def load_sweep(directory: str | Path, metrics: Sequence[str] = ()) -> Results:
     directory = Path(directory)
     path = directory / "sweep.json"
     try:
-        asked = json.loads(path.read_text())
+        asked = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{directory} holds no sweep: {path} does not exist") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged; the same mmrl sweep writes it anew") from error
+    except (ValueError, RecursionError):
+        asked = None
+    if not _is_asked(asked):
+        raise ValueError(f"{path} is damaged; the same mmrl sweep writes it anew")
     wanted = tuple(metrics) or tuple(asked["metrics"])
     finished: dict[str, tuple[int, ...]] = {}
     values: dict[tuple[str, int, str], float] = {}
@@ -84,6 +86,20 @@ def load_sweep(directory: str | Path, metrics: Sequence[str] = ()) -> Results:
         metrics=wanted,
         finished=finished,
         values=values,
+    )
+
+
+def _is_asked(value: Any) -> bool:
+    """Whether a JSON value is what `mmrl.sweep.plan.write_sweep` writes."""
+    if not isinstance(value, dict) or not isinstance(value.get("arms"), dict):
+        return False
+    lists = {"seeds": int, "metrics": str}
+    return (
+        isinstance(value.get("experiment"), str)
+        and all(isinstance(changes, dict) for changes in value["arms"].values())
+        and value.get("baseline") in ("", *value["arms"])
+        and all(isinstance(value.get(key), list) for key in lists)
+        and all(type(one) is kind for key, kind in lists.items() for one in value[key])
     )
 
 

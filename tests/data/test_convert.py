@@ -325,7 +325,7 @@ def test_any_entry_is_a_row_or_broken(layout, entry, tmp_path_factory):
         ("in.json", "3", "neither a list nor an object of entries"),
         ("in.json", b"\xff\xfe", "is not UTF-8"),
         ("in.csv", "a,a\n1,2\n", "names a column twice"),
-        ("in.json", "[]", "there is no row to write"),
+        ("in.json", "[]", "0 entries, of which none makes a row"),
         (
             "in.json",
             '{"images": 3, "annotations": [], "categories": []}',
