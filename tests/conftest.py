@@ -47,6 +47,15 @@ def few_mappings():
         jax.clear_caches()
 
 
+def pytest_terminal_summary(terminalreporter):
+    """A line for each reader that tests/fuzz gave inputs to: how many, and how many of them it refused."""
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, ())]
+    told = [(one.nodeid, value) for one in reports for name, value in one.user_properties if name == "fuzzed"]
+    for test, tally in sorted(dict(told).items()):
+        counts = "  ".join(f"{count:6} {word}" for word, count in tally.items())
+        terminalreporter.write_line(f"{counts}  {test.rpartition('::test_')[2]}")
+
+
 @pytest.fixture(scope="session")
 def fixtures_dir() -> Path:
     """Where the model directories with reference outputs lie."""
