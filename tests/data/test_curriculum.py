@@ -389,7 +389,7 @@ class TestOrder:
         ({"curriculum": {"order": "hard"}}, "order='hard' should be one of '', 'difficulty', 'pass_rate'"),
         ({"curriculum": {"window": 0}}, r"window=0\.0 should be in"),
         ({"curriculum": {"random": 2}}, r"random=2\.0 should be in"),
-        ({"curriculum": {"tiers": (1, 1)}}, r"tiers=\(1, 1\) should be shares of easy, medium"),
+        ({"curriculum": {"tiers": (1, 1)}}, r"tiers=\(1\.0, 1\.0\) should be shares of easy, medium"),
         ({"curriculum": {"tiers": (-1, 1, 1)}}, "tiers="),
         ({"curriculum": {"tiers": (0, 0, 0)}}, "tiers="),
         ({"curriculum": {"bounds": (0.5, 0.2)}}, "bounds=.* should be two pass rates"),
