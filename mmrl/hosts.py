@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from mmrl.terminal import tell
 
+EARLY_S = 600  # until all processes have come as far as their first message
 SILENCE_S = 30  # a process that is not heard of for so long is dead to the others
 LOST = 75  # exit status: try again (EX_TEMPFAIL of sysexits.h)
 
@@ -63,6 +65,21 @@ def exchange(value: Any) -> list[Any]:
     padded = np.pad(text, (0, int(lengths.max()) - len(text)))
     rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
     return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths, strict=True)]
+
+
+def exchange_early(value: Any) -> list[Any]:
+    """As `exchange`, once in a run, by way of the coordinator.
+
+    It runs no program, so that processes with other versions or numbers of devices hear of each other.
+    """
+    count, client = jax.process_count(), distributed.global_state.client
+    if count == 1:
+        return [value]
+    assert client is not None  # `join` has made it
+    client.key_value_set(f"mmrl/early/{jax.process_index()}", json.dumps(value))
+    told = [client.blocking_key_value_get(f"mmrl/early/{k}", EARLY_S * 1000) for k in range(count)]
+    client.wait_at_barrier("mmrl/early", EARLY_S * 1000)  # until all have heard all
+    return [json.loads(one) for one in told]
 
 
 def most(*values: int) -> tuple[int, ...]:

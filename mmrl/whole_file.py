@@ -57,11 +57,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 file.chmod(mode)
                 _to_disk(file)
         old = part.with_name(f".{path.name}.old.part")
-        _remove(old)
+        remove(old)
         if path.exists():
             path.rename(old)  # at once: nobody ever sees half of a folder that is being deleted
         part.rename(path)
-        _remove(old)
+        remove(old)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -168,7 +168,7 @@ def _part(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     try:
         yield part
     except BaseException:
-        _remove(part)
+        remove(part)
         raise
     finally:
         os.close(descriptor)
@@ -194,7 +194,7 @@ def _discard(part: Path) -> bool:
     descriptor = _locked(part)
     if descriptor is None:
         return False
-    _remove(part)
+    remove(part)
     os.close(descriptor)
     return True
 
@@ -224,7 +224,8 @@ def _to_disk(file: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all that is in it; nothing if it is not there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

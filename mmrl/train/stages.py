@@ -12,6 +12,7 @@ from mmrl.data.shapes_model import write_model
 from mmrl.data.sources import Source, fingerprint
 from mmrl.data.zoom_world import write_zoom_model, write_zoom_world
 from mmrl.rewards.judge_client import check as check_judge
+from mmrl.train.agreement import agree, check_start, model_fingerprint
 from mmrl.train.assemble import (
     Model,
     TrainingData,
@@ -66,6 +67,7 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
     if config.reward.judge.endpoint:
         check_judge(config.reward.judge)
     with hold(workdir), hosts.noticing_loss(), watch() as notice:
+        check_start(config, workdir)
         open_workdir(config, workdir)
         spent = _seconds_before(workdir)
         model, data, heldout = prepare(config, workdir)
@@ -86,10 +88,13 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
 def run_cold_start(config: Config, workdir: Path) -> Model:
     """The supervised stage alone, like `run`; returns the model it made."""
     with hold(workdir), hosts.noticing_loss(), watch() as notice:
+        check_start(config, workdir)
         open_workdir(config, workdir)
         write_built_in_world(config, workdir)
         model = open_model(config, model_at(config, workdir))
         model.check()
+        demonstrations = fingerprint(data_at(config, config.cold_start.data, workdir))
+        agree({"cold_start.data": demonstrations, "the model's files": model_fingerprint(model.directory)})
         return cold_start(config, model, workdir, notice)
 
 
@@ -108,19 +113,15 @@ def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, tuple[S
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
     heldout = open_heldout(config, config.data.heldout, workdir, model) if config.data.heldout else ()
-    fingerprints = {f"data.train[{k}]": _fingerprint(source) for k, source in enumerate(data.sources)}
+    fingerprints = {f"data.train[{k}]": fingerprint(source) for k, source in enumerate(data.sources)}
     if config.cold_start.steps:
         demonstrations = data_at(config, config.cold_start.data, workdir)
-        fingerprints["cold_start.data"] = _fingerprint(demonstrations)
-    fingerprints |= {f"data.heldout[{k}]": _fingerprint(source) for k, source in enumerate(heldout)}
+        fingerprints["cold_start.data"] = fingerprint(demonstrations)
+    fingerprints |= {f"data.heldout[{k}]": fingerprint(source) for k, source in enumerate(heldout)}
     check_sources(config, [source.name for source in (*data.sources, *heldout)])
+    agree({**fingerprints, "the model's files": model_fingerprint(model.directory)})
     record_start(workdir, fingerprints, say, hub_commits(config, workdir))
     return model, data, heldout
-
-
-def _fingerprint(source: Source) -> str:
-    """Of the data as the first process sees it."""
-    return hosts.exchange(fingerprint(source) if hosts.first() else None)[0]
 
 
 def write_built_in_world(config: Config, workdir: Path) -> None:

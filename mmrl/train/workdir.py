@@ -17,7 +17,17 @@ from mmrl import hosts
 from mmrl.config import Config, from_dict
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
-from mmrl.whole_file import Damage, clear_parts, read_lines, set_aside, warn_of, write_lines, write_whole
+from mmrl.train.preemption import Interrupted
+from mmrl.whole_file import (
+    Damage,
+    clear_parts,
+    read_lines,
+    remove,
+    set_aside,
+    warn_of,
+    write_lines,
+    write_whole,
+)
 
 # Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
 _MAY_CHANGE = (
@@ -45,6 +55,11 @@ _MAY_CHANGE = (
     "log.",
     "mesh.",
 )
+# What a run makes in its folder before its first step.
+_MADE = (
+    *("checkpoints", "cold_start", "config.json", "lock", "metrics.jsonl"),
+    *("skipped_rows.jsonl", "starts.jsonl", "tensorboard", "world"),
+)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -52,7 +67,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 def hold(workdir: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it until the block, or the process, ends.
 
-    What a killed run was writing there is deleted.
+    What a killed run was writing there is deleted. A start that fails in a folder without a run before it has
+    taken a step leaves the folder as it was, so that a corrected command can begin there.
     Of several processes the first does so for all.
 
     Raises:
@@ -61,6 +77,7 @@ def hold(workdir: Path) -> Iterator[None]:
     if not hosts.first():
         yield
         return
+    there = workdir.exists()
     _make(workdir)
     with _told(workdir):
         # Opened for reading too, so as not to lose the name of who holds it.
@@ -68,9 +85,30 @@ def hold(workdir: Path) -> Iterator[None]:
     try:
         _lock(descriptor, workdir)
         clear_parts(workdir)
-        yield
+        with _as_it_was(workdir, there):
+            yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _as_it_was(workdir: Path, there: bool) -> Iterator[None]:
+    """Undo what a start has written that fails before its first step, where no run was before.
+
+    ``there``: whether the folder was.
+    """
+    before = {one.name for one in workdir.iterdir()}
+    try:
+        yield
+    except Exception as error:
+        logs = (workdir / "metrics.jsonl", workdir / "cold_start" / "metrics.jsonl")
+        begun = "config.json" in before or any(log.is_file() and log.stat().st_size for log in logs)
+        if not begun and not isinstance(error, Interrupted):
+            for name in {*_MADE} - (before - {"lock"}):
+                remove(workdir / name)
+            if not there and not any(workdir.iterdir()):
+                workdir.rmdir()
+        raise
 
 
 def _lock(descriptor: int, workdir: Path) -> None:

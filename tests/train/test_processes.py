@@ -34,6 +34,26 @@ def start(processes: int, workdir: Path) -> list[subprocess.Popen[str]]:
     return [subprocess.Popen(words, env=variables, **pipes) for words, variables in started]
 
 
+def test_processes_that_differ_are_refused(tmp_path):
+    """Both end at once, each with the same one line, and no folder is made."""
+    command = [sys.executable, "-m", "mmrl.cli", "train", f"--config={EXPERIMENT}:smoke"]
+    command += [f"--workdir={tmp_path / 'run'}"]
+    parts = shares(2, {"fsdp": -1}, dict(os.environ))
+    started = together(command, parts, tmp_path, dict(os.environ))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = [
+        subprocess.Popen([*one.words, f"--config.seed={k}"], env=one.environment, **pipes)
+        for k, one in enumerate(started)
+    ]
+    for process in running:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, said
+        (line,) = [one for one in said.splitlines() if one.startswith("mmrl: the processes of this run")]
+        assert "not alike: config.seed is 0 on process 0 and 1 on process 1. Start" in line
+        assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
 def finish(running: list[subprocess.Popen[str]]) -> list[str]:
     said = [process.communicate(timeout=600)[0] for process in running]
     assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)[-4000:]

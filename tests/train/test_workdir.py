@@ -14,6 +14,7 @@ import pytest
 
 from mmrl.config import Config, Data, Mesh, Rollout, Train, from_dict
 from mmrl.train import environment, workdir
+from mmrl.train.preemption import Interrupted
 
 CONFIG = Config(seed=3, data=Data(train="a.parquet"), train=Train(steps=7))
 
@@ -153,6 +154,51 @@ class TestOneRunAtATime:
         monkeypatch.setattr(workdir.fcntl, "lockf", none)
         with workdir.hold(tmp_path):
             workdir.open_workdir(CONFIG, tmp_path)
+
+
+class TestRefusedStart:
+    def start(self, path, error, *, step=False):
+        def run():
+            workdir.open_workdir(CONFIG, path)
+            workdir.record_start(path, {}, print)
+            (path / "world").mkdir()
+            (path / "metrics.jsonl").write_text('{"step": 0}\n' if step else "")
+            raise error
+
+        with pytest.raises(type(error)), workdir.hold(path):
+            run()
+
+    @pytest.mark.parametrize("error", [ValueError("bad data"), MemoryError()])
+    def test_leaves_the_folder_as_it_was(self, tmp_path, error):
+        self.start(tmp_path / "run", error)
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "notes").touch()
+        (tmp_path / "mine" / "world").mkdir()
+        with pytest.raises(FileExistsError):
+            self.start(tmp_path / "mine", error)
+        assert {one.name for one in (tmp_path / "mine").iterdir()} == {"notes", "world"}
+
+    def test_after_a_step_it_stays(self, tmp_path):
+        self.start(tmp_path, ValueError("not finite"), step=True)
+        assert {one.name for one in tmp_path.iterdir()} >= {"config.json", "starts.jsonl", "world"}
+
+    def test_an_interrupted_one_and_an_earlier_run_stay(self, tmp_path):
+        self.start(tmp_path / "a", Interrupted("SIGTERM"))
+        assert (tmp_path / "a" / "world").is_dir()
+        (tmp_path / "a" / "world").rmdir()
+        self.start(tmp_path / "a", ValueError("bad data"))
+        assert len(workdir.read_starts(tmp_path / "a")) == 2
+
+    def test_one_in_the_folder_of_another_that_is_starting_touches_nothing(self, tmp_path, monkeypatch):
+        def held(*_):
+            (tmp_path / "world").mkdir()
+            raise OSError(errno.EAGAIN, "locked")
+
+        monkeypatch.setattr(workdir.fcntl, "lockf", held)
+        with pytest.raises(ValueError, match="in use by another"), workdir.hold(tmp_path):
+            pass
+        assert (tmp_path / "world").is_dir()
 
 
 class TestStarts:
