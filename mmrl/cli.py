@@ -163,7 +163,14 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         refuse(_said(error))
         return 2
-    except Exception:
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):  # the first is JAX's word
+            tell(
+                f"mmrl: out of memory ({str(error).partition(chr(10))[0]}): fewer prompts at once (--batch),"
+                " smaller images (config.data.max_pixels) or shorter responses (--max-tokens) take less",
+                error=True,
+            )
+            return 1
         tell(traceback.format_exc(), error=True)
         return 1
     return 0

@@ -62,9 +62,9 @@ class Data:
     system: str = ""  # system message; "" leaves the chat template's own
     suffix: str = ""  # appended to every problem: the format prompt
     # Prompts are padded to the smallest that fits, in tokens and in window slots of image patches. With 0
-    # among the latter, batches without an image leave the vision tower out.
-    prompt_buckets: tuple[int, ...] = (64, 256, 1024, 2048, 4096)
-    patch_buckets: tuple[int, ...] = (64, 256, 1024, 2560, 5184, 10368)
+    # among the latter, batches without an image leave the vision tower out. () leaves it to the data.
+    prompt_buckets: tuple[int, ...] = ()
+    patch_buckets: tuple[int, ...] = ()
     min_pixels: int = 0  # of an image after resizing; 0 leaves preprocessor_config.json's value
     max_pixels: int = 0
     overlong: str = "drop"  # what a prompt over the largest bucket does: "drop", "resize" its images, "error"
@@ -84,8 +84,8 @@ class Rollout:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    lanes: int = 0  # prompts decoded at once, which bounds memory; 0 means all
-    columns: int = 0  # responses of a prompt decoded at once; fewer keep busy longer; 0 means the group
+    lanes: int = 0  # prompts decoded at once; 0 means as many as the memory has room for
+    columns: int = 0  # responses of a prompt decoded at once; 0 means the group, if there is room for it
     chunk: int = 16  # tokens decoded between two looks at what has ended
     max_batches: int = 10  # dynamic sampling draws at most this many batches to fill one
 
@@ -163,7 +163,8 @@ class Train:
 
     steps: int = 100  # rollout batches
     update_prompts: int = 128  # prompts of one optimizer step; divides rollout.prompts
-    micro_prompts: int = 16  # prompts whose gradient is computed at once; changes memory, never the result
+    # Prompts whose gradient is computed at once: memory, never the result. 0 means what there is room for.
+    micro_prompts: int = 0
     evaluate_every: int = 10  # steps
     checkpoint_every: int = 10  # steps
     checkpoint_minutes: float = 0.0  # also when so many have passed since the last; 0 means never
@@ -347,14 +348,20 @@ def _check(config: Config) -> None:
             f"config.rollout.group={config.rollout.group}: a group of one has no advantage; use 2 or more"
         )
     _divides("train.update_prompts", config.train.update_prompts, "rollout.prompts", config.rollout.prompts)
-    _divides(
-        "train.micro_prompts", config.train.micro_prompts, "train.update_prompts", config.train.update_prompts
-    )
+    if config.train.micro_prompts:
+        _divides(
+            "train.micro_prompts",
+            config.train.micro_prompts,
+            "train.update_prompts",
+            config.train.update_prompts,
+        )
     _divides(
         "cold_start.micro_batch", config.cold_start.micro_batch, "cold_start.batch", config.cold_start.batch
     )
     if config.rollout.lanes < 0:
-        raise ValueError(f"config.rollout.lanes={config.rollout.lanes} should be 0 (all prompts) or more")
+        raise ValueError(
+            f"config.rollout.lanes={config.rollout.lanes} should be 0 (as there is room) or more"
+        )
     if config.rollout.columns < 0:
         raise ValueError(f"config.rollout.columns={config.rollout.columns} should be 0 (the group) or more")
     for tool in config.episode.tools:
@@ -378,7 +385,7 @@ def _check(config: Config) -> None:
             raise ValueError(f"config.{path}={size} should be 0 or more")
     for name, least in (("prompt", 1), ("patch", 0)):
         buckets = getattr(config.data, f"{name}_buckets")
-        if not buckets or any(type(size) is not int or size < least for size in buckets):
+        if any(type(size) is not int or size < least for size in buckets):
             raise ValueError(f"config.data.{name}_buckets={buckets} should be whole numbers from {least}")
     for path, size in (
         ("rollout.max_batches", config.rollout.max_batches),

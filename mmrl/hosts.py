@@ -109,7 +109,7 @@ def noticing_loss() -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # Some collectives report a status such as "UNKNOWN: ..." as a ValueError.
-        if jax.process_count() == 1 or not re.match("[A-Z_]+: ", str(error)):
+        if jax.process_count() == 1 or not re.match("(?!RESOURCE_EXHAUSTED)[A-Z_]+: ", str(error)):
             raise
         tell(
             f"mmrl: process {jax.process_index()} of {jax.process_count()} ends, as another process of the"

@@ -132,7 +132,9 @@ def spec(axes: Axes, shape: Sequence[int], rules: Rules, sizes: Mapping[str, int
     return PartitionSpec(*parts)
 
 
-def sharding(mesh: Mesh, axes: Axes, shape: Sequence[int], rules: Rules = ACTIVATIONS) -> NamedSharding:
+def sharding(
+    mesh: Mesh | AbstractMesh, axes: Axes, shape: Sequence[int], rules: Rules = ACTIVATIONS
+) -> NamedSharding:
     """`spec` on a given mesh."""
     return NamedSharding(mesh, spec(axes, shape, rules, dict(mesh.shape)))
 

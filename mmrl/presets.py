@@ -29,8 +29,8 @@ def virl39k(algorithm: str, *, group: int, epochs: int = 2) -> ConfigDict:
             "suffix": FORMAT_PROMPT,
             "min_pixels": 200_704,
             "max_pixels": 1_003_520,
-            "prompt_buckets": (2048, 4096),
-            "patch_buckets": (6144, 12288),
+            "prompt_buckets": (512, 1024, 1536, 2048, 3072, 4096),
+            "patch_buckets": (1536, 3072, 4608, 6144, 9216, 12288),
             "overlong": "resize",
             "workers": 16,
         }
@@ -42,7 +42,6 @@ def virl39k(algorithm: str, *, group: int, epochs: int = 2) -> ConfigDict:
         {
             "steps": epochs * (_VIRL39K_ROWS // 384),
             "update_prompts": 128,
-            "micro_prompts": 4,
             "evaluate_every": 20,
             "checkpoint_every": 20,
         }

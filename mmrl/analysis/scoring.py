@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from mmrl.analysis.keys import corruption_keys
 from mmrl.config import Config
 from mmrl.mesh import batch_shards, put
-from mmrl.models.prompts import Encoded, bucket, collate
+from mmrl.models.prompts import Encoded, collate, padded
 from mmrl.train.assemble import Model, check_corruption
 from mmrl.train.programs import Batch, ImageCorruption, score
 from mmrl.types import Params, Responses
@@ -47,11 +47,12 @@ def scored(
     check_corruption(config)
     if not prompts:
         return []
-    tokens = bucket(max(len(one.tokens) for one in prompts), config.data.prompt_buckets)
-    slots = bucket(max(len(one.patches) for one in prompts), config.data.patch_buckets)
+    longest = max(len(one.tokens) for one in prompts), max(len(one.patches) for one in prompts)
+    tokens, slots = padded(*longest, model.processor, config.data.prompt_buckets, config.data.patch_buckets)
     length = _rounded(max(len(ids) for group in groups for ids in group), config.rollout.max_tokens)
     width = _rounded(max(map(len, groups)), config.rollout.group)
-    size = min(_rounded(len(prompts), config.train.micro_prompts), config.train.micro_prompts)
+    most = config.train.micro_prompts or batch_shards(model.mesh)
+    size = min(_rounded(len(prompts), most), most)
     size += -size % batch_shards(model.mesh)
     policy = model.policy(config.rollout.temperature)
     measure = partial(

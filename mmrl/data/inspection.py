@@ -26,7 +26,7 @@ from mmrl.data.validation import (
 )
 from mmrl.models.images import image_size
 from mmrl.models.processor import SPECIAL_TOKENS, Processor
-from mmrl.models.prompts import IMAGE, check_placeholders, measure, messages, spelt
+from mmrl.models.prompts import IMAGE, budget, check_placeholders, measure, messages, spelt
 from mmrl.sample import Sample
 
 LONGEST_ANSWER = 60  # characters of an answer that is kept to be counted; of a longer one, its start
@@ -147,8 +147,8 @@ def look(
                 tally.spelt.setdefault(token, []).append(name)
         if progress and ((row + 1) % EVERY == 0 or row + 1 == len(source)):
             progress(row + 1, len(source))
-    budget = (max(prompt.form.prompt_buckets), max(prompt.form.patch_buckets)) if prompt else (0, 0)
-    return _findings(source, tally, budget, len(source) if of is None else of)
+    limits = (prompt.form.prompt_buckets, prompt.form.patch_buckets) if prompt else None
+    return _findings(source, tally, limits, len(source) if of is None else of)
 
 
 def _need(sample: Sample, sizes: Sequence[tuple[int, int]], prompt: Prompt | None) -> tuple[int, int]:
@@ -195,9 +195,14 @@ def _digest(sample: Sample) -> bytes:
     return digest.digest()
 
 
-def _findings(source: Source, tally: _Tally, budget: tuple[int, int], of: int) -> Findings:
+def _findings(
+    source: Source, tally: _Tally, buckets: tuple[Sequence[int], Sequence[int]] | None, of: int
+) -> Findings:
     lengths = np.array(tally.lengths, np.int64).reshape(-1, 3)
     needs = np.array(tally.needs, np.int64).reshape(-1, 2)
+    # Where no buckets are given, a run makes them large enough.
+    longest = needs.max(axis=0, initial=1).tolist()
+    limits = [budget(sizes) or most for sizes, most in zip(buckets or (), longest, strict=False)]
     groups = {name: _group(answers) for name, answers in tally.answers.items()}
     return Findings(
         name=source.name,
@@ -214,9 +219,9 @@ def _findings(source: Source, tally: _Tally, budget: tuple[int, int], of: int) -
         answer_length=lengths[:, 1],
         images=lengths[:, 2],
         sizes=np.array(tally.sizes, np.int64).reshape(-1, 2),
-        tokens=needs[:, 0] if budget[0] else None,
-        slots=needs[:, 1] if budget[0] else None,
-        budget=budget,
+        tokens=needs[:, 0] if buckets else None,
+        slots=needs[:, 1] if buckets else None,
+        budget=(limits[0], limits[1]) if buckets else (0, 0),
         over_budget=np.array(tally.over, np.int64),
         budgets=together(tally.budgets),
     )

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int, Int32
 from mmrl import hosts
 from mmrl.data.sources import Source
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import Encoded, OverBudget, bucket, collate, encode, messages, text_ids
+from mmrl.models.prompts import Encoded, OverBudget, budget, collate, encode, messages, padded, text_ids
 from mmrl.rollout.episodes import Episode
 from mmrl.rollout.generate import gather
 from mmrl.rollout.replay import at_once, replay
@@ -43,7 +43,7 @@ class PromptFormat:
 
     ``overlong`` says what happens to a prompt over the largest bucket, which is never truncated: "drop" (and
     count) it, raise an "error", or "resize" its images (see `mmrl.models.prompts.encode`) and drop it only
-    if that does not help.
+    if that does not help. Without buckets there is no limit, and batches are padded to a round length.
     """
 
     prompt_buckets: tuple[int, ...]  # tokens
@@ -55,9 +55,6 @@ class PromptFormat:
     def __post_init__(self) -> None:
         if self.overlong not in OVERLONG:
             raise ValueError(f"overlong is {self.overlong!r}; it must be one of {OVERLONG}")
-        for name in ("prompt_buckets", "patch_buckets"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; give at least one length")
 
 
 @dataclass(frozen=True)
@@ -358,8 +355,8 @@ def encode_sample(sample: Sample, processor: Processor, form: PromptFormat) -> E
         messages(sample.problem, form.system, form.suffix),
         sample.images,
         name=sample.id,
-        prompt_budget=max(form.prompt_buckets),
-        patch_budget=max(form.patch_buckets),
+        prompt_budget=budget(form.prompt_buckets),
+        patch_budget=budget(form.patch_buckets),
         overlong="resize" if form.overlong == "resize" else "error",
     )
 
@@ -370,7 +367,7 @@ def _batch(
     """A batch in the smallest buckets that hold the rows of all processes."""
     encoded = [item.encoded or encode(processor, messages("")) for item in items]
     widths = hosts.most(max(len(e.tokens) for e in encoded), max(len(e.patches) for e in encoded))
-    tokens, slots = bucket(widths[0], form.prompt_buckets), bucket(widths[1], form.patch_buckets)
+    tokens, slots = padded(*widths, processor, form.prompt_buckets, form.patch_buckets)
     return Batch(
         rows=rows,
         samples=[item.sample for item in items],

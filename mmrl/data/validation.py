@@ -62,6 +62,7 @@ class Report:
     over_budget: tuple[int, ...]  # rows that need more than the largest buckets, resized if that is the rule
     difficulty: tuple[tuple[int, float], ...] = ()  # of the rows that have one, by row
     budgets: tuple[Budget, ...] = ()  # that those rows are over
+    lengths: tuple[tuple[int, int], ...] = ()  # tokens and patch slots of the prompts that can be used
 
 
 def inspect(
@@ -99,21 +100,24 @@ def inspect(
     over: list[int] = []
     difficulty: list[tuple[int, float]] = []
     budgets: list[Budget] = []
+    lengths: list[tuple[int, int]] = []
     for count, row in enumerate(looked, 1):
         try:
             sample = source[row]
             if probe:
                 probe(sample)
-            exceeded = _exceeded(sample, processor, form, with_solutions, longest)
+            length, exceeded = _examined(sample, processor, form, with_solutions, longest)
             over += [row] if exceeded else []
             budgets += exceeded
+            lengths += [] if exceeded else [length]
             if sample.difficulty is not None:
                 difficulty.append((row, sample.difficulty))
         except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
             broken.append(Broken(row, source.id(row), reason(error, source.id(row))))
         if progress and (count % EVERY == 0 or count == len(looked)):
             progress(count, len(looked))
-    return Report(len(looked), tuple(broken), tuple(over), tuple(difficulty), together(budgets))
+    found = (tuple(broken), tuple(over), tuple(difficulty), together(budgets), tuple(lengths))
+    return Report(len(looked), *found)
 
 
 def merged(reports: Sequence[Report]) -> Report:
@@ -122,9 +126,9 @@ def merged(reports: Sequence[Report]) -> Report:
     over = sorted(row for report in reports for row in report.over_budget)
     difficulty = sorted(pair for report in reports for pair in report.difficulty)
     budgets = together(one for report in reports for one in report.budgets)
-    return Report(
-        sum(report.rows for report in reports), tuple(broken), tuple(over), tuple(difficulty), budgets
-    )
+    lengths = sorted(length for report in reports for length in report.lengths)
+    rows = sum(report.rows for report in reports)
+    return Report(rows, tuple(broken), tuple(over), tuple(difficulty), budgets, tuple(lengths))
 
 
 def usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:
@@ -165,16 +169,17 @@ def check_buckets(processor: Processor, form: PromptFormat) -> None:
         )
 
 
-def _exceeded(
+def _examined(
     sample: Sample, processor: Processor, form: PromptFormat, with_solutions: bool, longest: int | None
-) -> list[Budget]:
-    """The budgets that a row is over. Raises ValueError if it cannot be used."""
+) -> tuple[tuple[int, int], list[Budget]]:
+    """What a row's prompt needs, and the budgets that the row is over. Raises ValueError if it is of no use."""
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
     written = _written(sample, processor) if with_solutions else 0
-    found = exceeded(needed(sample, sizes, processor, form), form)
+    need = needed(sample, sizes, processor, form)
+    found = exceeded(need, form)
     if longest is not None and written > longest:
         found.append(Budget("tokens of a solution", "cold_start.max_tokens", longest, 1, written))
-    return found
+    return need, found
 
 
 def needed(
@@ -182,24 +187,34 @@ def needed(
 ) -> tuple[int, int]:
     """Tokens and patch slots of a prompt with images of these (height, width), as ``form.overlong`` has it.
 
-    Where it resizes images and the prompt is over budget, with images as small as that makes them. Raises
-    ValueError naming the row if it is no prompt.
+    Where it resizes images and the prompt is over budget, at most the budget if that helps, and what it needs
+    with the smallest images if not. Raises ValueError naming the row if it is no prompt.
     """
     conversation = messages(sample.problem, form.system, form.suffix)
     need = measure(processor, conversation, sizes, sample.id)
     if form.overlong == "resize" and exceeded(need, form):
-        return measure(_seeing_least(processor), conversation, sizes, sample.id)
+        least = measure(_seeing_least(processor), conversation, sizes, sample.id)
+        if exceeded(least, form):
+            return least
+        return _within(need[0], form.prompt_buckets), _within(need[1], form.patch_buckets)
     return need
+
+
+def _within(size: int, buckets: Sequence[int]) -> int:
+    return min(size, max(buckets, default=size))
 
 
 def exceeded(need: tuple[int, int], form: PromptFormat) -> list[Budget]:
     """The budgets that one prompt is over, which needs so many tokens and patch slots."""
-    tokens, slots = max(form.prompt_buckets), max(form.patch_buckets)
-    found = [
-        Budget("tokens", "data.prompt_buckets", tokens, 1, need[0]),
-        Budget("patch slots", "data.patch_buckets", slots, 1, need[1]),
+    found = (
+        ("tokens", "data.prompt_buckets", form.prompt_buckets, need[0]),
+        ("patch slots", "data.patch_buckets", form.patch_buckets, need[1]),
+    )
+    return [
+        Budget(what, key, max(buckets), 1, size)
+        for what, key, buckets, size in found
+        if buckets and size > max(buckets)
     ]
-    return [one for one in found if one.least > one.limit]
 
 
 def _seeing_least(processor: Processor) -> Processor:

@@ -25,6 +25,7 @@ from mmrl.types import Images, Prompts
 
 Messages = Sequence[dict[str, Any]]
 IMAGE = "<image>"  # the placeholder in the text of a problem
+TOKEN_STEP = 32  # lengths of prompts that are not given are multiples of it
 MARK = "the assistant's content"  # stands for it while a template is rendered
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -132,12 +133,37 @@ def measure(
         raise ValueError(f"{name}: {error}") from error
 
 
-def bucket(n: int, buckets: Sequence[int]) -> int:
-    """The smallest of ``buckets`` that holds n. Raises OverBudget if none does."""
+def budget(buckets: Sequence[int]) -> int | None:
+    """What the largest of ``buckets`` holds; None, no limit, where there are none."""
+    return max(buckets, default=None)
+
+
+def bucket(n: int, buckets: Sequence[int], step: int = 1) -> int:
+    """The smallest of ``buckets`` that holds n; without any, the next of few multiples of ``step``.
+
+    These are 0 to 8 steps, and beyond them four from each power of two to the next.
+
+    Raises OverBudget if no bucket does.
+    """
+    if not buckets:
+        steps = -(-n // step)
+        coarse = 1 << max((steps - 1).bit_length() - 3, 0)
+        return -(-steps // coarse) * coarse * step
     fitting = [size for size in buckets if size >= n]
     if not fitting:
         raise OverBudget(f"{n} does not fit the largest bucket of {sorted(buckets)}")
     return min(fitting)
+
+
+def padded(
+    tokens: int,
+    patches: int,
+    processor: Processor,
+    prompt_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+) -> tuple[int, int]:
+    """What a batch is padded to whose prompts have at most so many tokens and slots. Raises OverBudget."""
+    return bucket(tokens, prompt_buckets, TOKEN_STEP), bucket(patches, patch_buckets, processor.slots)
 
 
 def collate(

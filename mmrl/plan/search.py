@@ -18,6 +18,7 @@ from mmrl.plan.workload import (
     Workload,
     costlier_branches,
     device_bytes,
+    one_prompt_each,
     program,
     read_each_token,
     resident_bytes,
@@ -83,6 +84,7 @@ def sized(config: Config, shards: int, per_shard: int | None) -> Config:
     Raises:
       ValueError: the batches do not divide over the mesh (keys and mend are named).
     """
+    config = one_prompt_each(config, shards)
     train, rollout = config.train, config.rollout
     if per_shard is not None:
         if per_shard < 1:

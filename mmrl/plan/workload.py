@@ -4,7 +4,7 @@ Arguments are stand-ins (`jax.ShapeDtypeStruct`) that know their sharding; nothi
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.config import Config, algorithm
-from mmrl.mesh import ACTIVATIONS, DECODING, WEIGHTS, Rules, sharding, shardings, stand_ins
+from mmrl.mesh import ACTIVATIONS, DECODING, WEIGHTS, Rules, batch_shards, sharding, shardings, stand_ins
 from mmrl.models import qwen2_5_vl_config
 from mmrl.models.params import abstract
 from mmrl.rollout import engine
@@ -58,12 +58,25 @@ def costlier_branches(sizes: qwen2_5_vl_config.Config) -> float:
     return len(set(sizes.full_attention_layers) & set(range(sizes.vision_layers))) / sizes.vision_layers
 
 
+def one_prompt_each(config: Config, shards: int) -> Config:
+    """The config with micro-batches of a prompt in each of ``shards`` parts, where it leaves them open."""
+    train = config.train
+    if train.micro_prompts:
+        return config
+    return replace(config, train=replace(train, micro_prompts=math.gcd(train.update_prompts, shards)))
+
+
 def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Workload:
     """The run ``config`` with a model of ``sizes`` on ``mesh``.
 
     Raises:
-      ValueError: the largest patch bucket is no whole number of windows, or the sampling is out of range.
+      ValueError: no buckets, the largest patch bucket is no whole number of windows, or the sampling is out
+        of range.
     """
+    for key in ("prompt_buckets", "patch_buckets"):
+        if not getattr(config.data, key):
+            raise ValueError(f"config.data.{key} is left to the data, which is not looked at here")
+    config = one_prompt_each(config, batch_shards(mesh))
     patches, slots = max(config.data.patch_buckets), sizes.window_slots
     if patches % slots:
         raise ValueError(

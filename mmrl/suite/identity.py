@@ -11,7 +11,7 @@ import mmrl.rewards
 from mmrl.config import Config
 from mmrl.data.sources import Source, fingerprint
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import messages, rendered
+from mmrl.models.prompts import budget, messages, rendered
 from mmrl.rewards.judge import JUDGED
 from mmrl.suite.suite import Benchmark
 from mmrl.train.checksums import checksums, digest
@@ -31,7 +31,10 @@ def settings(
     """
     pixels = {"min_pixels": processor.image.min_pixels, "max_pixels": processor.image.max_pixels}
     conversation = messages("<image>{problem}", benchmark.system or None, benchmark.suffix)
-    budgets = {"prompt_tokens": max(config.data.prompt_buckets), "patches": max(config.data.patch_buckets)}
+    budgets = {
+        "prompt_tokens": budget(config.data.prompt_buckets),
+        "patches": budget(config.data.patch_buckets),
+    }
     judged = any(name in JUDGED for name in verifiers)
     judge = config.reward.judge
     tools = dataclasses.asdict(config.episode) if config.episode.tools else {}

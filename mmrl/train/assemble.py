@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mmrl import hosts, hub
 from mmrl.config import Config
@@ -75,6 +75,7 @@ class TrainingData:
     difficulty: Float[np.ndarray, "n"] | None  # of all rows of the files, where an order asks for it
     rows: int  # of all, those that cannot be used included
     broken: tuple[Skipped, ...]
+    lengths: Int[np.ndarray, "n 2"]  # tokens and patch slots of each prompt that is used
 
 
 def located(path: str, workdir: Path) -> str:
@@ -273,6 +274,7 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
         difficulty=difficulties(found) if config.data.curriculum.order == "difficulty" else None,
         rows=sum(report.rows for _, report in found),
         broken=tuple(Skipped(one.id, one.reason) for _, report in found for one in report.broken),
+        lengths=_lengths(found),
     )
 
 
@@ -283,10 +285,22 @@ def open_heldout(
 
     Raises ValueError as `open_source` does, and if two are called alike.
     """
-    paths = [path.strip() for path in text.split(",")]
-    sources = tuple(open_source(config, path, workdir, model, key=key) for path in paths)
+    return open_heldout_with_lengths(config, text, workdir, model, key=key)[0]
+
+
+def open_heldout_with_lengths(
+    config: Config, text: str, workdir: Path, model: Model, *, key: str = "data.heldout"
+) -> tuple[tuple[Source, ...], Int[np.ndarray, "n 2"]]:
+    """`open_heldout`, and the tokens and patch slots of each prompt; nothing for ""."""
+    paths = [path.strip() for path in text.split(",")] if text else []
+    found = [_looked_through(config, path, workdir, model, key, None) for path in paths]
+    sources = tuple(source for source, _ in found)
     _check_names(sources, key, text)
-    return sources
+    return sources, _lengths(found)
+
+
+def _lengths(found: Sequence[tuple[Source, Report]]) -> Int[np.ndarray, "n 2"]:
+    return np.array([length for _, report in found for length in report.lengths], np.int64).reshape(-1, 2)
 
 
 def open_source(
@@ -362,6 +376,7 @@ def _looked_through(
                 tuple(one["over_budget"]),
                 tuple((row, value) for row, value in one["difficulty"]),
                 tuple(Budget(**budget) for budget in one["budgets"]),
+                tuple((tokens, slots) for tokens, slots in one["lengths"]),
             )
             for one in parts
         ]

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
-from mmrl.models.prompts import bucket, collate
+from mmrl.models.prompts import collate, padded
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
@@ -34,7 +34,7 @@ def check(samples: Sequence[Sample], config: Config, model: Model) -> tuple[int,
     for sample in samples:
         encoded = encode_sample(sample, model.processor, form)
         tokens, slots = max(tokens, len(encoded.tokens)), max(slots, len(encoded.patches))
-    return bucket(tokens, form.prompt_buckets), bucket(slots, form.patch_buckets)
+    return padded(tokens, slots, model.processor, form.prompt_buckets, form.patch_buckets)
 
 
 def complete(

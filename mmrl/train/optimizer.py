@@ -40,11 +40,11 @@ def make_optimizer(config: Optimizer, params: Params, updates: int) -> optax.Gra
         return chain
     flat = traverse_util.flatten_dict(params, sep="/")
     for prefix in config.freeze:
-        if not any(_under(path, prefix) for path in flat):
+        if not any(is_under(path, prefix) for path in flat):
             raise ValueError(f"config.optimizer.freeze: no weight is under {prefix!r}")
     labels = traverse_util.unflatten_dict(
         {
-            path: "frozen" if any(_under(path, prefix) for prefix in config.freeze) else "trained"
+            path: "frozen" if any(is_under(path, prefix) for prefix in config.freeze) else "trained"
             for path in flat
         },
         sep="/",
@@ -52,7 +52,8 @@ def make_optimizer(config: Optimizer, params: Params, updates: int) -> optax.Gra
     return optax.multi_transform({"trained": chain, "frozen": optax.set_to_zero()}, labels)
 
 
-def _under(path: str, prefix: str) -> bool:
+def is_under(path: str, prefix: str) -> bool:
+    """Whether the weight at ``path`` is one of those that ``prefix`` names."""
     return path == prefix or path.startswith(prefix + "/")
 
 

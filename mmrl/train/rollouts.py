@@ -19,12 +19,14 @@ from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import groups_of
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.scheduler import roll_out
-from mmrl.rollout.shape import Shape, cache_bytes, shape_for
+from mmrl.rollout.shape import Shape, shape_for
 from mmrl.rollout.stats import Stats
 from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train.assemble import Model
+from mmrl.train.fit import most_lanes
+from mmrl.train.memory import Widths
 from mmrl.train.programs import Policy
 from mmrl.types import Params, Prompts
 from mmrl.workers.pool import WorkerPool
@@ -91,33 +93,23 @@ def observed_slots(config: Config) -> int:
     return max(limits.images, 1) * limits.observation_patches if limits.tools else 0
 
 
-def lanes_of(config: Config, prompts: int, width: int, group: int, max_tokens: int) -> Shape:
-    """How much is decoded at once of ``prompts`` of ``width`` tokens, by ``config.rollout``."""
+def lanes_of(config: Config, model: Model, prompts: Prompts, group: int, max_tokens: int) -> Shape:
+    """How much is decoded at once of ``prompts``, by ``config.rollout`` or by what memory is free."""
+    count, width = prompts.tokens.shape
+    config = replace(config, rollout=replace(config.rollout, group=group, max_tokens=max_tokens))
     rollout, limits = config.rollout, config.episode
+    widths = Widths(width, prompts.images.image.shape[1])
+    lanes = rollout.lanes or most_lanes(config, model.config, own_mesh(model.mesh), widths, count)
     return shape_for(
-        prompts,
+        count,
         group,
         prompt=width,
         max_tokens=max_tokens,
-        lanes=rollout.lanes,
+        lanes=lanes,
         columns=rollout.columns,
         chunk=rollout.chunk,
         observation=limits.observation_tokens if limits.tools else 0,
         observation_patches=limits.observation_patches if limits.tools else 0,
-    )
-
-
-def stated(config: Config, model: Model) -> str:
-    """What the keys and values of a rollout take, for people to read before it is computed."""
-    rollout = config.rollout
-    shape = lanes_of(
-        config, rollout.prompts, max(config.data.prompt_buckets), rollout.group, rollout.max_tokens
-    )
-    size = cache_bytes(model.config, shape) / 2**20
-    return (
-        f"rollout: {shape.lanes} lanes of {shape.columns} responses, prompts of up to {shape.prompt} tokens, "
-        f"responses of up to {shape.max_tokens}; keys and values take up to {size:,.1f} MiB over "
-        f"{model.mesh.devices.size} devices"
     )
 
 
@@ -145,7 +137,7 @@ def play(
     prompts = jax.tree.map(np.asarray, prompts)
     processor = model.processor
     episode = episodes_of(config, processor, sampling)
-    shape = lanes_of(config, len(samples), prompts.tokens.shape[1], group, sampling.max_tokens)
+    shape = lanes_of(config, model, prompts, group, sampling.max_tokens)
     return roll_out(
         params,
         policy.model,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt32
 from mmrl.config import Config
 from mmrl.mesh import own_mesh
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import Encoded, OverBudget, bucket, collate, encode, messages
+from mmrl.models.prompts import Encoded, OverBudget, budget, collate, encode, messages, padded
 from mmrl.rewards.judge import mark_of
 from mmrl.rewards.text import last_boxed
 from mmrl.rewards.words import says_yes
@@ -129,8 +129,8 @@ def _encoded(
             [turn],
             sample.images,
             name=sample.id,
-            prompt_budget=max(config.data.prompt_buckets),
-            patch_budget=max(config.data.patch_buckets),
+            prompt_budget=budget(config.data.prompt_buckets),
+            patch_budget=budget(config.data.patch_buckets),
             overlong="resize" if config.data.overlong == "resize" else "error",
         )
     except OverBudget:
@@ -141,9 +141,9 @@ def _batch(encoded: Sequence[Encoded | None], size: int, processor: Processor, c
     """Prompts for ``size`` lanes, in the smallest buckets that hold them; places of None are empty."""
     empty = encode(processor, messages(""))
     rows = [one or empty for one in encoded] + [empty] * (size - len(encoded))
-    tokens = bucket(max(len(row.tokens) for row in rows), config.data.prompt_buckets)
-    slots = bucket(max(len(row.patches) for row in rows), config.data.patch_buckets)
-    return collate(rows, processor, tokens, slots)
+    longest = max(len(row.tokens) for row in rows), max(len(row.patches) for row in rows)
+    data = config.data
+    return collate(rows, processor, *padded(*longest, processor, data.prompt_buckets, data.patch_buckets))
 
 
 def _filled(rows: Sequence[np.ndarray], size: int) -> Any:

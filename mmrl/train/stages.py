@@ -4,6 +4,8 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
+
 from mmrl import hosts
 from mmrl.config import Config, algorithm
 from mmrl.data.mixed_world import write_mixed_model, write_mixed_world
@@ -21,7 +23,7 @@ from mmrl.train.assemble import (
     data_at,
     hub_commits,
     model_at,
-    open_heldout,
+    open_heldout_with_lengths,
     open_model,
     open_source,
     open_training_data,
@@ -29,11 +31,12 @@ from mmrl.train.assemble import (
     uneven,
 )
 from mmrl.train.curves import draw_curves
+from mmrl.train.fit import Fitted, fit
 from mmrl.train.grading import check_sources
 from mmrl.train.loop import train
+from mmrl.train.memory import device_bytes
 from mmrl.train.metrics import read_metrics, say
 from mmrl.train.preemption import Notice, watch
-from mmrl.train.rollouts import stated
 from mmrl.train.sft import sft
 from mmrl.train.workdir import hold, open_workdir, record_start
 from mmrl.train.writers import check_wandb
@@ -70,10 +73,11 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
         check_start(config, workdir)
         open_workdir(config, workdir)
         spent = _seconds_before(workdir)
-        model, data, heldout = prepare(config, workdir)
-        if config.cold_start.steps:
-            model = cold_start(config, model, workdir, notice)
-        train(config, model, data, heldout, workdir, notice)
+        fitted, model, data, heldout = prepare(config, workdir)
+        with fitted.explained():
+            if config.cold_start.steps:
+                model = cold_start(config, model, workdir, notice)
+            train(fitted.config, model, data, heldout, workdir, notice)
         with hosts.first_alone() as writes:
             if writes:
                 name = f"{config.algorithm['name']}, seed {config.seed}"
@@ -98,21 +102,31 @@ def run_cold_start(config: Config, workdir: Path) -> Model:
         return cold_start(config, model, workdir, notice)
 
 
-def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, tuple[Source, ...]]:
+def prepare(config: Config, workdir: Path) -> tuple[Fitted, Model, TrainingData, tuple[Source, ...]]:
     """Write the world if the config asks for one, open model and data, check them, and record the start.
 
     Returns:
-      The model, the training data and the held-out sources (none where the config names none).
+      The config, with what data and memory decide; the model, the training data and the held-out sources
+      (none where the config names none).
     """
     write_built_in_world(config, workdir)
     model = open_model(config, model_at(config, workdir))
-    model.check()
-    for warning in uneven(config, model.config, model.mesh):
-        say(warning)
-    say(stated(config, model))
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
-    heldout = open_heldout(config, config.data.heldout, workdir, model) if config.data.heldout else ()
+    heldout, lengths = open_heldout_with_lengths(config, config.data.heldout, workdir, model)
+    starts = hosts.exchange(read_starts(workdir)[-1:])[0]
+    fitted = fit(
+        config,
+        model.config,
+        model.mesh,
+        np.concatenate([data.lengths, lengths]),
+        device_bytes(model.mesh),
+        starts[0].get("chosen", {}) if starts else {},
+    )
+    say(fitted.stated())
+    for warning in uneven(fitted.config, model.config, model.mesh):
+        say(warning)
+    model.check()
     fingerprints = {f"data.train[{k}]": fingerprint(source) for k, source in enumerate(data.sources)}
     if config.cold_start.steps:
         demonstrations = data_at(config, config.cold_start.data, workdir)
@@ -120,8 +134,8 @@ def prepare(config: Config, workdir: Path) -> tuple[Model, TrainingData, tuple[S
     fingerprints |= {f"data.heldout[{k}]": fingerprint(source) for k, source in enumerate(heldout)}
     check_sources(config, [source.name for source in (*data.sources, *heldout)])
     agree({**fingerprints, "the model's files": model_fingerprint(model.directory)})
-    record_start(workdir, fingerprints, say, hub_commits(config, workdir))
-    return model, data, heldout
+    record_start(workdir, fingerprints, say, hub_commits(config, workdir), fitted.chosen)
+    return fitted, model, data, heldout
 
 
 def write_built_in_world(config: Config, workdir: Path) -> None:

@@ -184,6 +184,7 @@ def record_start(
     fingerprints: dict[str, str],
     say: Callable[[str], None],
     commits: dict[str, str] | None = None,
+    chosen: dict[str, Any] | None = None,
 ) -> None:
     """Add a row to ``starts.jsonl``: when, by which command, what computes, from which step, on which data.
 
@@ -192,6 +193,7 @@ def record_start(
       fingerprints: of each data source, by the config's key that names it.
       say: takes a line for people: libraries that are not those of the last start.
       commits: of what is from the hub, by kind and name; a run that goes on takes those it began with.
+      chosen: values of keys that the config leaves open, likewise.
 
     Raises:
       ValueError: data is not that of the first start that read it (the key is named), or the folder cannot
@@ -217,6 +219,7 @@ def record_start(
         "cold_start_step": max(saved_steps(workdir / "cold_start" / "checkpoints"), default=0),
         "data": fingerprints,
         "hub": commits or {},
+        "chosen": chosen or {},
         **here,
     }
     with _told(workdir):

@@ -218,6 +218,13 @@ def test_bucket():
         bucket(513, (512, 64))
 
 
+def test_without_buckets_lengths_are_rounded_to_few():
+    lengths = [bucket(n, (), 32) for n in range(20_000)]
+    assert [bucket(n, (), 32) for n in (0, 1, 256, 257, 1040, 4096)] == [0, 32, 256, 320, 1280, 4096]
+    assert len(set(lengths)) < 40
+    assert all(n <= length <= 1.25 * n + 32 for n, length in enumerate(lengths))
+
+
 def test_collate(processor):
     rows = [encode(processor, messages("Hello")), encode(processor, messages("<image>"), [_picture(80, 80)])]
     batch = collate(rows, processor, 96, 64)

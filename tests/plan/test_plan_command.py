@@ -83,7 +83,10 @@ def test_mistakes(options, message, capsys):
     [
         (["--topology=v5e:4x4*2"], "set replica to 2"),
         (["--topology=v5e:2x2", "--config.mesh.tensor=3"], "does not fit 4 devices"),
-        (["--topology=v5e:4x4"], "config.train.micro_prompts=4 cannot be cut evenly into the 16 parts"),
+        (
+            ["--topology=v5e:4x4", "--config.train.micro_prompts=4"],
+            "config.train.micro_prompts=4 cannot be cut evenly into the 16 parts",
+        ),
         (["--topology=v5e:4x4", "--per-shard=0"], "--per-shard=0 should be 1 or more"),
         (["--smallest=v5e", "--per-shard=0"], "--per-shard=0 should be 1 or more"),
     ],

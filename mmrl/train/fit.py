@@ -1,0 +1,305 @@
+"""What a config leaves to data and memory is chosen here, and a run for which there is no room is refused."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Int
+
+from mmrl.config import Config
+from mmrl.mesh import batch_shards
+from mmrl.models.prompts import TOKEN_STEP, bucket
+from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
+from mmrl.train.memory import (
+    GIB,
+    ROOM,
+    Estimate,
+    Widths,
+    estimate,
+    free_bytes,
+    on_cpu,
+    out_of_memory,
+    sampling,
+)
+
+_OPEN = (  # keys that may be left open
+    "data.prompt_buckets",
+    "data.patch_buckets",
+    "rollout.lanes",
+    "rollout.columns",
+    "train.micro_prompts",
+)
+_LANES, _MICRO = 256, 16  # more, in all and of a device, are not chosen: nothing gets faster
+_SAVES = 0.85  # of the next larger bucket: one that is smaller is worth a program of its own
+
+
+def buckets_of(lengths: Int[np.ndarray, "n"], batch: int, step: int) -> tuple[int, ...]:
+    """Buckets for prompts of these lengths: multiples of ``step``, the largest as large as it must be.
+
+    The longest of a batch decides on its bucket, so there is a smaller one where half of the batches of
+    ``batch`` prompts drawn at random would fit it, and it saves something; and 0 if a prompt needs nothing.
+    """
+    half = np.quantile(lengths, 0.5 ** (1 / batch), method="higher")
+    sizes = sorted({-(-int(size) // step) * step for size in (half, lengths.max())})
+    smaller = [size for size in sizes[:-1] if size <= _SAVES * sizes[-1]]
+    return tuple(sorted({*([0] if lengths.min() == 0 else []), *smaller, sizes[-1]}))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A run with what its config leaves to data and memory."""
+
+    config: Config
+    chosen: dict[str, Any]  # values of the keys that were left open, as JSON
+    model: ModelConfig
+    mesh: Mesh
+    widths: Widths
+    limit: int | None
+
+    def estimate(self) -> Estimate:
+        """Of its memory."""
+        return estimate(self.config, self.model, self.mesh, self.widths, cpu=on_cpu(self.mesh))
+
+    def stated(self) -> str:
+        """What was chosen and what it takes, in a line for people."""
+        keys = ", ".join(f"config.{key}={_shown(value)}" for key, value in self.chosen.items())
+        there = "" if self.limit is None else f" of {self.limit / GIB:.2f} that are free"
+        return (
+            f"memory: up to {self.estimate().peak / GIB:.2f} GiB of a device{there}, for prompts of up to"
+            f" {self.widths.prompt} tokens and {self.widths.patches} patch slots"
+            + (f"; chosen: {keys}" if keys else "")
+        )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """A block whose lack of memory is a ValueError that shows the estimate."""
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            limit = self.limit or self.estimate().peak
+            why = f"out of memory, which was not foreseen: {str(error).splitlines()[0][:300]}"
+            # More was needed than was estimated: what is proposed must take clearly less.
+            text = refusal(self.config, self.model, self.mesh, self.widths, limit, why, room=ROOM / 2)
+            raise ValueError(text) from error
+
+
+def fit(
+    config: Config,
+    model: ModelConfig,
+    mesh: Mesh,
+    lengths: Int[np.ndarray, "n 2"],
+    limit: int | None,
+    before: Mapping[str, Any],
+) -> Fitted:
+    """Choose what the config leaves open: buckets by the data; lanes, columns and micro-batch by the memory.
+
+    Args:
+      config, model, mesh: the run.
+      lengths: tokens and patch slots of every prompt.
+      limit: bytes that a device may hold (`device_bytes`); None refuses nothing.
+      before: what was chosen when the run was started before: that stays, if there is room for it.
+
+    Raises:
+      ValueError: there is no room; with a table of bytes, and keys that make room if there are any.
+    """
+    made = _with(config, _buckets(config, model, lengths, before))
+    longest = lengths.max(axis=0).tolist()
+    widths = Widths(bucket(longest[0], made.data.prompt_buckets), bucket(longest[1], made.data.patch_buckets))
+
+    def fits(config: Config, room: float = ROOM) -> bool:
+        found = estimate(config, model, mesh, widths, cpu=on_cpu(mesh))
+        return limit is None or found.peak <= room * limit
+
+    keys = [key for key in ("rollout.columns", "rollout.lanes", "train.micro_prompts") if not _get(made, key)]
+    shards = batch_shards(mesh)
+    made = _with(made, {key: _choices(key, made, shards)[-1] for key in keys})
+    again = _with(made, {key: before[key] for key in keys if key in before})
+    if again != made and fits(again):
+        made, keys = again, []
+    for key in keys:
+        larger = (_with(made, {key: value}) for value in _choices(key, made, shards))
+        made = next((one for one in larger if fits(one)), made)
+    if limit is not None and not fits(made, room=1.0):
+        raise ValueError(refusal(made, model, mesh, widths, limit))
+    chosen = {key: _get(made, key) for key in _OPEN if not _get(config, key)}
+    return Fitted(made, chosen, model, mesh, widths, limit)
+
+
+def most_lanes(config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, prompts: int) -> int:
+    """Prompts to decode at once, of so many: what the memory that is free now has room for, at least one."""
+    free, shards = free_bytes(mesh), batch_shards(mesh)
+    rollout = replace(config.rollout, prompts=prompts, columns=config.rollout.columns or config.rollout.group)
+    config = replace(config, rollout=rollout)
+    choices = _choices("rollout.lanes", config, shards)
+    for lanes in choices if free else choices[:1]:
+        parts = sampling(_with(config, {"rollout.lanes": lanes}), model, mesh, widths, on_cpu(mesh))
+        if not free or sum(parts.values()) <= ROOM * free:
+            return lanes
+    return choices[-1]
+
+
+def _buckets(
+    config: Config, model: ModelConfig, lengths: Int[np.ndarray, "n 2"], before: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """The buckets that the config leaves open."""
+    made: dict[str, tuple[int, ...]] = {}
+    for column, (key, step) in enumerate(zip(_OPEN[:2], (TOKEN_STEP, model.window_slots), strict=True)):
+        if not _get(config, key):
+            found = buckets_of(lengths[:, column], config.rollout.prompts, step)
+            made[key] = tuple(before.get(key, found))
+    question = config.reward.self_judge.question
+    if question and _OPEN[0] in made and _OPEN[0] not in before:
+        # A question about a response holds both prompt and response.
+        most = made[_OPEN[0]][-1] + config.rollout.max_tokens + len(question) + 256
+        made[_OPEN[0]] += (bucket(most, (), TOKEN_STEP),)
+    return made
+
+
+def _choices(key: str, config: Config, shards: int) -> list[int]:
+    """Values of a key that bounds memory, the largest first."""
+    rollout, train = config.rollout, config.train
+    if key == "rollout.columns":
+        return _halves(rollout.group)
+    if key == "rollout.lanes":
+        return [shards * size for size in _halves(max(1, min(_LANES, rollout.prompts) // shards))]
+    sizes = [size for size in range(1, train.update_prompts + 1) if train.update_prompts % size == 0]
+    even = [size for size in sizes if size % shards == 0 and size <= _MICRO * shards]
+    return (even or [1])[::-1]
+
+
+def _halves(size: int) -> list[int]:
+    """The size, its half, rounded up, and so on down to 1."""
+    return [size, *_halves(-(-size // 2))] if size > 1 else [1]
+
+
+def refusal(
+    config: Config,
+    model: ModelConfig,
+    mesh: Mesh,
+    widths: Widths,
+    limit: int,
+    why: str = "",
+    room: float = ROOM,
+) -> str:
+    """What to say of a run for which there is no room: the keys, the bytes of each part, and what would do.
+
+    ``room``: the share of ``limit`` that what would do may take.
+    """
+    found, most = estimate(config, model, mesh, widths, cpu=on_cpu(mesh)), int(room * limit)
+    keys = (*_OPEN, "rollout.prompts", "rollout.group", "rollout.max_tokens", "model.dtype", "model.remat")
+    lines = [
+        why or f"the run needs {found.peak / GIB:.1f} GiB of each device, and {limit / GIB:.1f} are free",
+        " ".join(f"config.{key}={_shown(_get(config, key))}" for key in keys),
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}; the largest prompt is padded to {widths.prompt}"
+        f" tokens and {widths.patches} patch slots",
+        found.table(limit),
+    ]
+    changes = _smaller(config, model, mesh, widths, most)
+    if changes is not None:
+        pasted = " ".join(f"--config.{key}={_shown(value)}" for key, value in changes.items())
+        return "\n".join([*lines, f"by the same estimate there is room with {pasted}"])
+    axes = _larger(config, model, mesh, widths, most)
+    if axes is None:
+        return "\n".join([*lines, "no key makes room, nor do more such devices: take a smaller model"])
+    named = " ".join(f"--config.mesh.{axis}={axes[axis]}" for axis in ("fsdp", "tensor"))
+    return "\n".join(
+        [
+            *lines,
+            f"no key makes room on {mesh.size}; {math.prod(axes.values())} such devices would have it, with"
+            f" {named}; or take a smaller model",
+        ]
+    )
+
+
+def _larger(
+    config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, most: int
+) -> dict[str, int] | None:
+    """The axes of the smallest larger mesh whose devices each need at most so many bytes; None: none does."""
+    cuts = [(2**k, tensor) for k in range(13) for tensor in {mesh.shape["tensor"], model.kv_heads}]
+    for fsdp, tensor in sorted(cuts, key=lambda cut: (cut[0] * cut[1], cut[1])):
+        axes = {**mesh.shape, "fsdp": fsdp, "tensor": tensor}
+        larger = AbstractMesh(tuple(axes.values()), mesh.axis_names)
+        least = _with(config, {key: _choices(key, config, batch_shards(larger))[-1] for key in _OPEN[2:]})
+        if larger.size > mesh.size and estimate(least, model, larger, widths, cpu=on_cpu(mesh)).peak <= most:
+            return axes
+    return None
+
+
+def _smaller(
+    config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, most: int
+) -> dict[str, Any] | None:
+    """Values of few keys by which a run takes at most so many bytes; None if there are none."""
+
+    def peak(changes: Mapping[str, Any]) -> int:
+        made = _with(config, changes)
+        sizes = replace(model, remat=made.model.remat, dtype=jnp.dtype(made.model.dtype))
+        # Within smaller buckets, images are made smaller.
+        within = Widths(
+            *changes.get("data.prompt_buckets", (widths.prompt,)),
+            *changes.get("data.patch_buckets", (widths.patches,)),
+        )
+        return estimate(made, sizes, mesh, within, cpu=on_cpu(mesh)).peak
+
+    changes: dict[str, Any] = {}
+    for more in _reductions(config, model, widths, batch_shards(mesh)):
+        if peak(changes) <= most:
+            break
+        if peak({**changes, **more}) < peak(changes):
+            changes |= more
+    if peak(changes) > most:
+        return None
+    for key in [key for key in changes if not key.startswith("data.")]:  # some turned out not to be needed
+        less = {name: value for name, value in changes.items() if name != key}
+        changes = less if peak(less) <= most else changes
+    return changes
+
+
+def _reductions(config: Config, model: ModelConfig, widths: Widths, shards: int) -> Iterator[dict[str, Any]]:
+    """Changes that take less memory: first those that leave the result as it is."""
+    for key in ("train.micro_prompts", "rollout.lanes", "rollout.columns"):
+        yield {key: _choices(key, config, shards)[-1]}
+    yield {"model.remat": "full"}
+    yield {"model.dtype": "bfloat16"}
+    prompt, patches, tokens, step = (
+        widths.prompt,
+        widths.patches,
+        config.rollout.max_tokens,
+        model.window_slots,
+    )
+    while tokens > 128 or patches > 4 * step:
+        tokens = max(tokens // 2, min(tokens, 128))
+        yield {"rollout.max_tokens": tokens}
+        fewer = max(-(-patches // (2 * step)) * step, min(patches, 4 * step))
+        prompt -= (patches - fewer) // 4 // TOKEN_STEP * TOKEN_STEP
+        prompt, patches = max(prompt, TOKEN_STEP), fewer
+        yield {
+            "data.prompt_buckets": (prompt,),
+            "data.patch_buckets": (patches,),
+            "data.overlong": "resize",
+        }
+
+
+def _get(config: Config, key: str) -> Any:
+    part, name = key.split(".")
+    return getattr(getattr(config, part), name)
+
+
+def _with(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with values for keys like "rollout.lanes"."""
+    for key, value in changes.items():
+        part, name = key.split(".")
+        value = tuple(value) if isinstance(value, list) else value
+        config = replace(config, **{part: replace(getattr(config, part), **{name: value})})
+    return config
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,301 @@
+"""How many bytes of a device a run takes, before it takes any.
+
+`estimate` counts the arrays that a run holds, by what they are. How many temporary ones of a kind a program
+holds at once is the compiler's choice: the factors are those of XLA on the CPU, rounded up.
+"""
+
+import math
+import re
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import AbstractMesh, Mesh
+
+from mmrl import hosts
+from mmrl.config import Config, algorithm
+from mmrl.mesh import DECODING, WEIGHTS, Rules, batch_shards, sharding
+from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
+from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.rollout.shape import Shape, cache_bytes
+from mmrl.train.optimizer import is_under
+
+GIB = 2**30
+ROOM = 0.9  # of the memory: the rest is for what is not counted
+# Arrays of the size of a layer's attention scores that are held at once, of text and of images: in a forward
+# pass, in a backward one, and of each layer between the two if nothing is recomputed.
+_FORWARD, _BACKWARD, _KEPT = (2.1, 2.1), (3.6, 5.4), (1.5, 2.4)
+_LOGITS = 6  # arrays of the logits that are held at once
+_CHUNK = 1024  # tokens whose logits are held at once (`mmrl.kernels.vocab.token_statistics`)
+
+Parts = dict[str, int]  # bytes of a device, by what they hold
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What the data decides: the size of its largest prompt, padded."""
+
+    prompt: int  # tokens
+    patches: int  # patch slots
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one device: always held, and in each of the stages that take turns."""
+
+    always: Parts
+    stages: dict[str, Parts]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment."""
+        return sum(self.always.values()) + max(sum(parts.values()) for parts in self.stages.values())
+
+    def table(self, limit: int) -> str:
+        """All parts and their sums in GiB, for people; ``limit``, bytes that there are."""
+        always = sum(self.always.values())
+        lines = ["", "GiB of one device"]
+        for stage, parts in (("always", self.always), *self.stages.items()):
+            lines += [f"{size / GIB:12.3f}  {stage}: {name}" for name, size in parts.items() if size]
+            total = sum(parts.values()) + (0 if stage == "always" else always)
+            lines.append(
+                f"{total / GIB:12.3f}  {stage}, together{'' if stage == 'always' else ' with always'}"
+            )
+        return "\n".join([*lines, f"{limit / GIB:12.3f}  there are, of which {ROOM:.0%} are given out"])
+
+
+def estimate(
+    config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, widths: Widths, *, cpu: bool
+) -> Estimate:
+    """The bytes of a run whose ``rollout.lanes``, ``rollout.columns`` and ``train.micro_prompts`` are set.
+
+    ``cpu``: the devices are the host's, where XLA computes in 32 bits and batches of the host count too.
+    """
+    made, narrow = algorithm(config), np.dtype(model.dtype).itemsize
+    reference = _weights(model, mesh, WEIGHTS, narrow) if "reference" in made.needs else 0
+    return Estimate(
+        always={
+            "weights": _weights(model, mesh, WEIGHTS, 4),
+            "optimizer": 2 * _weights(model, mesh, WEIGHTS, 4, config.optimizer.freeze),
+            "reference policy": reference,
+        },
+        stages={
+            "sampling": {
+                "weights laid out for it": _copies(model, cpu) * _weights(model, mesh, DECODING, narrow),
+                **sampling(config, model, mesh, widths, cpu),
+            },
+            "update": _update(config, model, mesh, widths, cpu, 2 if made.corrupted_gradient else 1),
+        },
+    )
+
+
+def sampling(
+    config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, widths: Widths, cpu: bool
+) -> Parts:
+    """What prefill and decoding hold beside the weights."""
+    rollout, tensor, shards = config.rollout, mesh.shape["tensor"], batch_shards(mesh)
+    lanes = -(-rollout.lanes // shards)
+    cache = cache_bytes(model, Shape(lanes, rollout.columns, widths.prompt, rollout.max_tokens))
+    prefill = _Pass(model, tensor, _wide(model, cpu), lanes, widths)
+    return {
+        "keys and values": _copies(model, cpu) * cache // _cut_heads(model, tensor),
+        **prefill.parts(_FORWARD, 1),
+        "logits": _LOGITS * 4 * lanes * rollout.columns * model.vocabulary // tensor,
+        "images of the batch": (3 if cpu else 1) * _images(config, model, shards, widths),
+    }
+
+
+def _update(
+    config: Config,
+    model: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    widths: Widths,
+    cpu: bool,
+    branches: int,
+) -> Parts:
+    """What the update holds beside weights and optimizer, with gradients through so many ``branches``."""
+    rollout, train, limits = config.rollout, config.train, config.episode
+    tensor, shards, wide = mesh.shape["tensor"], batch_shards(mesh), _wide(model, cpu)
+    micro = -(-train.micro_prompts // shards)
+    read = limits.images * limits.observation_patches if limits.tools else 0
+    learn = _Pass(model, tensor, wide, micro, widths, rollout.group, rollout.max_tokens, read)
+    tokens = min(_CHUNK, micro * rollout.group * rollout.max_tokens)
+    sums = 1 if train.micro_prompts == train.update_prompts else 2
+    layer = learn.parts(_BACKWARD, 2 if cpu else 1)
+    logits = _LOGITS * 4 * tokens * model.vocabulary // tensor
+    copies = 3 if cpu else 1  # of the images of the batch, which the host has read
+    share = 2 * train.update_prompts / rollout.prompts  # those of an update, and the same cut up
+    return {
+        "gradient": sums * _weights(model, mesh, WEIGHTS, 4),
+        "kept for the backward pass": branches * learn.kept(),
+        # Logits and layers take turns.
+        **(layer if sum(layer.values()) > logits else {"logits": logits}),
+        "table of the vocabulary": (2 * wide + 4) * model.vocabulary * model.width // tensor,
+        "images of the batch": int((copies + share) * _images(config, model, shards, widths)),
+    }
+
+
+def _wide(model: ModelConfig, cpu: bool) -> int:
+    """Bytes of a number in products."""
+    return 4 if cpu else np.dtype(model.dtype).itemsize
+
+
+def _copies(model: ModelConfig, cpu: bool) -> int:
+    """How often an array that products read takes its bytes: once, or also for the same in 32 bits."""
+    return 3 if _wide(model, cpu) > np.dtype(model.dtype).itemsize else 1
+
+
+def _cut_heads(model: ModelConfig, tensor: int) -> int:
+    return tensor if model.kv_heads % tensor == 0 else 1
+
+
+def _images(config: Config, model: ModelConfig, shards: int, widths: Widths) -> int:
+    return -(-config.rollout.prompts // shards) * widths.patches * 3 * model.patch_size**2
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A device's part of a pass through the model: ``prompts``, each with ``group`` times ``tokens`` to it.
+
+    ``wide``: bytes of a number in products; ``read``: patch slots of the images that a response reads.
+    """
+
+    model: ModelConfig
+    tensor: int
+    wide: int
+    prompts: int
+    widths: Widths
+    group: int = 0
+    tokens: int = 0
+    read: int = 0
+
+    def _text(self) -> tuple[int, int]:
+        """Bytes of a layer's attention scores, and of its other activations."""
+        m, p, r = self.model, self.widths.prompt, self.group * self.tokens
+        heads = m.query_heads // _cut_heads(m, self.tensor)
+        scores = 4 * self.prompts * heads * (p * p + r * (p + self.tokens))
+        inside = (3 * m.query_heads + 4 * m.kv_heads) * m.head_dim + 5 * m.mlp_width
+        others = self.prompts * (p + r) * self.wide * (6 * m.width + inside // self.tensor)
+        return scores if m.attention == "plain" else 0, others
+
+    def _images(self) -> tuple[int, int]:
+        m, seen = self.model, (self.widths.patches, *[self.read] * self.group)
+        heads = -(-m.vision_heads // self.tensor)
+        whole = sum(n * n if m.attention == "plain" else n * m.window_slots for n in seen)
+        inside = 9 * m.vision_width + 5 * m.vision_mlp_width
+        others = sum(seen) * self.wide * (6 * m.vision_width + inside // self.tensor)
+        return 4 * self.prompts * heads * whole, self.prompts * others
+
+    def parts(self, scores: tuple[float, float], others: int) -> Parts:
+        """What is held of the layer that is computed, text and images taking turns."""
+        worst, held, rest = max(
+            (
+                ("text", scores[0] * self._text()[0], others * self._text()[1]),
+                ("images", scores[1] * self._images()[0], others * self._images()[1]),
+            ),
+            key=lambda one: one[1] + one[2],
+        )
+        m = self.model
+        stacks = traverse_util.flatten_dict(describe(m)["layers"]).values()
+        layer = sum(math.prod(one.shape[1:]) for one in stacks)
+        return {
+            f"attention scores of {worst}": int(held),
+            f"a layer's activations, {worst}": rest,
+            "a layer's weights": others * layer // self.tensor * (4 + self.wide),
+        }
+
+    def kept(self) -> int:
+        """What all layers keep of the forward pass for the backward pass, by ``model.remat``."""
+        # Between layers, tensor cuts the tokens.
+        m, (scores, others), (image_scores, image_others) = self.model, self._text(), self._images()
+        if m.remat == "none":
+            of_text, of_images = _KEPT[0] * scores + others, _KEPT[1] * image_scores + image_others
+            return int(m.layers * of_text + m.vision_layers * of_images)
+        tokens = self.prompts * (self.widths.prompt + self.group * self.tokens)
+        patches = self.prompts * (self.widths.patches + self.group * self.read)
+        text, vision = m.width // self.tensor, m.vision_width // self.tensor
+        if m.remat == "dots":
+            inside = (m.query_heads + 2 * m.kv_heads) * m.head_dim + 2 * m.mlp_width
+            text = (3 * m.width + inside) // self.tensor
+            vision = (6 * m.vision_width + 2 * m.vision_mlp_width) // self.tensor
+        return np.dtype(m.dtype).itemsize * (m.layers * tokens * text + m.vision_layers * patches * vision)
+
+
+def _weights(
+    model: ModelConfig, mesh: Mesh | AbstractMesh, rules: Rules, size: int, without: Sequence[str] = ()
+) -> int:
+    """Bytes of a device's part of the weights, of ``size`` bytes each, laid out by ``rules``."""
+    flat = traverse_util.flatten_dict(describe(model), sep="/")
+    counted = [one for path, one in flat.items() if not any(is_under(path, prefix) for prefix in without)]
+    return size * sum(math.prod(sharding(mesh, x.axes, x.shape, rules).shard_shape(x.shape)) for x in counted)
+
+
+def device_bytes(mesh: Mesh) -> int | None:
+    """Bytes that a device may hold, the least of all of them; None where none tells. Every process must ask.
+
+    Devices of the CPU share what the machine, or a control group, has free when this is called.
+    """
+    machine = socket.gethostname()
+    sharing = hosts.exchange(machine).count(machine) if on_cpu(mesh) else 1
+    found = hosts.exchange((free_bytes(mesh, used=0) or 0) // sharing)
+    return min((size for size in found if size), default=None)
+
+
+def free_bytes(mesh: Mesh, used: int | None = None) -> int | None:
+    """Bytes that are free on each of this process's devices; None where none tells.
+
+    ``used``: of an accelerator's, instead of those that are.
+    """
+    mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    if on_cpu(mesh):
+        free = _free_on_host()
+        return None if free is None else free // len(mine)
+    stats = [device.memory_stats() or {} for device in mine]
+    free_of = [
+        one["bytes_limit"] - (one.get("bytes_in_use", 0) if used is None else used)
+        for one in stats
+        if one.get("bytes_limit")
+    ]
+    return min(free_of, default=None)
+
+
+def _free_on_host(root: Path = Path("/")) -> int | None:
+    """Memory that Linux can give without swapping, within the limits of control groups; None elsewhere."""
+    try:
+        available = re.search(r"MemAvailable: *(\d+)", (root / "proc/meminfo").read_text())
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    free = 1024 * int(available[1]) if available else sys.maxsize
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        first = "memory" in controllers.split(",")  # the first version of control groups
+        top = root / "sys/fs/cgroup" / ("memory" if first else "")
+        names = ("limit_in_bytes", "usage_in_bytes") if first else ("max", "current")
+        inside = Path(path.lstrip("/"))
+        for folder in (top, *(top / part for part in (inside, *inside.parents))):
+            try:
+                limit, used = ((folder / f"memory.{name}").read_text().strip() for name in names)
+            except OSError:
+                continue
+            stat = folder / "memory.stat"
+            text = stat.read_text() if stat.is_file() else ""
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", text, re.MULTILINE)
+            if limit.isdigit():
+                free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return max(free, 1)
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are the host's own."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice."""
+    return isinstance(error, MemoryError) or bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))

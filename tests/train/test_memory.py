@@ -1,0 +1,394 @@
+"""The estimate of memory beside what compilers say, and what is chosen and refused by it."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from PIL import Image
+from runs import without_times
+
+from mmrl import cli
+from mmrl.config import Config, resolve
+from mmrl.experiment import load
+from mmrl.mesh import AXES, make_mesh
+from mmrl.models.published import published
+from mmrl.plan import workload
+from mmrl.train import fit as fitting
+from mmrl.train import memory, stages
+from mmrl.train.assemble import with_choices
+from mmrl.train.fit import buckets_of, fit
+from mmrl.train.memory import GIB, Widths, estimate
+from mmrl.train.metrics import read_metrics
+from mmrl.train.workdir import read_starts
+
+PAPO = "experiments/papo_qwen2_5_vl_3b.py"
+MID = replace(
+    published("3b"),
+    vocabulary=32_000,
+    width=768,
+    layers=12,
+    query_heads=12,
+    head_dim=64,
+    mlp_width=3072,
+    mrope_sections=(8, 12, 12),
+    vision_layers=8,
+    vision_width=384,
+    vision_heads=6,
+    vision_mlp_width=1024,
+    full_attention_layers=(3, 7),
+)
+TINY = replace(
+    MID,
+    vocabulary=448,
+    width=128,
+    layers=4,
+    query_heads=4,
+    head_dim=32,
+    mlp_width=384,
+    mrope_sections=(4, 6, 6),
+    vision_layers=3,
+    vision_width=64,
+    vision_heads=4,
+    vision_mlp_width=176,
+    window_size=56,
+    full_attention_layers=(2,),
+)
+# 60 photographs of 1024 x 768 with a short question each: tokens and patch slots.
+PHOTOS = np.array([[1040, 4480]] * 59 + [[1056, 4480]])
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture
+def papo(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    return resolve(load(PAPO))
+
+
+def sized(config, model, *, dtype, remat, group=5, tokens=2048, micro=1, update=2, lanes=4):
+    """A run with these batches, and the model as it computes it."""
+    config = replace(
+        config,
+        rollout=replace(
+            config.rollout, prompts=update, group=group, max_tokens=tokens, lanes=lanes, columns=group
+        ),
+        train=replace(config.train, update_prompts=update, micro_prompts=micro),
+    )
+    return config, replace(model, dtype=jnp.dtype(dtype), remat=remat)
+
+
+# Temporaries by the CPU compiler's account (jax 0.10.2; of a prefill with the weights it is given).
+@pytest.mark.parametrize(
+    ("model", "prompt", "patches", "batches", "program", "measured"),
+    [
+        (TINY, 1088, 4352, {"dtype": "bfloat16", "remat": "full"}, "update", 1_854_263_208),
+        (TINY, 1088, 4352, {"dtype": "bfloat16", "remat": "full"}, "prefill", 2_492_100_072),
+        (TINY, 64, 64, {"dtype": "float32", "remat": "none"}, "update", 3_137_044_136),
+        (TINY, 64, 64, {"dtype": "float32", "remat": "full"}, "update", 1_449_149_432),
+        (
+            MID,
+            128,
+            256,
+            {"dtype": "float32", "remat": "none", "group": 4, "tokens": 128, "micro": 2, "update": 4},
+            "update",
+            3_581_153_584,
+        ),
+        (
+            published("7b"),
+            4096,
+            12288,
+            {"dtype": "bfloat16", "remat": "full", "lanes": 2},
+            "update",
+            114_609_222_704,
+        ),
+        (
+            published("7b"),
+            4096,
+            12288,
+            {"dtype": "bfloat16", "remat": "full", "lanes": 2},
+            "prefill",
+            83_793_808_104,
+        ),
+    ],
+)
+def test_estimate_is_at_most_a_third_more_than_the_cpu_compiler_takes_and_never_less(
+    papo, mesh, model, prompt, patches, batches, program, measured
+):
+    config, model = sized(papo, model, **batches)
+    stages = estimate(config, model, mesh, Widths(prompt, patches), cpu=True).stages
+    if program == "prefill":
+        caches = ("keys and values", "logits")
+        found = sum(size for name, size in stages["sampling"].items() if name not in caches)
+    else:
+        found = sum(stages["update"].values())
+    assert measured <= found <= 1.36 * measured
+
+
+# docs/performance.md, what the TPU compiler says of the update with all that is held beside it.
+@pytest.mark.parametrize(
+    ("size", "fsdp", "tensor", "gib"),
+    [
+        ("3b", 4, 2, 12.9),
+        ("3b", 4, 1, 25.8),
+        ("7b", 4, 4, 13.2),
+        ("7b", 4, 1, 53.8),
+        ("7b", 2, 4, 24.5),
+        ("32b", 2, 8, 46.0),
+        ("72b", 4, 8, 57.1),
+    ],
+)
+def test_estimate_is_near_what_the_tpu_compiler_takes(papo, size, fsdp, tensor, gib):
+    config = replace(
+        papo,
+        rollout=replace(papo.rollout, lanes=fsdp, columns=5),
+        train=replace(papo.train, micro_prompts=fsdp),
+    )
+    model = replace(published(size), dtype=jnp.dtype("bfloat16"), remat="full", attention="flash")
+    mesh = AbstractMesh((1, 1, fsdp, tensor), AXES)
+    found = estimate(config, model, mesh, Widths(4096, 12288), cpu=False).peak / GIB
+    assert 0.94 * gib <= found <= 1.2 * gib
+
+
+def test_estimate_of_a_prefill_beside_the_compiler_that_is_here(papo, mesh):
+    config, model = sized(papo, TINY, dtype="float32", remat="none", lanes=2)
+    config = replace(config, data=replace(config.data, prompt_buckets=(320,), patch_buckets=(1024,)))
+    work = workload.workload(config, model, mesh)
+    program, arguments, static = workload.program(work, "prefill")
+    with jax.set_mesh(mesh):
+        taken = program.trace(*arguments, **static).lower().compile().memory_analysis().temp_size_in_bytes
+    parts = memory.sampling(config, model, mesh, Widths(320, 1024), cpu=True)
+    found = sum(parts.values()) - parts["keys and values"] - parts["logits"]
+    assert taken <= found <= 1.36 * taken
+
+
+def test_batches_of_photographs_are_chosen_by_data_and_memory(papo, mesh):
+    """The README's command on two cores and 24 GB, with a tiny model; of the template, buckets too."""
+    config = replace(papo, data=replace(papo.data, prompt_buckets=(), patch_buckets=()))
+    model = with_choices(TINY, config, mesh)
+    found = fit(config, model, mesh, PHOTOS, 22 * GIB, {})
+    assert found.chosen["data.prompt_buckets"] == (1056,)
+    assert found.chosen["data.patch_buckets"] == (4480,)
+    assert found.estimate().peak <= 0.9 * 22 * GIB
+    assert found.config.rollout.lanes >= 16
+    assert found.config.train.micro_prompts >= 4
+    less = fit(config, model, mesh, PHOTOS, 9 * GIB, {})
+    assert less.estimate().peak <= 0.9 * 9 * GIB
+    assert less.config.rollout.lanes < found.config.rollout.lanes
+    assert less.config.train.micro_prompts < found.config.train.micro_prompts
+    unknown = fit(config, model, mesh, PHOTOS, None, {})
+    assert unknown.config.rollout.lanes == 256
+    assert fit(papo, model, mesh, PHOTOS, 22 * GIB, {}).widths == Widths(1536, 4608)
+
+
+def test_values_that_the_config_names_stay(papo, mesh):
+    config = replace(
+        papo,
+        rollout=replace(papo.rollout, lanes=3, columns=2),
+        train=replace(papo.train, micro_prompts=2),
+    )
+    found = fit(config, with_choices(TINY, config, mesh), mesh, PHOTOS, 22 * GIB, {})
+    assert (found.config, found.chosen) == (config, {})
+
+
+def test_a_run_goes_on_with_what_was_chosen_before_if_there_is_room(papo, mesh):
+    config = replace(papo, data=replace(papo.data, prompt_buckets=(), patch_buckets=()))
+    model = with_choices(TINY, config, mesh)
+    before = json.loads(json.dumps(fit(config, model, mesh, PHOTOS, 9 * GIB, {}).chosen))
+    before["data.prompt_buckets"] = [2048]  # as another version may have chosen
+    again = fit(config, model, mesh, PHOTOS, 22 * GIB, before)
+    assert json.loads(json.dumps(again.chosen)) == before
+    small = fit(config, model, mesh, PHOTOS, 8 * GIB, before)
+    assert small.chosen["data.prompt_buckets"] == (2048,)
+    assert small.estimate().peak <= 0.9 * 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batch", "buckets"),
+    [
+        ([100] * 10, 4, (128,)),
+        ([100] * 99 + [1000], 4, (128, 1024)),  # most batches are without the long one
+        ([100] * 99 + [1000], 384, (1024,)),  # few are
+        ([0] * 9 + [64], 4, (0, 64)),
+        ([0], 4, (0,)),
+        ([990, 1000], 1, (1024,)),
+    ],
+)
+def test_buckets_follow_the_lengths_of_batches(lengths, batch, buckets):
+    assert buckets_of(np.array(lengths), batch, 64 if buckets[-1] != 128 else 128) == buckets
+
+
+def test_what_has_no_room_is_refused_with_keys_that_make_room(papo, mesh):
+    config = replace(
+        papo, rollout=replace(papo.rollout, lanes=64), train=replace(papo.train, micro_prompts=32)
+    )
+    model = with_choices(TINY, config, mesh)
+    with pytest.raises(ValueError, match=r"needs .* GiB of each device, and 2\.0 are free") as refused:
+        fit(config, model, mesh, PHOTOS, 2 * GIB, {})
+    said = str(refused.value)
+    assert "config.rollout.lanes=64 " in said
+    assert "config.train.micro_prompts=32 " in said
+    parts = re.findall(r"^ *([\d.]+)  update: (?!.*together)", said, re.MULTILINE)
+    assert len(parts) >= 5
+    pasted = re.findall(r"--config\.\S+", said.splitlines()[-1])
+    assert pasted
+    changed = resolve(load(PAPO, pasted))
+    lengths = np.minimum(PHOTOS, [max(changed.data.prompt_buckets), max(changed.data.patch_buckets)])
+    found = fit(changed, with_choices(TINY, changed, mesh), mesh, lengths, 2 * GIB, {})
+    assert found.estimate().peak <= 0.9 * 2 * GIB
+
+
+def own_data(folder, count=3):
+    """Photographs of one's own, and a question about each."""
+    folder.mkdir()
+    rows = []
+    for k in range(count):
+        Image.new("RGB", (1024, 768), (40 * k, 90, 200)).save(folder / f"{k}.jpg")
+        row = {"problem": "<image>How many red shapes?", "answer": str(k), "images": [f"{k}.jpg"]}
+        rows.append(json.dumps(row))
+    (folder / "own.jsonl").write_text("\n".join(rows))
+    return folder / "own.jsonl"
+
+
+def model_of_7b(fixture, folder):
+    """The tiny tokenizer with the config.json of Qwen/Qwen2.5-VL-7B-Instruct, and no weights."""
+    folder.mkdir()
+    for path in fixture.iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            shutil.copy(path, folder / path.name)
+    ids = {k: v for k, v in json.loads((fixture / "config.json").read_text()).items() if k.endswith("_id")}
+    sizes = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "hidden_act": "silu",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "max_position_embeddings": 128000,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": 152064,
+    }
+    (folder / "config.json").write_text(json.dumps({**ids, **sizes}))
+    return folder
+
+
+def test_the_published_7b_is_refused_on_a_small_machine_before_weights_are_read(
+    tmp_path, fixtures_dir, monkeypatch, request, capsys
+):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setattr(stages, "device_bytes", lambda mesh: 24 * GIB)
+    words = [
+        "train",
+        "--config=experiments/papo_qwen2_5_vl_7b.py",
+        f"--config.model.path={model_of_7b(fixtures_dir / 'qwen2_5_vl', tmp_path / '7b')}",
+        f"--config.data.train={own_data(tmp_path / 'own')}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mmrl: the run needs 2")
+    assert "30.891  always: weights" in said
+    assert "61.781  always: optimizer" in said
+    assert "61.781  update: gradient" in said
+    assert "config.rollout.max_tokens=2048" in said
+    assert "Traceback" not in said
+    assert "--config.mesh.fsdp=8 --config.mesh.tensor=4" in said.splitlines()[-1]
+
+
+def test_memory_that_runs_out_all_the_same_shows_the_estimate(papo, mesh):
+    found = fit(papo, with_choices(TINY, papo, mesh), mesh, PHOTOS, 22 * GIB, {})
+    with (
+        pytest.raises(
+            ValueError, match="out of memory, which was not foreseen: RESOURCE_EXHAUSTED: Out"
+        ) as told,
+        found.explained(),
+    ):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 474581477480 bytes.\nmore"
+        )
+    assert "update: gradient" in str(told.value)
+    assert "--config." in str(told.value).splitlines()[-1]
+    with pytest.raises(jax.errors.JaxRuntimeError), found.explained():
+        raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+
+def test_lanes_of_an_evaluation_follow_what_is_free(mesh, monkeypatch):
+    model = replace(TINY, attention="plain")
+    lanes = []
+    for gib in (None, 1, 4, 1e-6):
+        monkeypatch.setattr(fitting, "free_bytes", lambda mesh, gib=gib: gib and int(gib * GIB))
+        lanes.append(fitting.most_lanes(Config(), model, mesh, Widths(1056, 4480), 32))
+    assert lanes[0] == 32
+    assert lanes[0] > lanes[2] > lanes[1] >= lanes[3] == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 8192 * 1024),
+        ({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "5"}, 8192 * 1024),
+        ({"sys/fs/cgroup/a/memory.max": "1000", "sys/fs/cgroup/a/memory.current": "400"}, 650),
+        ({"sys/fs/cgroup/a/b/memory.max": "100", "sys/fs/cgroup/a/b/memory.current": "400"}, 1),
+    ],
+)
+def test_free_memory_of_the_host(tmp_path, files, free):
+    given = {
+        "proc/meminfo": "MemTotal: 16384 kB\nMemAvailable:    8192 kB\n",
+        "proc/self/cgroup": "0::/a/b\n",
+        "sys/fs/cgroup/a/memory.stat": "anon 3\ninactive_file 50\n",
+        **files,
+    }
+    for name, text in given.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert memory._free_on_host(tmp_path) == free
+    assert memory._free_on_host(tmp_path / "none") is None
+
+
+@pytest.mark.slow
+def test_what_is_left_open_changes_padding_and_nothing_else(smoke_config, smoke_run, tmp_path):
+    """The same responses and figures as the run that names buckets, lanes and micro-batches."""
+    config = replace(
+        smoke_config,
+        data=replace(smoke_config.data, prompt_buckets=(), patch_buckets=()),
+        train=replace(smoke_config.train, micro_prompts=0),
+    )
+    stages.run(config, tmp_path / "run")
+    chosen = read_starts(tmp_path / "run")[0]["chosen"]
+    assert chosen["train.micro_prompts"] == config.train.update_prompts
+    ours, named = (without_times(read_metrics(folder)) for folder in (tmp_path / "run", smoke_run))
+    assert [row["rollout/digest"] for row in ours[1:]] == [row["rollout/digest"] for row in named[1:]]
+    for row, other in zip(ours, named, strict=True):
+        for name in row.keys() - {"compiles"}:
+            if not name.startswith(("padding/", "sampler/", "perception/", "loss/approx_kl")):
+                assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-7), (row["step"], name)
