@@ -75,7 +75,7 @@ def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Wor
     """
     for key in ("prompt_buckets", "patch_buckets"):
         if not getattr(config.data, key):
-            raise ValueError(f"config.data.{key} is left to the data, which is not looked at here")
+            raise ValueError(f"config.data.{key} is left to the data, which is not looked at here: name it")
     config = one_prompt_each(config, batch_shards(mesh))
     patches, slots = max(config.data.patch_buckets), sizes.window_slots
     if patches % slots:

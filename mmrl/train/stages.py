@@ -38,7 +38,7 @@ from mmrl.train.memory import device_bytes
 from mmrl.train.metrics import read_metrics, say
 from mmrl.train.preemption import Notice, watch
 from mmrl.train.sft import sft
-from mmrl.train.workdir import hold, open_workdir, record_start
+from mmrl.train.workdir import hold, open_workdir, read_starts, record_start
 from mmrl.train.writers import check_wandb
 from mmrl.whole_file import write_whole
 

@@ -17,6 +17,7 @@ from mmrl.plan.workload import Workload
 def config(*, micro=4, update=8, prompts=16, lanes=0, tensor=1) -> Config:
     return from_dict(
         {
+            "data": {"prompt_buckets": (4096,), "patch_buckets": (10368,)},
             "train": {"micro_prompts": micro, "update_prompts": update},
             "rollout": {"prompts": prompts, "lanes": lanes},
             "mesh": {"tensor": tensor},
