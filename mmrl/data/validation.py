@@ -172,7 +172,7 @@ def check_buckets(processor: Processor, form: PromptFormat) -> None:
 def _examined(
     sample: Sample, processor: Processor, form: PromptFormat, with_solutions: bool, longest: int | None
 ) -> tuple[tuple[int, int], list[Budget]]:
-    """What a row's prompt needs, and the budgets that the row is over. Raises ValueError if it is of no use."""
+    """What a row's prompt needs, and the budgets that the row is over. Raises ValueError if it is broken."""
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
     written = _written(sample, processor) if with_solutions else 0
     need = needed(sample, sizes, processor, form)
