@@ -6,6 +6,8 @@ WORKDIR ?= runs/quickstart
 # With the TPU compiler, which compiles without a TPU, tests of the programs for TPU run too: test,tpu.
 TEST_EXTRAS ?= test
 ARGS ?=
+DOCS_RUNS = $(CURDIR)/docs/_build/runs
+DOCS_ARMS = --arm=grpo --arm=perception_kl=0.02
 
 .PHONY: quickstart test exhaustive lint docs clean
 
@@ -37,8 +39,11 @@ lint: $(TEST_VENV)/linters
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
 
+# Notebooks show a smoke run and a smoke sweep, which are made once.
 docs: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python -m sphinx -E -W --keep-going -n -q docs docs/_build/html
+	$(TEST_VENV)/bin/mmrl train --config=experiments/quickstart.py:smoke --workdir=$(DOCS_RUNS)/run
+	$(TEST_VENV)/bin/mmrl sweep experiments/sweeps/papo_coefficient.py:smoke --workdir=$(DOCS_RUNS)/sweep $(DOCS_ARMS)
+	MMRL_RUN=$(DOCS_RUNS)/run MMRL_SWEEP=$(DOCS_RUNS)/sweep $(TEST_VENV)/bin/python -m sphinx -E -W --keep-going -n -q docs docs/_build/html
 
 clean:
 	rm -rf docs/_build $(VENV) $(TEST_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

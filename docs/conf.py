@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -21,8 +22,11 @@ html_show_sphinx = False
 # Links are written as GitHub reads them: to files, and to headings by their words.
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
-# Notebooks are shown as they were saved; tests/analysis executes them.
-nb_execution_mode = "off"
+# Notebooks, which are kept without outputs, are executed on the run and the sweep that `make docs` names.
+nb_execution_mode = "force" if os.environ.get("MMRL_RUN") else "off"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 
 # Types are shown as they stand in the code; they are no links, here or to manuals on the network.
 autodoc_typehints_format = "short"

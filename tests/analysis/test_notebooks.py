@@ -1,9 +1,7 @@
 """On a finished run: the notebooks from top to bottom (also on a sweep of copies of it), and its rollouts."""
 
 import io
-import json
 import os
-import shutil
 from pathlib import Path
 
 import nbformat
@@ -16,28 +14,6 @@ from mmrl import analysis
 NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
 FIGURES = {"what_papo_changes": 5, "ablation_table": 3, "where_it_looks": 4}
 LONGEST_S = 600  # a cell; on CI they take seconds
-
-
-@pytest.fixture(scope="module")
-def sweep_folder(smoke_run, tmp_path_factory) -> Path:
-    """Two arms of two seeds, whose metrics differ a little."""
-    folder = tmp_path_factory.mktemp("sweep")
-    for number, arm in enumerate(("papo_g", "half")):
-        for seed in (0, 1):
-            run = folder / arm / f"seed{seed}"
-            run.mkdir(parents=True)
-            config = json.loads((smoke_run / "config.json").read_text())
-            (run / "config.json").write_text(json.dumps(config | {"seed": seed}))
-            rows = [json.loads(line) for line in (smoke_run / "metrics.jsonl").read_text().splitlines()]
-            for row in rows:
-                row |= {name: row[name] + 0.1 * number + 0.01 * seed for name in row if name != "step"}
-            (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-            for name in ("responses_before.jsonl", "responses_after.jsonl", "summary.json"):
-                shutil.copy(smoke_run / name, run)
-    asked = {"experiment": "quickstart.py:smoke", "arms": {"papo_g": {}, "half": {}}, "seeds": [0, 1]}
-    asked |= {"baseline": "papo_g", "metrics": ["heldout/accuracy"]}
-    (folder / "sweep.json").write_text(json.dumps(asked))
-    return folder
 
 
 def executed(name: str, **environment: str) -> nbformat.NotebookNode:

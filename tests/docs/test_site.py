@@ -1,6 +1,7 @@
 """The manual as a site: built without a warning, whole, and without a request to anywhere."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -23,14 +24,19 @@ NEEDED = ("sphinx", "myst_nb", "furo")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
+    return built(tmp_path_factory.mktemp("site"))
+
+
+def built(folder: Path, **environment: str) -> Path:
+    """The site, made in a folder; its notebooks are executed if the environment names a run and a sweep."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f'the site needs {missing[0]}: pip install "mmrl[docs]"')
-    folder = tmp_path_factory.mktemp("site")
     options = ["-W", "--keep-going", "-n", "-q", "-d", str(folder / "trees")]
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", *options, "docs", str(folder / "html")],
         cwd=ROOT,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=600,
@@ -76,3 +82,13 @@ def test_nothing_is_fetched_from_elsewhere(site):
         for found in re.findall(r"(?:@import\s|url\()\s*[\"']?(?:https?:)?//", path.read_text())
     ]
     assert pages + styles == []
+
+
+@pytest.mark.exhaustive
+def test_notebooks_have_their_pictures(tmp_path, smoke_run, sweep_folder):
+    site = built(tmp_path, MMRL_RUN=str(smoke_run), MMRL_SWEEP=str(sweep_folder))
+    shown = {
+        path.stem: len(re.findall(r'<img [^>]*src="[^"]*_images/', path.read_text()))
+        for path in (site / "notebooks").glob("*.html")
+    }
+    assert shown == {"what_papo_changes": 5, "ablation_table": 3, "where_it_looks": 4}
