@@ -7,6 +7,7 @@ error that names the key and the mend, before anything is compiled.
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from mmrl.python_file import function, run_user_code
 from mmrl.rewards.composition import own, rule
 from mmrl.rewards.judge_client import Judge
 from mmrl.rollout.tools import TOOLS
-from mmrl.typed import build
+from mmrl.typed import build, of_type
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,8 @@ def algorithm(config: Config) -> Algorithm:
       ValueError: no such recipe, or a hyper-parameter that this recipe does not take.
     """
     chosen = {key: value for key, value in config.algorithm.items() if value is not None}
-    name = chosen.pop("name")
+    name = _recipe_name(config)
+    chosen.pop("name")
     path = f"config.algorithm.name={name!r}"
     if name not in RECIPES and ":" not in name:
         raise ValueError(f"{path} is unknown{nearest(name, RECIPES)}")
@@ -318,10 +320,22 @@ def algorithm(config: Config) -> Algorithm:
         with run_user_code(path, name.rpartition(":")[0]):
             made = recipe(**chosen)
     else:
-        made = recipe(**chosen)
+        kinds = typing.get_type_hints(recipe)
+        typed = {key: of_type(value, kinds[key], f"config.algorithm.{key}") for key, value in chosen.items()}
+        try:
+            made = recipe(**typed)
+        except ValueError as error:
+            raise ValueError(f"config.algorithm: {error}") from error
     if not isinstance(made, Algorithm):
         raise ValueError(f"{path} should return an Algorithm, and returns {type(made).__name__}")
     return made
+
+
+def _recipe_name(config: Config) -> str:
+    name = config.algorithm.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"config.algorithm.name={name!r} should be a name, such as 'grpo'")
+    return name
 
 
 def _hyper_parameters() -> dict[str, type]:
@@ -336,7 +350,7 @@ def _hyper_parameters() -> dict[str, type]:
 
 def _check(config: Config) -> None:
     """Combinations that cannot work."""
-    if ":" not in config.algorithm["name"]:
+    if ":" not in _recipe_name(config):
         algorithm(config)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("model.remat", config.model.remat, ("none", "dots", "full"))

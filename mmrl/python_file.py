@@ -1,6 +1,7 @@
 """What a Python file of the user's defines: experiments, verifiers and recipes of one's own."""
 
 import importlib.util
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def defined(where: str, path: str, name: str) -> Any:
     ``where`` says in messages who asked, such as "--config=FILE". Raises ValueError if there is no such file,
     it cannot be run, or it does not define the name.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{where}: the file {path} does not exist")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:

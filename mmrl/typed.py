@@ -7,8 +7,10 @@ from typing import Any
 
 from mmrl.nearest import nearest
 
+LARGEST = 10**300  # whole number that is taken for a float
 
-def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
+
+def build(kind: type, values: Any, path: str) -> Any:
     """The dataclass ``kind`` with ``values``, a nested dict; what it leaves out has its default.
 
     ``path`` names the whole in messages. Lists become tuples, whole numbers floats where these are wanted.
@@ -27,13 +29,15 @@ def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             arguments[key] = build(hint, value, f"{path}.{key}")
         else:
-            arguments[key] = _typed(value, hint, f"{path}.{key}")
+            arguments[key] = of_type(value, hint, f"{path}.{key}")
     return kind(**arguments)
 
 
-def _typed(value: Any, hint: Any, path: str) -> Any:
+def of_type(value: Any, hint: Any, path: str) -> Any:
+    """A value, changed likewise, as the type ``hint`` has it. Raises ValueError naming ``path`` if it is of
+    another."""
     origin = typing.get_origin(hint) or hint
-    if origin is float and type(value) is int:
+    if origin is float and type(value) is int and abs(value) < LARGEST:
         return float(value)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
@@ -44,7 +48,7 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
         if len(kinds) != len(value):
             raise ValueError(f"{path}={value!r} should have {len(kinds)} values")
         return tuple(
-            _typed(one, kind, f"{path}[{k}]") for k, (one, kind) in enumerate(zip(value, kinds, strict=True))
+            of_type(one, kind, f"{path}[{k}]") for k, (one, kind) in enumerate(zip(value, kinds, strict=True))
         )
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
         raise ValueError(f"{path}={value!r} should be of type {origin.__name__}")

@@ -25,6 +25,7 @@ MOST_UNPACKED = 16 << 30  # bytes of rows of files that
 MOST_TIMES = 100  # hold less than one in so many of them
 DISK_LEFT = 1 << 30  # bytes that a temporary file leaves free
 MOST_ROWS = 20_000_000  # of one data set; a file of a few bytes may state any number
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)  # what pyarrow raises at damaged files
 
 
 class Damaged(NamedTuple):
@@ -44,7 +45,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     refuse_pointer(file)
     try:
         return pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file} is not a readable parquet file: {one_line(error)}") from error
 
 
@@ -136,7 +137,7 @@ def _parquet(file: Path, names: list[str]) -> Iterator[pa.RecordBatch | Damaged]
                 if 0 < batch.num_rows <= left:
                     left -= batch.num_rows
                     yield batch
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except UNREADABLE as error:
             reason = one_line(error)
         else:
             reason = "it ends early"
@@ -183,7 +184,7 @@ def _dictionaries(
     ]
     try:
         first = next(batches(1, texts), None)
-    except (pa.ArrowException, OSError, ValueError):  # said where the rows are read
+    except UNREADABLE:  # said where the rows are read
         first = None
     shared, largest = [], 0
     for name, values in zip(first.schema.names, first.columns, strict=True) if first and texts else ():
@@ -222,7 +223,7 @@ def _open_arrow(file: Path) -> Any:
             return pa.ipc.open_file(opened)
         opened.seek(0)
         return pa.ipc.open_stream(opened)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file} is not a readable Arrow file: {one_line(error)}") from error
 
 
@@ -237,7 +238,7 @@ def _arrow(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
             batch.validate(full=True)
         except StopIteration:
             return
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{file} is damaged: {one_line(error)}") from error
         place += 1
         batch = batch.select(names)

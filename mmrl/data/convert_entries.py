@@ -199,7 +199,7 @@ def _csv_entries(file: Path) -> Iterator[Entry]:
                 for row in batch.to_pylist():
                     yield f"{file.name}:{index}", row
                     index += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read: {one_line(error)}") from error
     for why in bad:
         yield file.name, ValueError(why)

@@ -21,8 +21,10 @@ from jaxtyping import Int32, UInt8
 from mmrl.models.images import ImageSpec, grid_of, image_size, open_image, patchify
 from mmrl.models.positions import patch_grid, positions, window_blocks, window_count
 from mmrl.models.processor import Processor
+from mmrl.terminal import one_line
 from mmrl.types import Images, Prompts
 
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: no tokenizer takes one
 Messages = Sequence[dict[str, Any]]
 IMAGE = "<image>"  # the placeholder in the text of a problem
 TOKEN_STEP = 32  # lengths of prompts that are not given are multiples of it
@@ -247,6 +249,9 @@ def _text_ids(processor: Processor, texts: Sequence[str], name: str) -> list[lis
     backend = processor.tokenizer.backend_tokenizer
     if not backend.encode_special_tokens:  # a copy of a tokenizer forgets it
         backend.encode_special_tokens = True
+    broken = [text for text in texts if _HALF.search(text)]
+    if broken:
+        raise ValueError(f"{name}: the text {one_line(broken[0], 60)} is not valid Unicode")
     # One by one: a batch wakes threads, which takes longer than these short texts do.
     found = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     forged = set(processor.control.values()) & set().union(*found)
@@ -287,7 +292,10 @@ def _rendered(processor: Processor, conversation: Messages, name: str) -> tuple[
     hiding = str.maketrans({edge: chr(one) for one, edge in hidden.items()})
     told = [{"role": one["role"], "content": _told(one["content"], hiding)} for one in conversation]
     template = processor.tokenizer.apply_chat_template
-    return template(told, tokenize=False, add_generation_prompt=True), hidden
+    try:
+        return template(told, tokenize=False, add_generation_prompt=True), hidden
+    except Exception as error:  # whatever a template raises, that was tried on another conversation
+        raise ValueError(f"{name}: the chat template does not work: {one_line(error)}") from error
 
 
 def _texts(content: str | Sequence[dict[str, Any]]) -> list[str]:

@@ -157,13 +157,13 @@ def _check_index(listed: Mapping[str, str], stored: list[Stored]) -> None:
             there = f"it is in {files[name].name}" if name in files else "it is in none"
             path = stored[0].path.parent / file
             raise ValueError(
-                f"{path}: the weight {name} is not in the shard that {INDEX} names for it; {there}"
+                f"{path}: the weight {one_line(name)} is not in the shard that {INDEX} names for it; {there}"
             )
     extra = [one for one in stored if one.key not in listed]
     if extra:
         raise ValueError(
-            f"{extra[0].path}: {INDEX} does not list the weight {extra[0].key}; the files are of two "
-            "checkpoints"
+            f"{extra[0].path}: {INDEX} does not list the weight {one_line(extra[0].key)}; the files are of "
+            "two checkpoints"
         )
 
 

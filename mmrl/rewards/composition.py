@@ -19,7 +19,11 @@ from mmrl.rewards.group import BONUSES, Group
 from mmrl.rewards.verifier import Verifier, names_of, own_names, own_verifiers, score
 
 Points = tuple[tuple[float, float], ...]  # (share of the run, weight)
-OWN_KEYS = ("weights", "gates", "bonuses", "verifier", "also", "options")  # that a data set may have
+OWN_KEYS = {  # that a data set may have, and what they are
+    **dict.fromkeys(("weights", "gates", "options"), "an object"),
+    **dict.fromkeys(("bonuses", "also"), "a list of names"),
+    "verifier": "a name",
+}
 _GATE = re.compile(r"\s*(\w+)\s*(?:>=\s*([-+.\d]+)\s*)?")
 
 
@@ -66,11 +70,15 @@ def rule(reward: Mapping[str, Any], source: str = "") -> Rule:
     Raises ValueError naming the key for what is not of this form or names what does not exist.
     """
     sources = reward.get("sources", {})
-    own = dict(sources.get(source) or sources.get(PurePath(source).stem) or {})
+    own = sources.get(source) or sources.get(PurePath(source).stem) or {}
     path = f"config.reward.sources[{source!r}]" if own else "config.reward"
-    for key in own:
+    if not isinstance(own, Mapping):
+        raise ValueError(f"{path}={own!r} should have the keys {', '.join(OWN_KEYS)}")
+    for key, value in own.items():
         if key not in OWN_KEYS:
             raise ValueError(f"{path} has the key {key!r}; a data set may have {', '.join(OWN_KEYS)}")
+        if not _is(value, OWN_KEYS[key]):
+            raise ValueError(f"{path}.{key}={value!r} should be {OWN_KEYS[key]}")
     merged = {**reward, **own, "options": {**reward.get("options", {}), **own.get("options", {})}}
     weights = weights_of(merged["weights"], f"{path}.weights")
     if "weights" in own:  # what it takes over from the run has no say about components that it does not weigh
@@ -78,7 +86,7 @@ def rule(reward: Mapping[str, Any], source: str = "") -> Rule:
             if key not in own:
                 merged[key] = weighted(merged.get(key, ()), weights)
     gates = {
-        name: tuple(_gate(text, f"{path}.gates[{name!r}]") for text in _texts(conditions))
+        name: _gates(conditions, f"{path}.gates[{name!r}]")
         for name, conditions in dict(merged.get("gates", {})).items()
     }
     bonuses = tuple(merged.get("bonuses", ()))
@@ -145,8 +153,20 @@ def weight_at(points: Points, progress: float) -> float:
     return float(np.interp(progress, shares, weights))
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is what `OWN_KEYS` say."""
+    if kind == "an object":
+        return isinstance(value, Mapping)
+    if kind == "a name":
+        return isinstance(value, str)
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _gates(value: Any, path: str) -> tuple[Gate, ...]:
+    texts = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path}={value!r} should be a condition, or several")
+    return tuple(_gate(text, path) for text in texts)
 
 
 def _gate(text: str, path: str) -> Gate:

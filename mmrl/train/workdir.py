@@ -15,6 +15,7 @@ from typing import Any
 
 from mmrl import hosts
 from mmrl.config import Config, from_dict
+from mmrl.terminal import one_line
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
 from mmrl.train.preemption import Interrupted
@@ -205,7 +206,8 @@ def record_start(
         if first != fingerprint:
             raise ValueError(
                 f"config.{key} is not the data that the run in {workdir} began with (fingerprint"
-                f" {first[:12]} then, {fingerprint[:12]} now); put that back, or name another --workdir"
+                f" {one_line(first[:12])} then, {fingerprint[:12]} now); put that back, or name another"
+                " --workdir"
             )
     here = environment()
     if starts:

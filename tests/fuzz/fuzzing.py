@@ -93,6 +93,11 @@ def examine(
             raise Fault(f"a codec's error is shown as it is: {error!r:.300}") from error
         _check_message(_printed(error), name, lines)
         said = "refused"
+    except OSError as error:  # which `main` prints by its file
+        if error.filename is None:
+            raise Fault(f"{error!r:.300}") from error
+        _check_message(_printed(f"{error.filename}: {error.strerror}"), name, lines)
+        said = "refused"
     except Exception as error:
         raise Fault(f"{type(error).__name__}: {str(error)[:300]!r}") from error
     spent, grown = time.process_time() - start, _peak() - peak
@@ -131,7 +136,7 @@ def command(*words: object) -> None:
         raise Fault(f"exit status {status}: {texts[1][-300:]!r}")
 
 
-def _printed(error: ValueError) -> str:
+def _printed(error: object) -> str:
     """A refusal as `mmrl.cli.main` prints it."""
     with contextlib.redirect_stderr(io.StringIO()) as err:
         refuse(error)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_fuzz_data import csv_of, table_of
 
+from mmrl.data.pretext_captions import read_captions, vocabulary
 from mmrl.data.sources import read
 
 LLAVA = [
@@ -116,6 +117,22 @@ def test_conversion_of_parquet(convert):
     ]
     altered_rows = altered(plain).filter(lambda rows: all(isinstance(row, dict) for row in rows))
     convert(damaged(table_of(plain)) | altered_rows.map(table_of).filter(bool), "choice", "a.parquet")
+
+
+def test_captions(fuzz):
+    path = fuzz.folder / "captions.json"
+    path.touch()
+    captions = [{"file_name": "good.png", "caption": f"{number} dogs"} for number in ("Two", "Three", "Four")]
+    images, annotations = [{"id": 1, "file_name": "good.png"}], [{"image_id": 1, "caption": "Two dogs"}] * 3
+
+    def go(data):
+        path.write_bytes(data)
+        found = read_captions(path)
+        assert len(found) >= 2
+        vocabulary(found)
+
+    files = json_files(captions) | json_files({"images": images, "annotations": annotations})
+    fuzz(files, go, names="captions.json")
 
 
 def test_options_of_a_conversion(convert):

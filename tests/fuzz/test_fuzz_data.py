@@ -21,6 +21,8 @@ from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import fingerprint, mixture, read
 from mmrl.data.validation import inspect, usable
 from mmrl.models.processor import load_processor
+from mmrl.train import completions
+from mmrl.train.assemble import Model
 
 MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
 FORM = PromptFormat(prompt_buckets=(128,), patch_buckets=(256,))
@@ -218,6 +220,21 @@ def csv_of(rows, delimiter=","):
     for row in rows:
         writer.writerow([row.get(name, "") for name in names] if isinstance(row, dict) else [row])
     return out.getvalue().encode("utf-8", "surrogatepass")
+
+
+def test_prompts_to_generate_from(here, monkeypatch):
+    monkeypatch.setattr(completions, "complete", lambda *_, **__: iter(()))  # nothing is sampled
+    monkeypatch.setattr(Model, "load", lambda _: {})
+    path, out = here.folder / "a.jsonl", here.folder / "out.jsonl"
+    for file in (path, out):
+        file.touch()
+
+    def go(data):
+        path.write_bytes(data)
+        command("generate", f"--model={MODEL}", f"--prompts={path}", f"--out={out}")
+
+    prompts = [{"problem": "<image>?", "images": ["good.png"]}, {"problem": "Why?"}]
+    here(jsonl_files(prompts), go, names="a.jsonl", share=0.5)
 
 
 def test_image_folders(here, processor):

@@ -16,6 +16,7 @@ from mmrl.train.metrics import Metrics, read_metrics
 from mmrl.train.skipped import open_ledger
 from mmrl.train.workdir import read_starts, record_start
 
+MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
 LIBRARIES = {"jax": "0.10", "numpy": "2.0"}
 METRICS = [
     {
@@ -106,6 +107,19 @@ def test_load_run(fuzz, run, name):
             assert len(steps) == len(values)
 
     fuzz(DAMAGED[name], go, names=name, share=0.6)
+
+
+def test_run_to_export(fuzz, run):
+    """A run whose config is read, but that has no checkpoint: that is said, if nothing else is wrong."""
+    config = dataclasses.asdict(CONFIG)
+    config["model"]["path"] = str(MODEL)
+    fuzz.outputs.add("checkpoints")
+
+    def go(data):
+        (run / "config.json").write_bytes(data)
+        command("export", "--workdir=run", "--out=policy")
+
+    fuzz(json_files(config), go, share=0.5)
 
 
 def test_metrics_that_go_on(fuzz, run):
