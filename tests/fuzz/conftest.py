@@ -2,9 +2,9 @@
 
 import os
 
-import huggingface_hub
 import pytest
 from fuzzing import Fuzzer
+from huggingface_hub import constants
 
 LITTLE = 12  # inputs of a reader
 LONG = 3000
@@ -19,7 +19,7 @@ def fuzz(request, tmp_path, monkeypatch):
     folder.mkdir()
     os.mkfifo(folder / "pipe")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # a text may be a name on the hub
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # a text may be a name on the hub
     fuzzer = Fuzzer(folder, LONG if request.param else LITTLE, not request.param)
     if request.param:  # told at the end of the session, see `pytest_terminal_summary` in tests/conftest.py
         request.node.user_properties.append(("fuzzed", fuzzer.tally))

@@ -62,7 +62,7 @@ class Fuzzer:
         """
 
         @settings(
-            max_examples=max(10, round(self.examples * share)),
+            max_examples=max(4, round(self.examples * share)),
             derandomize=self.derandomize,
             database=None,
             deadline=None,

@@ -88,7 +88,7 @@ def convert(fuzz):
 @pytest.mark.parametrize("layout", ["llava", "coco", "choice", "questions"])
 def test_conversion_of_json(convert, layout):
     tree = {"llava": LLAVA, "coco": COCO, "choice": CHOICE, "questions": QUESTIONS}[layout]
-    convert(json_files(tree), layout, "a.json", "--max-broken=0.9")
+    convert(json_files(tree), layout, "a.json", "--max-broken=0.9", share=0.8)
 
 
 def test_conversion_of_referring_expressions(convert):
@@ -103,7 +103,7 @@ def test_conversion_of_jsonl(convert):
 def test_conversion_of_csv(convert, name, delimiter):
     rows = [{"question": "Which?", "A": "red", "B": "blue", "answer": k, "image": "good.png"} for k in "AB"]
     files = damaged(csv_of(rows, delimiter)) | altered(rows).map(lambda rows: csv_of(rows, delimiter))
-    convert(files, "questions", name, "--max-broken=0.9")
+    convert(files, "questions", name, "--max-broken=0.9", share=0.4)
 
 
 def test_conversion_of_parquet(convert):
@@ -116,7 +116,9 @@ def test_conversion_of_parquet(convert):
         for row in CHOICE
     ]
     altered_rows = altered(plain).filter(lambda rows: all(isinstance(row, dict) for row in rows))
-    convert(damaged(table_of(plain)) | altered_rows.map(table_of).filter(bool), "choice", "a.parquet")
+    convert(
+        damaged(table_of(plain)) | altered_rows.map(table_of).filter(bool), "choice", "a.parquet", share=0.8
+    )
 
 
 def test_captions(fuzz):

@@ -94,7 +94,7 @@ def test_report(fuzz, run, name):
         (run / name).write_bytes(data)
         command("report", "run", "--rollouts=2", "--out=report.html")
 
-    fuzz(DAMAGED[name], go, names=name, share=0.6)
+    fuzz(DAMAGED[name], go, names=name, share=0.4)
 
 
 @pytest.mark.parametrize("name", FILES)
