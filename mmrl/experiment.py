@@ -115,7 +115,10 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     for parent in parents:
         config = config[parent]
     with config.unlocked(), config.ignore_type():
-        config[name] = value
+        try:
+            config[name] = _free(value) if isinstance(value, dict) else value
+        except (ValueError, TypeError, KeyError) as error:  # a key that is no name
+            raise ValueError(f"config.{key}={value!r}: {error}") from error
 
 
 def _kind(config: ConfigDict, key: str) -> type:

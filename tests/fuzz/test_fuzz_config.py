@@ -19,14 +19,15 @@ MINE = f"def run(sample, response):\n    return {{'accuracy': 1.0}}\n\n\ndef boo
 
 
 def leaves(tree, prefix=""):
-    """The paths of a nested dict, those of its inner dicts too."""
+    """The paths of a nested dict, those of its inner dicts too, and what stands there."""
     for key, value in tree.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
 
 
-KEYS = sorted(leaves(template().to_dict()))
+DEFAULTS = dict(leaves(template().to_dict()))
+KEYS = sorted(DEFAULTS)
 NAMES = st.one_of(
     st.sampled_from(KEYS),
     st.sampled_from(KEYS),
@@ -38,9 +39,13 @@ NAMES = st.one_of(
     st.sampled_from(("", ".", "..", "__class__", "reward.weights.", "algorithm.", "algorithm.__init__")),
     words(),
 )
-WORDS = st.tuples(
-    NAMES, words() | values().map(lambda value: as_json(value).decode(errors="replace")[:6000])
-).map(lambda pair: f"--config.{pair[0]}={pair[1]}")
+LIKELY = st.sampled_from(("1", "2", "0.5", "1e-6", "true", "(1,)", "64,128", "papo_g", "None", '{"a.b": {}}'))
+WRONG = words() | values().map(lambda value: as_json(value).decode(errors="replace")[:6000])
+WORDS = st.one_of(
+    st.sampled_from(KEYS).map(lambda key: f"--config.{key}={DEFAULTS[key]}"),
+    st.tuples(st.sampled_from(KEYS), LIKELY).map(lambda pair: "--config.{}={}".format(*pair)),
+    st.tuples(NAMES, LIKELY | WRONG).map(lambda pair: "--config.{}={}".format(*pair)),
+)
 
 
 @pytest.fixture
