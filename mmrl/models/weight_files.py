@@ -79,7 +79,7 @@ def locate(directory: Path) -> dict[str, Stored]:
     for file in names:
         check_whole(directory / file)
         if Path(file).name != file or not (directory / file).is_file():
-            raise ValueError(f"{directory}: the shard {file} named by {INDEX} is missing")
+            raise ValueError(f"{directory}: the shard {one_line(file)} named by {INDEX} is missing")
     stored = [one for file in names for one in header(directory / file)]
     where = _unique(stored, directory)
     _check_index(listed, stored)

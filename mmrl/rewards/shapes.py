@@ -39,7 +39,11 @@ def shapes(sample: Sample, response: str) -> dict[str, float]:
         ValueError: the sample's facts lack a kind of the shapes world or the list of words.
     """
     kind, seen = sample.facts.get("kind"), sample.facts.get("seen")
-    if kind not in _FACT or not isinstance(seen, list):
+    if (
+        not (isinstance(kind, str) and kind in _FACT)
+        or not isinstance(seen, list)
+        or not all(isinstance(word, str) for word in seen)
+    ):
         raise ValueError(
             f"sample {sample.id}: the shapes verifier needs facts with a 'kind' ({', '.join(_FACT)}) and a "
             "list 'seen'; write the data with `mmrl data shapes`"

@@ -170,13 +170,13 @@ def _check_schema(sample: Sample, schema: Any) -> None:
             kinds = " or ".join(kind.__name__ for kind in KEYWORDS[name])
             raise ValueError(f"{where}: {name!r} is {value!r:.80}, but should be {kinds}")
     for kind in _kinds(schema):
-        if kind not in TYPES:
-            raise ValueError(f"{where}: the type {kind!r} is unknown; there are {', '.join(TYPES)}")
+        if not isinstance(kind, str) or kind not in TYPES:
+            raise ValueError(f"{where}: the type {kind!r:.80} is unknown; there are {', '.join(TYPES)}")
     for child in (*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])):
         _check_schema(sample, child)
 
 
-def _kinds(schema: Mapping[str, Any]) -> list[str]:
+def _kinds(schema: Mapping[str, Any]) -> list[Any]:
     kinds = schema.get("type", list(TYPES))
     return [kinds] if isinstance(kinds, str) else kinds
 

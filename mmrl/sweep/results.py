@@ -98,7 +98,7 @@ def _is_asked(value: Any) -> bool:
         isinstance(value.get("experiment"), str)
         and all(isinstance(changes, dict) for changes in value["arms"].values())
         and value.get("baseline") in ("", *value["arms"])
-        and all(isinstance(value.get(key), list) for key in lists)
+        and all(value.get(key) and isinstance(value[key], list) for key in lists)
         and all(type(one) is kind for key, kind in lists.items() for one in value[key])
     )
 

@@ -1,5 +1,6 @@
 """Held-out accuracy: sample, grade, average each component."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
@@ -203,9 +204,15 @@ def wrong_response(row: dict[str, Any]) -> str | None:
     for name in ("id", "problem", "answer", "response"):
         if not isinstance(row.get(name), str):
             return f"it has no {name}"
+    if not isinstance(row.get("source", ""), str):
+        return "its source is no name"
     tokens = row.get("tokens", [])
     if not isinstance(tokens, list) or not all(type(one) is int for one in tokens):
         return "its tokens are none"
     known = ("id", "source", "problem", "answer", "response", "tokens")
-    other = next((name for name in row if name not in known and not is_number(row[name])), None)
-    return None if other is None else f"{other!r} is no number"
+    other = next((name for name in row if name not in known and not _is_finite(row[name])), None)
+    return None if other is None else f"{other!r} is no finite number"
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)

@@ -7,7 +7,7 @@ from fuzzing import Fuzzer
 from huggingface_hub import constants
 
 LITTLE = 12  # inputs of a reader
-LONG = 3000
+LONG = 1000
 
 
 @pytest.fixture(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
-from damage import altered, as_json, damaged, jsonl_files, words
+from damage import altered, as_json, damaged, json_files, jsonl_files, words
 from fuzzing import command, examine
 from hypothesis import strategies as st
 from PIL import Image
@@ -197,19 +197,26 @@ def test_parquet(here, processor):
 
 
 def test_arrow(here, processor):
-    out = io.BytesIO()
-    pyarrow.feather.write_feather(pa.table({"problem": ["?"], "answer": ["1"]}), out)
+    """What `save_to_disk` of the library datasets writes, one of its files damaged."""
     folder = here.folder / "saved"
     folder.mkdir()
-    for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"):
-        (folder / name).touch()
+    table, out = pa.table({"problem": ["?", "Why?"], "answer": ["1", "2"]}), io.BytesIO()
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "train"}
+    whole = {"data-00000-of-00001.arrow": out.getvalue(), "state.json": as_json(state)}
+    whole["dataset_info.json"] = as_json({"features": {}})
+    here.outputs.update(whole)
 
-    def go(data):
-        (folder / "data-00000-of-00001.arrow").write_bytes(data)
-        (folder / "state.json").write_bytes(data[:20])
+    def go(pair):
+        name, data = pair
+        for file, content in (whole | {name: data}).items():
+            (folder / file).write_bytes(content)
         go_through(read(folder), processor, here.folder)
 
-    here(damaged(out.getvalue()), go, names="saved", share=0.4)
+    damages = {"data-00000-of-00001.arrow": damaged(out.getvalue()), "state.json": json_files(state)}
+    files = st.one_of(st.tuples(st.just(name), data) for name, data in damages.items())
+    here(files, go, names="saved", share=0.8)
 
 
 def csv_of(rows, delimiter=","):

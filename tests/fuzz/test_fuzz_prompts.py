@@ -104,6 +104,7 @@ def test_pictures(fuzz, processor, form):
 def test_names_of_pictures(fuzz):
     (fuzz.folder / "empty").touch()
     (fuzz.folder / "folder").mkdir()
+    (fuzz.folder / "good.png").write_bytes(saved("PNG"))
     fuzz(
         st.sampled_from(("empty", "folder", ".", "/proc/self/environ")) | texts() | among(PIECES),
         lambda name: image_size(name, "a:7"),
