@@ -14,6 +14,7 @@ from mmrl.data.shapes_model import write_model
 from mmrl.data.zoom_world import BOXES, world, write_zoom_world, zoom_call
 from mmrl.experiment import load
 from mmrl.kernels.vocab import BANNED
+from mmrl.models.prompts import text_ids
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.generate import gather
 from mmrl.rollout.sampling import Sampling
@@ -49,13 +50,14 @@ def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
     model = open_model(config, tmp_path / "model")
     source = open_source(config, str(tmp_path / "train.parquet"), tmp_path, model, key="data.train")
     batch = next(pipeline.prompts([source], model.processor, prompt_format(config), seed=0, batch_size=4))
-    ids = model.processor.tokenizer([*calls, "rows", "<zoom>", "<|im_end|>"])["input_ids"]
-    assert all(len(one) == 1 for one in ids)
+    texts = [text_ids(model.processor, text) for text in (*calls, "rows", "<zoom>")]
+    assert all(len(one) == 1 for one in texts)
+    ids = [one[0] for one in texts] + [model.processor.eos]
     uneven = replace(config, episode=replace(config.episode, observation_patches=20))
     with pytest.raises(ValueError, match="observation_patches=20 is not a multiple of 16"):
         open_model(uneven, tmp_path / "model")
     policy = model.policy(1.0)
-    words = jnp.full_like(policy.bias, BANNED).at[jnp.array(ids)[:, 0]].set(0)
+    words = jnp.full_like(policy.bias, BANNED).at[jnp.array(ids)].set(0)
     policy, params = replace(policy, bias=words), model.load()
     with tool_pool(config) as tools:
         played = list(
