@@ -11,10 +11,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import NoReturn
 
-from mmrl.commands import data, datasets, report, runs, sampling, suite, sweep
+from mmrl.commands import data, datasets, option_types, report, runs, sampling, suite, sweep
 from mmrl.nearest import nearest
 from mmrl.terminal import refuse, tell
 
@@ -239,7 +238,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(name, summary, run)
         _experiment(sub)
         sub.add_argument(
-            "--workdir", type=Path, help="the run's folder (default: runs/<name of the experiment>)"
+            "--workdir",
+            type=option_types.path,
+            help="the run's folder (default: runs/<name of the experiment>)",
         )
         _hosts(sub)
     _evaluation(command("eval", "Measure a model or a run on data, or on a suite.", suite.run))
@@ -247,9 +248,9 @@ def _parser() -> argparse.ArgumentParser:
     _planning(command("plan", "Compile a run for TPUs, and say what fits.", runs.plan))
     _benchmark(command("bench", "Time the programs of a run where we are.", runs.bench))
     sub = command("export", "Write a step of a run as a Hugging Face directory.", runs.export)
-    sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")
-    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    sub.add_argument("--out", type=Path, required=True, help="directory to be made")
+    sub.add_argument("--workdir", type=option_types.path, required=True, help="the run's folder")
+    sub.add_argument("--step", type=option_types.whole(0), help="which checkpoint (default: the newest)")
+    sub.add_argument("--out", type=option_types.path, required=True, help="directory to be made")
     sub.add_argument("--push", metavar="ORG/NAME", help="also upload it to the Hugging Face hub")
     sub.add_argument(
         "--dtype",
@@ -285,17 +286,23 @@ def _command(subparsers, name: str, summary: str, run) -> argparse.ArgumentParse
 def _source_of_weights(sub: argparse.ArgumentParser, required: bool = True) -> None:
     where = sub.add_mutually_exclusive_group(required=required)
     where.add_argument(
-        "--model", type=Path, help="a Hugging Face directory, or ORG/NAME[@REVISION] of the hub"
+        "--model", type=option_types.path, help="a Hugging Face directory, or ORG/NAME[@REVISION] of the hub"
     )
-    where.add_argument("--workdir", type=Path, help="a run's folder")
-    sub.add_argument("--step", type=int, help="which checkpoint of the run (default: the newest)")
+    where.add_argument("--workdir", type=option_types.path, help="a run's folder")
+    sub.add_argument(
+        "--step", type=option_types.whole(0), help="which checkpoint of the run (default: the newest)"
+    )
     sub.add_argument(
         "--temperature", type=float, help="0 takes the most likely token (default: 1, or the run's)"
     )
     sub.add_argument("--top-p", type=float, help="nucleus (default: 1, or the run's)")
-    sub.add_argument("--max-tokens", type=int, help="of a response (default: 512, or the run's)")
-    sub.add_argument("--seed", type=int, help="(default: 0)")
-    sub.add_argument("--batch", type=int, help=f"prompts at a time (default: {sampling.BATCH})")
+    sub.add_argument(
+        "--max-tokens", type=option_types.count, help="of a response (default: 512, or the run's)"
+    )
+    sub.add_argument("--seed", type=option_types.seed, help="(default: 0)")
+    sub.add_argument(
+        "--batch", type=option_types.count, help=f"prompts at a time (default: {sampling.BATCH})"
+    )
 
 
 def _evaluation(sub: argparse.ArgumentParser) -> None:
@@ -305,9 +312,17 @@ def _evaluation(sub: argparse.ArgumentParser) -> None:
 
 def _generation(sub: argparse.ArgumentParser) -> None:
     _source_of_weights(sub)
-    sub.add_argument("--prompts", required=True, metavar="DATA", help="a data set; no row needs an answer")
-    sub.add_argument("--out", type=Path, required=True, help="JSONL to be written")
-    sub.add_argument("--n", type=int, default=1, help="responses to each prompt (default: %(default)s)")
+    sub.add_argument(
+        "--prompts",
+        type=option_types.text,
+        required=True,
+        metavar="DATA",
+        help="a data set; no row needs an answer",
+    )
+    sub.add_argument("--out", type=option_types.path, required=True, help="JSONL to be written")
+    sub.add_argument(
+        "--n", type=option_types.count, default=1, help="responses to each prompt (default: %(default)s)"
+    )
 
 
 def _experiment(sub: argparse.ArgumentParser) -> None:
@@ -354,7 +369,7 @@ def _planning(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--per-shard",
-        type=int,
+        type=option_types.count,
         metavar="N",
         help="prompts at once for each part of a batch (default: the config's batches; 1 with --smallest)",
     )
@@ -367,11 +382,18 @@ def _planning(sub: argparse.ArgumentParser) -> None:
 def _benchmark(sub: argparse.ArgumentParser) -> None:
     _programs(sub)
     sub.add_argument(
-        "--workdir", type=Path, help="for paths of the config (default: runs/<name of the experiment>)"
+        "--workdir",
+        type=option_types.path,
+        help="for paths of the config (default: runs/<name of the experiment>)",
     )
-    sub.add_argument("--repeats", type=int, default=5, help="timed calls (default: %(default)s)")
     sub.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the numbers here; - prints them, and no table"
+        "--repeats", type=option_types.count, default=5, help="timed calls (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--json",
+        type=option_types.path,
+        metavar="FILE",
+        help="also write the numbers here; - prints them, and no table",
     )
 
 
@@ -387,10 +409,10 @@ def _data(sub: argparse.ArgumentParser) -> None:
 
 
 def _inspection(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("data", metavar="DATA", help="the data set")
+    sub.add_argument("data", type=option_types.text, metavar="DATA", help="the data set")
     sub.add_argument(
         "--model",
-        type=Path,
+        type=option_types.path,
         help="a Hugging Face directory, or ORG/NAME[@REVISION], whose tokens are counted",
     )
     sub.add_argument(
@@ -398,28 +420,40 @@ def _inspection(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--out",
-        type=Path,
+        type=option_types.path,
         metavar="PATH",
         help="also write a page (PATH.html), a picture of examples (PATH.png), or both (a folder)",
     )
     sub.add_argument(
-        "--rows", type=int, metavar="N", help="look at so many rows, evenly spread (default: all)"
+        "--rows",
+        type=option_types.count,
+        metavar="N",
+        help="look at so many rows, evenly spread (default: all)",
     )
     sub.add_argument(
-        "--examples", type=int, default=12, metavar="N", help="rows that are shown (default: %(default)s)"
+        "--examples",
+        type=option_types.whole(0),
+        default=12,
+        metavar="N",
+        help="rows that are shown (default: %(default)s)",
     )
     sub.set_defaults(workdir=None)
 
 
 def _conversion(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("data", type=Path, metavar="IN", help="what to convert")
+    sub.add_argument("data", type=option_types.path, metavar="IN", help="what to convert")
     layouts = ("llava", "coco", "choice", "questions")
     sub.add_argument("--from", dest="layout", choices=layouts, required=True, help="its layout")
-    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="where its image paths start")
-    sub.add_argument("--out", type=Path, required=True, help="parquet or JSONL to be written")
+    sub.add_argument(
+        "--images", type=option_types.path, required=True, metavar="DIR", help="where its image paths start"
+    )
+    sub.add_argument("--out", type=option_types.path, required=True, help="parquet or JSONL to be written")
     sub.add_argument("--embed", action="store_true", help="put images into the file instead of paths")
     sub.add_argument(
-        "--max-broken", type=float, default=0.01, help="share that may be unusable (default: %(default)s)"
+        "--max-broken",
+        type=option_types.share,
+        default=0.01,
+        help="share that may be unusable (default: %(default)s)",
     )
     group = sub.add_argument_group("llava")
     group.add_argument(
@@ -452,13 +486,13 @@ def _pretext(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--images", required=True, metavar="DATA", help="a folder of images at any depth, or a data set"
     )
-    sub.add_argument("--out", type=Path, required=True, help="parquet to be written")
-    sub.add_argument("--rows", type=int, required=True, metavar="N", help="how many")
+    sub.add_argument("--out", type=option_types.path, required=True, help="parquet to be written")
+    sub.add_argument("--rows", type=option_types.count, required=True, metavar="N", help="how many")
     sub.add_argument("--tasks", metavar="NAME,...", help="by default all that need no captions")
     sub.add_argument(
-        "--captions", type=Path, metavar="FILE", help="captions of the images, for caption_error"
+        "--captions", type=option_types.path, metavar="FILE", help="captions of the images, for caption_error"
     )
-    sub.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    sub.add_argument("--seed", type=option_types.seed, default=0, help="(default: %(default)s)")
     sub.add_argument("--side", type=int, default=336, help="pixels of a picture (default: %(default)s)")
     sub.add_argument(
         "--grid", default="2x2", metavar="ROWSxCOLUMNS", help="of a jigsaw (default: %(default)s)"
@@ -473,13 +507,15 @@ def _pretext(sub: argparse.ArgumentParser) -> None:
 
 
 def _shapes(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--out", type=Path, required=True, help="directory to be made")
-    sub.add_argument("--cold-start", type=int, default=4096, help="rows (default: %(default)s)")
-    sub.add_argument("--train", type=int, default=4096, help="rows (default: %(default)s)")
-    sub.add_argument("--heldout", type=int, default=512, help="rows (default: %(default)s)")
+    sub.add_argument("--out", type=option_types.path, required=True, help="directory to be made")
+    sub.add_argument(
+        "--cold-start", type=option_types.whole(0), default=4096, help="rows (default: %(default)s)"
+    )
+    sub.add_argument("--train", type=option_types.whole(0), default=4096, help="rows (default: %(default)s)")
+    sub.add_argument("--heldout", type=option_types.whole(0), default=512, help="rows (default: %(default)s)")
     sub.add_argument("--prior", type=float, help="how strongly a question suggests its answer, 0 to 1")
-    sub.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    sub.add_argument("--sheet", type=Path, help="also draw some examples to this PNG")
+    sub.add_argument("--seed", type=option_types.seed, default=0, help="(default: %(default)s)")
+    sub.add_argument("--sheet", type=option_types.path, help="also draw some examples to this PNG")
 
 
 if __name__ == "__main__":

@@ -390,6 +390,8 @@ def _check(config: Config) -> None:
     ):
         if not 0 <= share <= 1:
             raise ValueError(f"config.{path}={share} is not in [0, 1]")
+    if not 0 <= config.seed < 2**32:  # random keys are made of 32 bits
+        raise ValueError(f"config.seed={config.seed} should be from 0 to {2**32 - 1}")
     for path, size in (
         ("data.processes", config.data.processes),
         ("train.keep_best", config.train.keep_best),
@@ -402,7 +404,13 @@ def _check(config: Config) -> None:
         if any(type(size) is not int or size < least for size in buckets):
             raise ValueError(f"config.data.{name}_buckets={buckets} should be whole numbers from {least}")
     for path, size in (
+        ("rollout.prompts", config.rollout.prompts),
+        ("rollout.max_tokens", config.rollout.max_tokens),
         ("rollout.max_batches", config.rollout.max_batches),
+        ("evaluation.prompts", config.evaluation.prompts),
+        ("evaluation.samples", config.evaluation.samples),
+        ("cold_start.batch", config.cold_start.batch),
+        ("cold_start.max_tokens", config.cold_start.max_tokens),
         ("rollout.chunk", config.rollout.chunk),
         ("episode.turns", config.episode.turns),
         ("episode.observation_tokens", config.episode.observation_tokens),

@@ -15,6 +15,7 @@ _NAME = re.compile(
     r"(?P<prefix>hf:)?(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(?:@(?P<revision>[\w./-]+))?(?::(?P<split>.+))?"
 )
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/")  # "https://", "gs://"; a Path has one of the slashes
 # What a path ends in, or begins with, that was meant as a path.
 _FILES = (".parquet", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".safetensors", ".py")
 _MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
@@ -38,6 +39,11 @@ class Reference:
 
 def reference(text: str) -> Reference | None:
     """What ``text`` names on the hub; None if it is a path: one that exists, or that looks like one."""
+    if _ADDRESS.match(text) and not Path(text).exists():
+        raise ValueError(
+            f"{text}: no address can be read; copy what is there to this machine, or write the ORG/NAME of a"
+            " repository on the hub"
+        )
     match = _NAME.fullmatch(text)
     if not match:
         if text.startswith(PREFIX):

@@ -220,3 +220,38 @@ def test_progress_counts_and_estimates(capsys, monkeypatch):
 def test_numbers_that_are_not_finite_are_null():
     odd = {"a": [float("nan"), 1.5], "b": (float("inf"), {"c": -float("inf")}), "d": "NaN"}
     assert json.loads(as_json(odd)) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": "NaN"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed=-1"], "argument --seed: '-1' should be a whole number, 0 to 4294967295"),
+        (["--seed=99999999999999999999"], "should be a whole number, 0 to 4294967295"),
+        (["--config.seed=4294967296"], "config.seed=4294967296 should be from 0 to 4294967295"),
+        (["--batch=0"], "argument --batch: '0' should be a whole number, 1 or more"),
+        (["--n=0"], "argument --n: '0' should be a whole number, 1 or more"),
+        (["--max-tokens=0"], "argument --max-tokens: '0' should be"),
+        (["--step=3"], "--step is of a run: name that by --workdir"),
+        (["--out="], "argument --out: it is empty: name a file or a folder"),
+        (["--prompts=https://host/rows.jsonl"], "https://host/rows.jsonl: no address can be read"),
+        (["--prompts=gs://bucket/rows.jsonl"], "gs://bucket/rows.jsonl: no address can be read"),
+        (["--config.train.steps=5"], "config.train.steps says nothing to mmrl generate: leave it out"),
+        (["--config.reward.verifier=exact"], "config.reward.verifier says nothing to mmrl generate"),
+        (["--config.nothing=1"], "config.nothing is not a key of the config"),
+    ],
+)
+def test_options_that_cannot_be_meant(folder, model, capsys, words, message):
+    (folder / "rows.jsonl").write_text('{"problem": "How many?"}\n')
+    given = [word.partition("=")[0] for word in words]
+    usual = [w for w in ("--prompts=rows.jsonl", "--out=o.jsonl") if w.partition("=")[0] not in given]
+    assert message in refused(capsys, "generate", model, *usual, *words)
+
+
+def test_eval_refuses_no_samples_and_keys_of_training(folder, model, capsys):
+    (folder / "rows.jsonl").write_text('{"problem": "How many?", "answer": "3"}\n')
+    for word, message in (
+        ("--samples=0", "argument --samples: '0' should be a whole number, 1 or more"),
+        ("--config.evaluation.samples=0", "config.evaluation.samples=0 should be 1 or more"),
+        ("--config.optimizer.b1=0.5", "config.optimizer.b1 says nothing to mmrl eval: leave it out"),
+    ):
+        assert message in refused(capsys, "eval", model, "--data=rows.jsonl", word)

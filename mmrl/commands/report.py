@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmrl.commands import option_types
 from mmrl.terminal import tell
 
 
@@ -12,14 +13,16 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "runs",
         nargs="+",
-        type=Path,
+        type=option_types.path,
         metavar="RUN",
         help="a run's folder, or one with runs in it, as of a sweep",
     )
-    sub.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    sub.add_argument(
+        "--out", type=option_types.path, default=Path("report.html"), help="the page (default: %(default)s)"
+    )
     sub.add_argument(
         "--rollouts",
-        type=int,
+        type=option_types.whole(0),
         default=24,
         metavar="N",
         help="responses to look at, in all; 0 reads no weights (default: %(default)s)",
@@ -28,8 +31,6 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """Write the page."""
-    if options.rollouts < 0:
-        raise ValueError(f"--rollouts={options.rollouts}: a number from 0 on")
     if options.out.is_dir():
         raise ValueError(
             f"--out={options.out} is a folder; name a file, such as {options.out / 'report.html'}"

@@ -5,7 +5,7 @@ Heavy libraries are imported when one runs: ``--help`` is quick.
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,9 @@ _ELSEWHERE = {
     "data.train": "--data or --prompts",
     "data.heldout": "--data",
 }
+# Parts of the config that say nothing at all.
+_TRAINING = ("corruption", "algorithm", "optimizer", "train", "log", "cold_start", "world")
+_NOT_GENERATION = (*_TRAINING, "episode", "evaluation", "reward")
 _NO_EVALUATION = {
     "rollout.temperature": "--temperature",
     "rollout.top_p": "--top-p",
@@ -53,7 +56,7 @@ _NO_GENERATION = {
 def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl eval --data``."""
     defaults = {"evaluation.samples": 1, "evaluation.prompts": BATCH, "evaluation.limit": 0}
-    settings = _settings(options, overrides, defaults, _EVALUATION, _ELSEWHERE | _NO_EVALUATION)
+    settings = _settings(options, overrides, defaults, _EVALUATION, _TRAINING, _ELSEWHERE | _NO_EVALUATION)
     config, model, load = opened(options, settings)
     import jax
 
@@ -89,10 +92,13 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def generate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl generate``."""
-    if options.n < 1:
-        raise ValueError(f"--n={options.n}: sample at least one response")
     settings = _settings(
-        options, overrides, {"rollout.lanes": BATCH}, _GENERATION, _ELSEWHERE | _NO_GENERATION
+        options,
+        overrides,
+        {"rollout.lanes": BATCH},
+        _GENERATION,
+        _NOT_GENERATION,
+        _ELSEWHERE | _NO_GENERATION,
     )
     config, model, load = opened(options, settings)
     from mmrl.data.sources import read
@@ -127,6 +133,8 @@ def opened(
     from mmrl.train.assemble import model_at, open_model
     from mmrl.train.workdir import read_config
 
+    if options.model and options.step is not None:
+        raise ValueError("--step is of a run: name that by --workdir, or leave --step out")
     if options.model:
         config = replace(Config(), rollout=replace(Config().rollout, max_tokens=512))
     else:
@@ -148,6 +156,7 @@ def _settings(
     overrides: Sequence[str],
     defaults: Mapping[str, Any],
     keys: Mapping[str, Sequence[str]],
+    silent: Collection[str],
     elsewhere: Mapping[str, str],
 ) -> list[str]:
     """Keys to set, the last one counts: of the command, of ``--config.KEY``, of its other options.
@@ -160,6 +169,8 @@ def _settings(
     for key in given:
         if key in elsewhere:
             raise ValueError(f"config.{key} says nothing here: use {elsewhere[key]}")
+        if key.partition(".")[0] in silent:
+            raise ValueError(f"config.{key} says nothing to mmrl {options.name}: leave it out")
     chosen = []
     for name, meant in keys.items():
         if (value := getattr(options, name)) is None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl.commands import sampling
+from mmrl.commands import option_types, sampling
 from mmrl.terminal import tell
 
 if TYPE_CHECKING:
@@ -18,16 +18,21 @@ _FIELDS = ("samples", "temperature", "top_p", "max_tokens")  # options that over
 def arguments(sub: argparse.ArgumentParser) -> None:
     """The options of ``mmrl eval`` besides those of weights and sampling."""
     what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", help="a data set, or several with commas between")
+    what.add_argument("--data", type=option_types.text, help="a data set, or several with commas between")
     what.add_argument("--suite", metavar="FILE[:ARG]", help="benchmarks (docs/evaluation.md)")
     what.add_argument(
-        "--again", type=Path, metavar="RESULTS", help="the suite, weights and seed of a results.json again"
+        "--again",
+        type=option_types.path,
+        metavar="RESULTS",
+        help="the suite, weights and seed of a results.json again",
     )
-    sub.add_argument("--samples", type=int, help="responses to each prompt (default: 1, or the suite's)")
+    sub.add_argument(
+        "--samples", type=option_types.count, help="responses to each prompt (default: 1, or the suite's)"
+    )
     sub.add_argument("--data-root", metavar="DIR", help="where the data of a suite lie (default: .)")
     sub.add_argument(
         "--out",
-        type=Path,
+        type=option_types.path,
         metavar="PATH",
         help="with --data, also write every response with its grades to this JSONL file; of a suite, the "
         "folder of results (default with --workdir: WORKDIR/evaluations/<suite>/step<N>)",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmrl.commands import option_types
 from mmrl.terminal import command, rewrite, tell
 
 if TYPE_CHECKING:
@@ -28,9 +29,18 @@ FILE defines get_sweep(ARG). What is finished is skipped, what is not goes on fr
 def arguments(sub: argparse.ArgumentParser) -> None:
     """What the command takes."""
     sub.add_argument("file", metavar="FILE[:ARG]", help="a sweep; --config.KEY=VALUE changes all its runs")
-    sub.add_argument("--workdir", metavar="DIR", help="folder of the sweep (default: runs/<name of FILE>)")
     sub.add_argument(
-        "--at-once", type=int, default=1, metavar="K", help="runs at a time (default: %(default)s)"
+        "--workdir",
+        type=option_types.text,
+        metavar="DIR",
+        help="folder of the sweep (default: runs/<name of FILE>)",
+    )
+    sub.add_argument(
+        "--at-once",
+        type=option_types.count,
+        default=1,
+        metavar="K",
+        help="runs at a time (default: %(default)s)",
     )
     sub.add_argument(
         "--launcher", metavar="WORDS", help="what starts a run, given its words (default: mmrl train)"
@@ -43,8 +53,6 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl sweep``; exit status 1 if a run failed."""
-    if options.at_once < 1:
-        raise ValueError(f"--at-once={options.at_once}: run at least one")
     launcher = _launcher(options.launcher)
     if options.workdir and "://" in options.workdir:
         raise ValueError(

@@ -22,6 +22,7 @@ _LONGEST = 50_000  # characters
 _MOST_BYTES = 128 << 20  # of memory beside what there was
 _LARGEST_NUMBER = 100_000  # in its text
 _MOST_CHARACTERS = 100_000  # of what it renders
+_ASKED = "What is this?"
 
 
 def attach_chat_template(tokenizer: Any, folder: Path) -> None:
@@ -66,7 +67,7 @@ def _try(tokenizer: Any) -> None:
     template = tokenizer.chat_template
     texts = list(template.values()) if isinstance(template, dict) else [template]
     most = _MOST_STEPS + _STEPS_TO_COMPILE * max(map(len, texts))
-    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    content = [{"type": "image"}, {"type": "text", "text": _ASKED}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
     for conversation in (turns[:1], [*turns, *turns[:1]]):
         made = _bounded(
@@ -75,6 +76,8 @@ def _try(tokenizer: Any) -> None:
         )
         if not isinstance(made, str) or len(made) > _MOST_CHARACTERS:
             raise ValueError(f"it makes more than {_MOST_CHARACTERS} characters of a short conversation")
+        if made.count(_ASKED) != sum(turn["role"] == "user" for turn in conversation):
+            raise ValueError("it does not show once what each user says")
 
 
 def _check_text(template: Any) -> None:

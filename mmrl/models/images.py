@@ -149,9 +149,9 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     more than 200 times the other, or if there is no pixel.
     """
     if min(height, width) < 1:
-        raise ValueError(f"an image of {height}x{width} pixels: there is nothing to see")
+        raise ValueError(f"an image of {width}x{height} pixels: there is nothing to see")
     if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"an image of {height}x{width} pixels: one side is over 200 times the other")
+        raise ValueError(f"an image of {width}x{height} pixels: one side is over 200 times the other")
     rows, columns = round(height / factor), round(width / factor)
     area = factor * factor
     if rows * columns * area > max_pixels:

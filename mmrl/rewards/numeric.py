@@ -40,7 +40,7 @@ def number(sample: Sample, response: str) -> dict[str, float]:
         Fraction(str(number_fact(sample, name, 0.0, least=0.0, most=LARGEST_TOLERANCE)))  # 0.01 is 1/100
         for name in ("tolerance", "relative_tolerance")
     )
-    given = closest(truth, read_quantity(answer_of(sample, response) or ""))
+    given = closest(truth, _read(answer_of(sample, response) or ""))
     if given is None:
         return {"accuracy": 0.0, "mean_relative_accuracy": 0.0, "near": 0.0}
     error = abs(given - truth.value)
@@ -49,6 +49,12 @@ def number(sample: Sample, response: str) -> dict[str, float]:
         "mean_relative_accuracy": mean_relative_accuracy(given, truth.value),
         "near": near_credit(given, truth.value),
     }
+
+
+def _read(text: str) -> Quantity | None:
+    """The one number of ``text``, which may be a word up to twenty."""
+    word = WORDS.get(canonical(text))
+    return read_quantity(text) if word is None else Quantity(Fraction(word))
 
 
 def closest(truth: Quantity, given: Quantity | None) -> Fraction | None:
@@ -106,10 +112,7 @@ def count(sample: Sample, response: str) -> dict[str, float]:
 
 def read_count(text: str) -> int | None:
     """The one whole number from 0 on that ``text`` names; None if there is no one."""
-    word = WORDS.get(canonical(text))
-    if word is not None:
-        return word
-    given = read_quantity(text)
+    given = _read(text)
     if given is None or given.scale < 1:  # a share is no count
         return None
     value = given.value * given.scale

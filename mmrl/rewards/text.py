@@ -21,14 +21,17 @@ _RAISED, _LOWERED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+"), re.compi
 _VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215f]")
 # Hyphens, dashes and minus signs, each of which may be a minus.
 DASHES = {ord(dash): "-" for dash in "\u2010\u2011\u2012\u2013\u2014\u2212\u02d7\uff0d"}
-# The same; quotation marks; Chinese punctuation; characters without width.
+# The same; quotation marks; Chinese punctuation; characters without width, and what directs how text runs.
 _PLAIN = DASHES | str.maketrans(
     {
         **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f", '"'),
         **dict.fromkeys("\u2018\u2019\u201a\u2032", "'"),
         **{"\u3001": ",", "\u3002": ".", "\u3010": "[", "\u3011": "]", "\u2044": "/"},
         **{"\u02da": "°", "º": "°"},
-        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", None),
+        **dict.fromkeys(
+            map(chr, (0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF)),
+            None,
+        ),
     }
 )
 # Characters of mathematics, and how LaTeX writes them.

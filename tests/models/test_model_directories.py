@@ -394,6 +394,9 @@ TEMPLATES = {
     "of another kind": [{"name": "rag", "template": "x"}],
     "a list of numbers": [{"name": "default", "template": 7}],
     "too much of it": "x" * 60000,
+    "empty": "",
+    "without the conversation": "hello",
+    "with roles alone": "{% for m in messages %}{{ m.role }}{% endfor %}",
 }
 
 
@@ -421,12 +424,14 @@ def test_a_template_that_is_not_taken_is_damaged(folder):
 
 def test_the_template_of_the_processor_wins(folder):
     """Where tokenizer and processor have one each, as in transformers."""
-    mine = "{% for m in messages %}{{ m.role }}{% endfor %}"
-    edit(folder, "tokenizer_config.json", chat_template="{{ 'tokenizer' }}")
+    mine, tokenizers, processors = (
+        "{% for m in messages %}" + name + "{{ m.content }}{% endfor %}" for name in ("a", "b", "c")
+    )
+    edit(folder, "tokenizer_config.json", chat_template=tokenizers)
     edit(folder, "chat_template.json", chat_template=mine)
     assert load_processor(folder).tokenizer.chat_template == mine
-    (folder / "processor_config.json").write_text(json.dumps({"chat_template": "{{ 'processor' }}"}))
-    assert load_processor(folder).tokenizer.chat_template == "{{ 'processor' }}"
+    (folder / "processor_config.json").write_text(json.dumps({"chat_template": processors}))
+    assert load_processor(folder).tokenizer.chat_template == processors
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_vision_tokens_in_text(processor, token):
 
 
 def test_sliver_is_named(processor):
-    with pytest.raises(ValueError, match="row 5: an image of 2x500 pixels: one side is over 200 times"):
+    with pytest.raises(ValueError, match="row 5: an image of 500x2 pixels: one side is over 200 times"):
         encode(processor, messages("<image>"), [_picture(500, 2)], name="row 5")
 
 

@@ -117,3 +117,9 @@ def test_what_stands_beside_both_numbers_is_invisible(value, beside):
 def test_no_text_raises(boxed):
     values = components(boxed, answer="12")
     assert all(0.0 <= value <= 1.0 and math.isfinite(value) for value in values.values())
+
+
+def test_words_and_marks_of_direction_are_read():
+    assert grade("\\boxed{five}", answer="5") == 1.0
+    assert grade("\\boxed{7\u202c}", answer="7") == grade("\\boxed{\u202a7}", answer="7") == 1.0
+    assert grade("\\boxed{five}", answer="6") == 0.0

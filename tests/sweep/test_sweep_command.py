@@ -67,7 +67,7 @@ def test_a_sweep_with_a_launcher_from_nothing_to_its_table(file, tmp_path, stand
 def test_what_is_asked_wrongly_is_told_and_nothing_is_begun(file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, message in (
-        (["--at-once=0"], "--at-once=0: run at least one"),
+        (["--at-once=0"], "argument --at-once: '0' should be a whole number, 1 or more"),
         (["--launcher=nosuchprogram run"], "there is no program 'nosuchprogram'"),
         (["--launcher='"], "No closing quotation"),
         (["--launcher="], "--launcher is empty"),
