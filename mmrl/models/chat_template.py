@@ -68,7 +68,10 @@ def _try(tokenizer: Any) -> None:
     texts = list(template.values()) if isinstance(template, dict) else [template]
     most = _MOST_STEPS + _STEPS_TO_COMPILE * max(map(len, texts))
     content = [{"type": "image"}, {"type": "text", "text": _ASKED}]
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "A cat."},
+    ]
     for conversation in (turns[:1], [*turns, *turns[:1]]):
         made = _bounded(
             partial(tokenizer.apply_chat_template, conversation, tokenize=False, add_generation_prompt=True),
