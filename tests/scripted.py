@@ -209,7 +209,7 @@ def assert_same(found: Played, expected: Played, name: str = "", atol: float = 1
     for field, value in one.items():
         if field in ("group", "member"):
             continue
-        if field in ("logprob", "entropy") and value is not None:
+        if field in ("logprob", "entropy", "log_kept") and value is not None:
             np.testing.assert_allclose(value, other[field], atol=atol, err_msg=f"{name} {field}")
         else:
             np.testing.assert_array_equal(value, other[field], err_msg=f"{name} {field}")

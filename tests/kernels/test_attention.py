@@ -53,7 +53,8 @@ def _twin(query, own_key, own_value, own_mask, prefix_key=None, prefix_value=Non
 
 
 def _value_and_gradient(function, inputs, masks):
-    direction = jax.random.normal(jax.random.key(2), (B, G, S, H, Q, K))
+    direction = jax.random.normal(jax.random.key(2), (B, G, S, H, Q, K), jnp.float32)
+    direction = direction.astype(inputs["query"].dtype)
 
     @jax.jit
     def run(inputs):
@@ -63,11 +64,16 @@ def _value_and_gradient(function, inputs, masks):
     return run(inputs)
 
 
+def _in_64_bits(inputs):
+    return {name: np.asarray(x, np.float64) for name, x in inputs.items()}
+
+
 @pytest.mark.parametrize("prefix", [False, True])
 def test_equals_softmax_over_all_keys(prefix):
     inputs, masks = _inputs(prefix), _masks(prefix)
     ours, our_gradient = _value_and_gradient(two_source_attention, inputs, masks)
-    theirs, their_gradient = _value_and_gradient(_twin, inputs, masks)
+    with jax.enable_x64(True):  # of two results in float32, each has rounding of its own
+        theirs, their_gradient = _value_and_gradient(_twin, _in_64_bits(inputs), masks)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
     for name in inputs:
         np.testing.assert_allclose(our_gradient[name], their_gradient[name], atol=5e-6, err_msg=name)
