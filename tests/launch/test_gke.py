@@ -72,7 +72,7 @@ def test_a_run_from_nothing_to_its_end(workloads, capsys):
     assert workloads.heard("running   8 pods")
     assert workloads.heard(f"results   in {WORKDIR}, of storage runs")
     said = capsys.readouterr().out.splitlines()
-    assert said == [f"step {n} ?[31mof attempt 0" for n in range(4)]
+    assert said == [f"step {n} \\x1b[31mof attempt 0" for n in range(4)]
 
 
 def test_one_machine_needs_no_meeting(workloads, capsys):
@@ -89,9 +89,9 @@ def test_what_is_preempted_goes_on_by_itself(workloads, capsys):
     assert workloads.heard("queued    Preempted to accommodate a workload of higher priority")
     assert workloads.heard("restarted 1 times; the run goes on from its last checkpoint")
     said = capsys.readouterr().out.splitlines()
-    assert said[:4] == [f"step {n} ?[31mof attempt 0" for n in range(4)]
+    assert said[:4] == [f"step {n} \\x1b[31mof attempt 0" for n in range(4)]
     # The pod of the second attempt has a log of its own, which is shown from its beginning.
-    assert said[4:] == [f"step {n} ?[31mof attempt 1" for n in range(8)]
+    assert said[4:] == [f"step {n} \\x1b[31mof attempt 1" for n in range(8)]
 
 
 def test_restarts_come_to_an_end(workloads):
@@ -105,7 +105,7 @@ def test_a_crash_is_shown_and_its_status_is_that_of_the_launcher(workloads):
     assert workloads.launch() == 1
     assert workloads.heard("failed    FailJobSetFailurePolicyAction")
     assert workloads.heard(f"the log of {NAME}-slice-job-0-3-x0 (status 1) ends:")
-    assert workloads.heard("  | ?[31mValueError: what went wrong on 3")
+    assert workloads.heard("  | \\x1b[31mValueError: what went wrong on 3")
 
 
 def test_the_same_command_follows_what_runs(workloads, capsys):

@@ -17,7 +17,7 @@ def test_a_run_from_nothing_to_its_end(cloud, capsys):
     assert cloud.heard("all programs fit, update with 50 % of the memory")
     assert cloud.heard("quota     TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI: 64 in us-west4-a")
     assert cloud.heard("WAITING_FOR_RESOURCES after 0 min")
-    assert capsys.readouterr().out == "step 1 of worker 0\nreward ?[31m0.5\n"
+    assert capsys.readouterr().out == "step 1 of worker 0\nreward \\x1b[31m0.5\n"
 
 
 def test_one_machine_needs_no_bucket(cloud):

@@ -26,7 +26,8 @@ REFUSED = Finding(
 )
 NOT_COMPILED = Finding("score", 16, 128, "no", 33 * GIB, LIMIT, GIB)
 MESH = {"replica": 1, "data": 1, "fsdp": 4, "tensor": 4}
-PLAN = Plan(parse_topology("v5e:4x4"), MESH, Config(), (FITS, NOT_COMPILED, REFUSED), quick=False)
+CONFIG = replace(Config(), train=replace(Config().train, micro_prompts=16))
+PLAN = Plan(parse_topology("v5e:4x4"), MESH, CONFIG, (FITS, NOT_COMPILED, REFUSED), quick=False)
 
 
 def cells(plan: Plan) -> dict[str, list[str]]:

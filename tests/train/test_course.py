@@ -1,6 +1,7 @@
 """The order of rows under a curriculum: who reads it, how far ahead and from where on changes nothing."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -38,7 +39,14 @@ def data(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     a, b = (read(tmp_path / f"{name}.jsonl") for name in "ab")
     views = (a.choose([k for k in range(10) if k != 3]), b.choose(np.arange(20)[::-1]).choose(np.arange(18)))
-    return TrainingData(views, (Mixture(0.0, (1.0, 1.0), by_rows=True),), None, rows=30, broken=())
+    return TrainingData(
+        views,
+        (Mixture(0.0, (1.0, 1.0), by_rows=True),),
+        None,
+        rows=30,
+        broken=(),
+        lengths=np.zeros((0, 2), int),
+    )
 
 
 def course_of(data, curriculum=ACTIVE, **changes):
@@ -191,7 +199,7 @@ def test_a_saved_row_that_cannot_be_used_any_more(data, processor):
 
 def staged(data):
     mixtures = (Mixture(0.0, (1.0, 0.0), True), Mixture(0.4, (1.0, 3.0)), Mixture(0.75, (0.0, 1.0), True))
-    return TrainingData(data.sources, mixtures, None, rows=30, broken=())
+    return replace(data, mixtures=mixtures)
 
 
 @pytest.mark.parametrize("draws", [1, 2])
@@ -215,7 +223,7 @@ def test_without_rules_the_seed_alone_decides(data, processor):
     assert fixed_weights(config, data) is None
     tempered = fixed_weights(from_dict({"data": {"temperature": 2.0}}), data)
     np.testing.assert_allclose(np.divide(*tempered), np.sqrt(9 / 18))
-    given = TrainingData(data.sources, (Mixture(0.0, (3.0, 1.0)),), None, rows=30, broken=())
+    given = replace(data, mixtures=(Mixture(0.0, (3.0, 1.0)),))
     assert fixed_weights(from_dict({"data": {"temperature": 2.0}}), given) == (3.0, 1.0)
 
 
