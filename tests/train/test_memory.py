@@ -375,7 +375,7 @@ def test_free_memory_of_the_host(tmp_path, files, free):
     assert memory._free_on_host(tmp_path / "none") is None
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_is_left_open_changes_padding_and_nothing_else(smoke_config, smoke_run, tmp_path):
     """The same responses and figures as the run that names buckets, lanes and micro-batches."""
     config = replace(
