@@ -73,7 +73,7 @@ def test_inspect_as_a_run_would_see_it(world, capsys):
     [
         (["inspect", "none.parquet"], "none.parquet does not exist"),
         (["inspect", "d.parquet", "--model=nowhere"], "does not exist"),
-        (["inspect", "d.parquet", "--rows=0"], "--rows=0"),
+        (["inspect", "d.parquet", "--rows=0"], "--rows: '0' should be a whole number, 1 or more"),
         (["inspect", "d.parquet", "--config.seed=1"], "name one with --config=FILE"),
         (["inspect", "d.parquet", "--what=1"], "unknown argument '--what=1'; see mmrl data inspect --help"),
         (["shapes", "--out=o", "--config.seed=1"], "unknown argument '--config.seed=1'"),
@@ -87,7 +87,7 @@ def test_inspect_as_a_run_would_see_it(world, capsys):
         ),
         (["convert", "--from=llava", "i.json", "--images=photos", "--out=o.jsonl"], "i.json does not exist"),
         (["pretext", "--images=photos", "--rows=4", "--out=o.jsonl"], "a .parquet file"),
-        (["pretext", "--images=photos", "--rows=0", "--out=o.parquet"], "--rows=0"),
+        (["pretext", "--images=photos", "--rows=0", "--out=o.parquet"], "--rows: '0' should be"),
         (["pretext", "--images=photos", "--rows=4", "--out=o.parquet", "--grid=2"], "--grid=2"),
         (["pretext", "--images=photos", "--rows=4", "--out=o.parquet", "--tasks=maze"], "choose from"),
         (

@@ -63,8 +63,6 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.data.inspection_report import as_text
     from mmrl.data.sources import read
 
-    if options.rows is not None and options.rows < 1:
-        raise ValueError(f"--rows={options.rows}: look at one row at least")
     if overrides and not options.config:
         raise ValueError(f"{overrides[0]} overrules a config: name one with --config=FILE")
     config, workdir = experiment(options, overrides) if options.config else (Config(), Path())
@@ -191,8 +189,6 @@ def pretext(options: argparse.Namespace, _: Sequence[str]) -> None:
     from mmrl.data.pretext import rows
     from mmrl.data.writing import write_rows
 
-    if options.rows < 1:
-        raise ValueError(f"--rows={options.rows}: make one row at least")
     if options.out.suffix != ".parquet":
         raise ValueError(f"--out={options.out}: pictures are written into a .parquet file")
     material = _material(options)

@@ -142,8 +142,6 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl bench``."""
-    if options.repeats < 1:
-        raise ValueError(f"--repeats={options.repeats}: time at least one call")
     config, workdir = experiment(options, overrides)
     from mmrl.bench import measure, report
     from mmrl.mesh import make_mesh

@@ -279,7 +279,7 @@ def test_object_alone_on_stdout(fixtures_dir, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--repeats=0", "time at least one call"),
+        ("--repeats=0", "--repeats: '0' should be a whole number, 1 or more"),
         ("--config.data.patch_buckets=70", "70 is not a multiple of 16"),
         ("--config.mesh.data=3", "does not fit 1 devices"),
         ("--config.model.path=nowhere", "--model-size"),

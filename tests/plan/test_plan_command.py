@@ -87,8 +87,8 @@ def test_mistakes(options, message, capsys):
             ["--topology=v5e:4x4", "--config.train.micro_prompts=4"],
             "config.train.micro_prompts=4 cannot be cut evenly into the 16 parts",
         ),
-        (["--topology=v5e:4x4", "--per-shard=0"], "--per-shard=0 should be 1 or more"),
-        (["--smallest=v5e", "--per-shard=0"], "--per-shard=0 should be 1 or more"),
+        (["--topology=v5e:4x4", "--per-shard=0"], "--per-shard: '0' should be a whole number, 1 or more"),
+        (["--smallest=v5e", "--per-shard=0"], "--per-shard: '0' should be a whole number, 1 or more"),
     ],
 )
 def test_meshes_and_batches_that_do_not_fit(options, message, capsys):

@@ -72,7 +72,7 @@ def test_wrong_words_are_one_line_and_leave_no_file(tmp_path, capsys):
     out = f"--out={tmp_path / 'page.html'}"
     assert f"{empty} holds no run" in fails(capsys, run, empty, out)
     assert "nowhere does not exist" in fails(capsys, tmp_path / "nowhere", out)
-    assert "--rollouts=-1" in fails(capsys, run, out, "--rollouts=-1")
+    assert "--rollouts: '-1' should be" in fails(capsys, run, out, "--rollouts=-1")
     assert "is a folder" in fails(capsys, run, f"--out={empty}")
     assert "there is no folder" in fails(capsys, run, f"--out={tmp_path / 'no' / 'page.html'}")
     (empty / "config.json").write_text("{")
