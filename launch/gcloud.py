@@ -64,19 +64,19 @@ def missing(done: Done) -> bool:
 
 
 def refused(what: str, message: str, place: Place, quota: str | None = None) -> ValueError:
-    """One line on why ``what`` could not be had, with the mend, from what Google Cloud said."""
+    """One line on why ``what`` could not be had, with the fix, from what Google Cloud said."""
     said = " ".join(re.sub(r"ERROR: \([\w.-]+\) ", "", message).split())[-400:]
     if _LOGIN.search(message):
-        mend = "log in with: gcloud auth login"
+        fix = "log in with: gcloud auth login"
     elif _STOCKOUT.search(message):
-        mend = f"{place.zone} has no free machines of this kind now: try later, another --zone, or --spot"
+        fix = f"{place.zone} has no free machines of this kind now: try later, another --zone, or --spot"
     elif _QUOTA.search(message):
         named = f" ({quota})" if quota else ""
-        mend = f"the project's quota{named} is too small or used up: ask for more, or delete what holds it"
+        fix = f"the project's quota{named} is too small or used up: ask for more, or delete what holds it"
     elif _ZONE.search(message):
-        mend = f"is --zone={place.zone} a zone with TPUs? gcloud compute tpus locations list names them"
+        fix = f"is --zone={place.zone} a zone with TPUs? gcloud compute tpus locations list names them"
     elif _DENIED.search(message):
-        mend = "the project, its TPU API or your rights in it: see --project"
+        fix = "the project, its TPU API or your rights in it: see --project"
     else:
         return ValueError(f"{what}: {said}")
-    return ValueError(f"{what}: {mend} (Google Cloud said: {said})")
+    return ValueError(f"{what}: {fix} (Google Cloud said: {said})")

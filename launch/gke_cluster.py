@@ -11,8 +11,8 @@ from launch import gcloud, gke_types
 from launch import shell as shells
 from launch.gcloud import Place
 from launch.shell import Done, Retry, Shell
-from mmrl.nearest import nearest
 from mmrl.plan.chips import Topology
+from mmrl.suggest import suggest
 
 NAMESPACE = "default"  # where XPK puts its workloads
 # What ends by itself: connections, and moments in which the cluster's control plane is being renewed.
@@ -66,7 +66,7 @@ def find(shell: Shell, name: str, place: Place) -> Cluster:
     names = gcloud.ask(shell, place, words, zonal=False).out.split()
     raise ValueError(
         f"--cluster={name}: project {place.project} has none of that name (xpk cluster create makes one)"
-        f"{nearest(name, names)}"
+        f"{suggest(name, names)}"
     )
 
 
@@ -179,7 +179,7 @@ def shared(found: Sequence[Storage], asked: Sequence[str], workdir: str) -> Stor
     names = [one.name for one in found]
     for name in asked:
         if name not in names:
-            raise ValueError(f"--storage={name} is not attached to the cluster{nearest(name, names)}")
+            raise ValueError(f"--storage={name} is not attached to the cluster{suggest(name, names)}")
     mounted = [one for one in found if one.always or one.name in asked]
     for one in mounted:
         if PurePosixPath(workdir).is_relative_to(one.mount):

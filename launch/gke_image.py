@@ -50,9 +50,7 @@ def _do(shell: Shell, words: list[str], retry: Retry | None = None) -> None:
         return
     for line in shells.tail(done.out + done.err, 20).splitlines() if words[0] == "docker" else ():
         shell.say(f"  | {line}")
-    mend = ""
+    fix = ""
     if re.search(r"denied|unauthorized|Unauthenticated", done.err):
-        mend = (
-            f" (gcloud auth configure-docker {words[-1].partition('/')[0]}, or the repository is not there)"
-        )
-    raise ValueError(f"{' '.join(words[:2])}: {shells.last_line(done)}{mend}")
+        fix = f" (gcloud auth configure-docker {words[-1].partition('/')[0]}, or the repository is not there)"
+    raise ValueError(f"{' '.join(words[:2])}: {shells.last_line(done)}{fix}")

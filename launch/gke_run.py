@@ -125,14 +125,14 @@ def _create(shell: Shell, task: Task) -> None:
 def _refused(task: Task, done: Done) -> ValueError:
     said = gke_cluster.said(done)
     if "validate your docker image" in said:
-        mend = f"--image={task.image} is not there, or the cluster may not read it: --build makes it"
+        fix = f"--image={task.image} is not there, or the cluster may not read it: --build makes it"
     elif _ROOM.search(said):
-        mend = f"{task.cluster.name} has no room for {gke_types.described(task.topology)}"
+        fix = f"{task.cluster.name} has no room for {gke_types.described(task.topology)}"
     elif "invalid choice" in said or "system characteristics" in said:
-        mend = f"this xpk does not know {gke_types.tpu_type(task.topology)}: pip install --upgrade xpk"
+        fix = f"this xpk does not know {gke_types.tpu_type(task.topology)}: pip install --upgrade xpk"
     else:
         return ValueError(f"xpk workload create: {said}")
-    return ValueError(f"{mend} (xpk said: {said})")
+    return ValueError(f"{fix} (xpk said: {said})")
 
 
 def delete(shell: Shell, cluster: Cluster, name: str) -> bool:

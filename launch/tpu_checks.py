@@ -8,8 +8,8 @@ from launch import shell as shells
 from launch.gcloud import Place
 from launch.shell import Shell
 from launch.tpu_slice import Slice
-from mmrl.nearest import nearest
 from mmrl.plan.chips import chip_count, name
+from mmrl.suggest import suggest
 
 
 def project(shell: Shell, place: Place) -> Place:
@@ -45,7 +45,7 @@ def offered(shell: Shell, wanted: Slice) -> str:
     words = ["compute", "tpus", "locations", "list", "--format=value(locationId)"]
     zones = gcloud.ask(shell, place, words, zonal=False).out.split()
     if zones and place.zone not in zones:
-        raise ValueError(f"--zone={place.zone} has no TPUs{nearest(place.zone, zones)}")
+        raise ValueError(f"--zone={place.zone} has no TPUs{suggest(place.zone, zones)}")
     if done.status:
         raise gcloud.refused(f"--zone={place.zone}", done.err.strip(), place)
     alike = [one for one in there if tpu_types.belongs(one, wanted.topology)]

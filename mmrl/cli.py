@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from mmrl.commands import data, datasets, option_types, report, runs, sampling, suite, sweep
-from mmrl.nearest import nearest
+from mmrl.suggest import suggest
 from mmrl.terminal import refuse, tell
 
 _EXAMPLES = {
@@ -214,7 +214,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = re.match(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
         if wrong:
             choices = [one.strip(" '") for one in wrong[2].split(",")]
-            message = f"there is no '{wrong[1]}'{nearest(wrong[1], choices)}"
+            message = f"there is no '{wrong[1]}'{suggest(wrong[1], choices)}"
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
@@ -249,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     _benchmark(command("bench", "Time the programs of a run where we are.", runs.bench))
     sub = command("export", "Write a step of a run as a Hugging Face directory.", runs.export)
     sub.add_argument("--workdir", type=option_types.path, required=True, help="the run's folder")
-    sub.add_argument("--step", type=option_types.whole(0), help="which checkpoint (default: the newest)")
+    sub.add_argument("--step", type=option_types.integer(0), help="which checkpoint (default: the newest)")
     sub.add_argument("--out", type=option_types.path, required=True, help="directory to be made")
     sub.add_argument("--push", metavar="ORG/NAME", help="also upload it to the Hugging Face hub")
     sub.add_argument(
@@ -290,7 +290,7 @@ def _source_of_weights(sub: argparse.ArgumentParser, required: bool = True) -> N
     )
     where.add_argument("--workdir", type=option_types.path, help="a run's folder")
     sub.add_argument(
-        "--step", type=option_types.whole(0), help="which checkpoint of the run (default: the newest)"
+        "--step", type=option_types.integer(0), help="which checkpoint of the run (default: the newest)"
     )
     sub.add_argument(
         "--temperature", type=float, help="0 takes the most likely token (default: 1, or the run's)"
@@ -432,7 +432,7 @@ def _inspection(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--examples",
-        type=option_types.whole(0),
+        type=option_types.integer(0),
         default=12,
         metavar="N",
         help="rows that are shown (default: %(default)s)",
@@ -509,10 +509,14 @@ def _pretext(sub: argparse.ArgumentParser) -> None:
 def _shapes(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=option_types.path, required=True, help="directory to be made")
     sub.add_argument(
-        "--cold-start", type=option_types.whole(0), default=4096, help="rows (default: %(default)s)"
+        "--cold-start", type=option_types.integer(0), default=4096, help="rows (default: %(default)s)"
     )
-    sub.add_argument("--train", type=option_types.whole(0), default=4096, help="rows (default: %(default)s)")
-    sub.add_argument("--heldout", type=option_types.whole(0), default=512, help="rows (default: %(default)s)")
+    sub.add_argument(
+        "--train", type=option_types.integer(0), default=4096, help="rows (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--heldout", type=option_types.integer(0), default=512, help="rows (default: %(default)s)"
+    )
     sub.add_argument("--prior", type=float, help="how strongly a question suggests its answer, 0 to 1")
     sub.add_argument("--seed", type=option_types.seed, default=0, help="(default: %(default)s)")
     sub.add_argument("--sheet", type=option_types.path, help="also draw some examples to this PNG")

@@ -2,7 +2,7 @@
 
 An experiment file defines ``get_config(arg)``; it starts from `template`, fills in and returns it. At the
 border `resolve` turns it into a `Config`; an unknown key, a wrong type or an impossible combination is an
-error that names the key and the mend, before anything is compiled.
+error that names the key and the fix, before anything is compiled.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from ml_collections import ConfigDict, config_dict
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.data.curriculum import Curriculum, check
-from mmrl.nearest import nearest
-from mmrl.python_file import function, run_user_code
 from mmrl.rewards.composition import own, rule
 from mmrl.rewards.judge_client import Judge
 from mmrl.rollout.tools import TOOLS
-from mmrl.typed import build, of_type
+from mmrl.suggest import suggest
+from mmrl.typed import dataclass_from_dict, of_type
+from mmrl.user_code import load_function, run_user_code
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
     It runs no file: looking at a run that somebody else made does not run what its config names.
     """
-    resolved = build(Config, values, "config")
+    resolved = dataclass_from_dict(Config, values, "config")
     _check(resolved)
     return resolved
 
@@ -304,18 +304,18 @@ def algorithm(config: Config) -> Algorithm:
     chosen.pop("name")
     path = f"config.algorithm.name={name!r}"
     if name not in RECIPES and ":" not in name:
-        raise ValueError(f"{path} is unknown{nearest(name, RECIPES)}")
-    recipe = function(path, name) if ":" in name else RECIPES[name]
+        raise ValueError(f"{path} is unknown{suggest(name, RECIPES)}")
+    recipe = load_function(path, name) if ":" in name else RECIPES[name]
     accepted = inspect.signature(recipe).parameters
     wrong = [key for key in chosen if key not in accepted]
     if wrong:
         unknown = next((key for key in wrong if key not in _hyper_parameters()), None)
         if unknown:
-            said, mend = unknown, nearest(unknown, accepted)
+            said, fix = unknown, suggest(unknown, accepted)
         else:  # set by an experiment of another method
             said = ", config.algorithm.".join(wrong)
-            mend = "; to go without: " + " ".join(f"--config.algorithm.{key}=None" for key in wrong)
-        raise ValueError(f"config.algorithm.{said} is not a hyper-parameter of {name!r}{mend}")
+            fix = "; to go without: " + " ".join(f"--config.algorithm.{key}=None" for key in wrong)
+        raise ValueError(f"config.algorithm.{said} is not a hyper-parameter of {name!r}{fix}")
     if ":" in name:
         with run_user_code(path, name.rpartition(":")[0]):
             made = recipe(**chosen)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmrl.python_file import defined, run_user_code
+from mmrl.user_code import load_name, run_user_code
 
 # Parts of a config that have whatever keys are given.
 FREE = ("reward.weights", "reward.gates", "reward.options")
@@ -62,7 +62,7 @@ def call(text: str, function: str, what: str) -> Any:
       ValueError: no such file, it does not define the function, or that raises an error.
     """
     path, _, arg = text.partition(":")
-    called = defined(what, path, function)
+    called = load_name(what, path, function)
     with run_user_code(what, path):
         return called(arg)
 

@@ -51,12 +51,12 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
         raise ValueError(f"--coordinator={coordinator}: cannot join the other processes: {error}") from error
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes files and speaks to people."""
     return jax.process_index() == 0
 
 
-def exchange(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """The JSON value that each process gives, in the order of the processes; waits for all of them."""
     if jax.process_count() == 1:
         return [value]
@@ -67,8 +67,8 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths, strict=True)]
 
 
-def exchange_early(value: Any) -> list[Any]:
-    """As `exchange`, once in a run, by way of the coordinator.
+def gather_early(value: Any) -> list[Any]:
+    """As `gather`, once in a run, by way of the coordinator.
 
     It runs no program, so that processes with other versions or numbers of devices hear of each other.
     """
@@ -82,25 +82,25 @@ def exchange_early(value: Any) -> list[Any]:
     return [json.loads(one) for one in told]
 
 
-def most(*values: int) -> tuple[int, ...]:
+def maximum(*values: int) -> tuple[int, ...]:
     """The largest of each value over all processes, so that their arrays get the same shape."""
-    return tuple(max(column) for column in zip(*exchange(list(values)), strict=True))
+    return tuple(max(column) for column in zip(*gather(list(values)), strict=True))
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process is here."""
-    exchange(None)
+    gather(None)
 
 
 @contextmanager
-def first_alone() -> Iterator[bool]:
+def on_main_process() -> Iterator[bool]:
     """A block that only the first process should act in (it is told so); the others wait for its end."""
-    yield first()
-    wait()
+    yield is_main_process()
+    barrier()
 
 
 @contextmanager
-def noticing_loss() -> Iterator[None]:
+def exit_on_lost_process() -> Iterator[None]:
     """End this process, saying why, when a program of several processes fails: another one is gone.
 
     At once, since leaving other blocks in order, an open checkpoint for one, may wait for that process too.
@@ -117,17 +117,17 @@ def noticing_loss() -> Iterator[None]:
             f" the run goes on from its last checkpoint. (What was seen here: {str(error)[:300]})",
             error=True,
         )
-        leave(LOST)
+        exit_now(LOST)
 
 
-def leave(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
     """End this process at once: an orderly end would wait for processes that are gone, or wait for this."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def by_row(rows: Int[np.ndarray, "b"], values: Sequence[Any]) -> list[Any]:
+def gather_rows(rows: Int[np.ndarray, "b"], values: Sequence[Any]) -> list[Any]:
     """What all processes know of the rows of a batch, in their order; each gives its own ``rows``."""
-    pairs = [pair for part in exchange(list(zip(rows.tolist(), values, strict=True))) for pair in part]
+    pairs = [pair for part in gather(list(zip(rows.tolist(), values, strict=True))) for pair in part]
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

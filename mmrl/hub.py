@@ -66,7 +66,7 @@ def fetch(
     not whole yet. ``commit`` comes before the revision; without ``weights``, what a model's weights are read
     with is enough; ``offline`` looks into the cache alone.
 
-    Raises ValueError, in one line with the mend: no such repository or revision, no access, no network.
+    Raises ValueError, in one line with the fix: no such repository or revision, no access, no network.
     """
     from huggingface_hub import snapshot_download
 

@@ -170,7 +170,7 @@ def constrain_weights(weights: dict, description: dict, rules: Rules) -> dict:
     )
 
 
-def stand_ins(like: Any, places: Any) -> Any:
+def abstract_arrays(like: Any, places: Any) -> Any:
     """`jax.ShapeDtypeStruct` for each array, that says where it lies."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, places
@@ -185,7 +185,7 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
 def put(tree: Any, mesh: Mesh) -> Any:
     """Host arrays with leading axis b, as arrays over the whole mesh.
 
-    Each process of the mesh gives its `own_rows`; with one process that is all of them.
+    Each process of the mesh gives its `local_rows`; with one process that is all of them.
     """
     processes = len({device.process_index for device in mesh.devices.flat})
 
@@ -193,7 +193,7 @@ def put(tree: Any, mesh: Mesh) -> Any:
         leaf = np.asarray(leaf)
         count = leaf.shape[0] * processes
         where = sharding(mesh, ("batch", *[None] * (leaf.ndim - 1)), (count, *leaf.shape[1:]))
-        mine = own_rows(mesh, count)
+        mine = local_rows(mesh, count)
 
         def rows(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(count)
@@ -204,7 +204,7 @@ def put(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, tree)
 
 
-def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+def local_rows(mesh: Mesh, count: int) -> np.ndarray:
     """Which of the ``count`` prompts of a batch this process reads, samples and grades; ascending.
 
     Raises:
@@ -231,7 +231,7 @@ def own_rows(mesh: Mesh, count: int) -> np.ndarray:
     )
 
 
-def own_mesh(mesh: Mesh) -> Mesh:
+def local_mesh(mesh: Mesh) -> Mesh:
     """The part of ``mesh`` that is on this process's devices; its batch axes become ``fsdp``."""
     parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
     mine = np.array([part for part in parts if part[0].process_index == jax.process_index()])
@@ -240,8 +240,8 @@ def own_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mine[None, None], AXES, axis_types=mesh.axis_types)
 
 
-def own_copy(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that no batch axis cuts, as arrays over `own_mesh`; their data stays where it is."""
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that no batch axis cuts, as arrays over `local_mesh`; their data stays where it is."""
 
     def one(x: Any) -> jax.Array:
         pieces = [shard.data for shard in x.addressable_shards]
@@ -251,7 +251,7 @@ def own_copy(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, tree)
 
 
-def whole(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Arrays as numpy arrays on the host of every process; all of them must call this."""
 
     def one(x: jax.Array) -> np.ndarray:
@@ -262,7 +262,7 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def cut_over(x: jax.Array, *axes: str | None) -> tuple[tuple[str, ...], ...]:
+def sharded_over(x: jax.Array, *axes: str | None) -> tuple[tuple[str, ...], ...]:
     """The mesh axes that each dimension of ``x`` is cut over by `ACTIVATIONS`; without a mesh, none."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -1,4 +1,4 @@
-"""Means with the doubt about them."""
+"""Means with confidence intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -5,12 +5,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.nearest import nearest
+from mmrl.suggest import suggest
 
 LARGEST = 10**300  # whole number that is taken for a float
 
 
-def build(kind: type, values: Any, path: str) -> Any:
+def dataclass_from_dict(kind: type, values: Any, path: str) -> Any:
     """The dataclass ``kind`` with ``values``, a nested dict; what it leaves out has its default.
 
     ``path`` names the whole in messages. Lists become tuples, whole numbers floats where these are wanted.
@@ -24,10 +24,10 @@ def build(kind: type, values: Any, path: str) -> Any:
     for key, value in values.items():
         if key not in fields:
             shown = key if isinstance(key, str) and key.isprintable() else repr(key)
-            raise ValueError(f"{path}.{shown} is not a key of the config{nearest(str(key), fields)}")
+            raise ValueError(f"{path}.{shown} is not a key of the config{suggest(str(key), fields)}")
         hint = hints[key]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            arguments[key] = build(hint, value, f"{path}.{key}")
+            arguments[key] = dataclass_from_dict(hint, value, f"{path}.{key}")
         else:
             arguments[key] = of_type(value, hint, f"{path}.{key}")
     return kind(**arguments)

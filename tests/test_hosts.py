@@ -30,13 +30,13 @@ def test_the_command_refuses(capsys, tmp_path):
 
 
 def test_alone_a_message_comes_back():
-    assert hosts.exchange({"a": [1.5]}) == [{"a": [1.5]}]
-    assert hosts.most(3, 1) == (3, 1)
-    assert hosts.by_row(np.array([2, 0, 1]), ["c", "a", "b"]) == ["a", "b", "c"]
-    with hosts.first_alone() as writes:
+    assert hosts.gather({"a": [1.5]}) == [{"a": [1.5]}]
+    assert hosts.maximum(3, 1) == (3, 1)
+    assert hosts.gather_rows(np.array([2, 0, 1]), ["c", "a", "b"]) == ["a", "b", "c"]
+    with hosts.on_main_process() as writes:
         assert writes
 
 
 def test_alone_an_error_is_no_loss():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), hosts.noticing_loss():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), hosts.exit_on_lost_process():
         raise jax.errors.JaxRuntimeError("INTERNAL: something")

@@ -174,7 +174,7 @@ def test_a_gated_model(stub, monkeypatch):
 
 
 def test_without_a_network(stub, monkeypatch):
-    """What is in the cache is read; what is not, or not whole, is refused with the mend."""
+    """What is in the cache is read; what is not, or not whole, is refused with the fix."""
     stub.add("org/tiny", FILES)
     stub.add("org/half", FILES)
     folder = fetched("org/tiny")

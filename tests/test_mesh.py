@@ -18,10 +18,10 @@ from mmrl.mesh import (
     WEIGHTS,
     check_devices,
     constrain,
-    cut_over,
     local,
     make_mesh,
     put,
+    sharded_over,
     spec,
 )
 from mmrl.models.published import published
@@ -80,7 +80,7 @@ def test_sizes_that_cannot_be_are_refused(sizes, message):
 def test_nothing_is_constrained_without_a_mesh():
     x = jnp.ones((4, 2))
     assert constrain(x, "batch", None) is x
-    assert cut_over(x, "batch", None) == ((), ())
+    assert sharded_over(x, "batch", None) == ((), ())
     assert local(lambda x: x, [("batch", None)], like=0)(x) is x
 
 

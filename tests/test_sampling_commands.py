@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmrl.atomic import as_json
 from mmrl.cli import main
 from mmrl.commands.sampling import _progress, _prompts
 from mmrl.data.sources import read
-from mmrl.whole_file import as_json
 
 CASES = Path(__file__).parent / "cases"
 PROMPTS = CASES / "08_generate_prompts"

@@ -1,4 +1,4 @@
-"""Curves of several runs beside each other, with the doubt about them."""
+"""Curves of several runs beside each other, with confidence intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mmrl.analysis.runs import Run
-from mmrl.nearest import nearest
 from mmrl.statistics import Interval, mean_interval
+from mmrl.suggest import suggest
 
 Arms = Mapping[str, Sequence[Run]]  # runs that differ in their seeds alone, by what to call them
 
@@ -62,14 +62,14 @@ def named(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _check(arms: Arms, metric: str, baseline: str) -> None:
     if baseline and baseline not in arms:
-        raise ValueError(f"baseline={baseline!r} is none of the arms{nearest(baseline, arms)}")
+        raise ValueError(f"baseline={baseline!r} is none of the arms{suggest(baseline, arms)}")
     for arm, members in arms.items():
         seeds = [run.config.seed for run in members]
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"arm {arm!r} has the seeds {seeds}: give it one run of each of its seeds")
     there = {key for members in arms.values() for run in members for row in run.metrics for key in row}
     if metric not in there:
-        raise ValueError(f"no run has logged {metric!r}{nearest(metric, there)}")
+        raise ValueError(f"no run has logged {metric!r}{suggest(metric, there)}")
 
 
 def _curve(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from mmrl.atomic import is_number, read_jsonl, warn_of
 from mmrl.config import Config, Mesh
 from mmrl.train import checkpoint
 from mmrl.train.assemble import Model, model_at, open_model
@@ -15,7 +16,6 @@ from mmrl.train.evaluate import wrong_response
 from mmrl.train.metrics import read_metrics
 from mmrl.train.workdir import read_config
 from mmrl.types import Params
-from mmrl.whole_file import is_number, read_lines, warn_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
 
 
 def _responses(path: Path) -> list[dict[str, Any]]:
-    rows, damaged = read_lines(path, wrong_response)
+    rows, damaged = read_jsonl(path, wrong_response)
     warn_of(damaged)
     return rows
 

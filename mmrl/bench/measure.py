@@ -127,7 +127,7 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        mend = {
+        fix = {
             "prefill": "rollout.lanes",
             "decode": "rollout.lanes",
             "score": "train.micro_prompts",
@@ -135,7 +135,7 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
         }[name]
         raise ValueError(
             f"{name} does not fit the memory of {work.mesh.devices.size} x "
-            f"{work.mesh.devices.flat[0].device_kind}: lower config.{mend}, or leave it out with --program"
+            f"{work.mesh.devices.flat[0].device_kind}: lower config.{fix}, or leave it out with --program"
         ) from error
 
 

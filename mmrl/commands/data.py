@@ -26,13 +26,13 @@ LISTED = 20  # broken entries
 
 def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data shapes``."""
+    from mmrl.atomic import atomic_file
     from mmrl.data.contact_sheet import contact_sheet
     from mmrl.data.inspection_examples import example
     from mmrl.data.shapes import PRIOR
     from mmrl.data.shapes_files import write_world
     from mmrl.data.shapes_model import write_model
     from mmrl.data.sources import read
-    from mmrl.whole_file import whole
 
     prior = PRIOR if options.prior is None else options.prior
     paths = write_world(
@@ -49,7 +49,7 @@ def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     tell(f"{'model':<12}{options.out / 'model'}")
     if options.sheet:
         source = read(paths["train"])
-        with whole(options.sheet) as part:
+        with atomic_file(options.sheet) as part:
             contact_sheet([example(source[k]) for k in range(min(24, len(source)))]).save(part, format="png")
         tell(f"{'sheet':<12}{options.sheet}")
 
@@ -114,10 +114,10 @@ def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
 
 
 def _write_report(out: Path, source: "Source", found: "Findings", count: int) -> None:
+    from mmrl.atomic import atomic_file, atomic_write
     from mmrl.data.contact_sheet import contact_sheet
     from mmrl.data.inspection_examples import examples
     from mmrl.data.inspection_html import page
-    from mmrl.whole_file import whole, write_whole
 
     chosen = examples(source, found, count)
     files = [out] if out.suffix in (".html", ".png") else [out / "report.html", out / "sheet.png"]
@@ -125,9 +125,9 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
     tell()
     for file in files:
         if file.suffix == ".html":
-            write_whole(file, page(found, chosen))
+            atomic_write(file, page(found, chosen))
         else:
-            with whole(file) as part:
+            with atomic_file(file) as part:
                 contact_sheet(chosen).save(part, format="png")
         tell(f"{'report' if file.suffix == '.html' else 'sheet':<12}{file}")
 

@@ -17,7 +17,7 @@ def path(word: str) -> Path:
     return Path(text(word))
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     """The type of a whole number from ``least`` on, up to ``most`` if that is given."""
 
     def read(word: str) -> int:
@@ -33,7 +33,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-count, seed = whole(1), whole(0, 2**32 - 1)
+count, seed = integer(1), integer(0, 2**32 - 1)
 
 
 def share(word: str) -> float:

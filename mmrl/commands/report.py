@@ -22,7 +22,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--rollouts",
-        type=option_types.whole(0),
+        type=option_types.integer(0),
         default=24,
         metavar="N",
         help="responses to look at, in all; 0 reads no weights (default: %(default)s)",
@@ -37,9 +37,9 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
         )
     if not options.out.absolute().parent.is_dir():
         raise ValueError(f"--out={options.out}: there is no folder {options.out.absolute().parent}")
+    from mmrl.atomic import atomic_write
     from mmrl.report.report import find_runs, report
-    from mmrl.whole_file import write_whole
 
     workdirs = find_runs(options.runs)
-    write_whole(options.out, report(workdirs, options.rollouts, tell))
+    atomic_write(options.out, report(workdirs, options.rollouts, tell))
     tell(f"{options.out}  ({options.out.stat().st_size / 1e6:.1f} MB, needs no other file)")

@@ -68,7 +68,7 @@ def _together(options: argparse.Namespace, run: Callable[[], None]) -> None:
             raise
         text = f"mmrl: {error}" if isinstance(error, ValueError) else traceback.format_exc()
         tell(text, error=True)
-        hosts.leave(2 if isinstance(error, ValueError) else 1)
+        hosts.exit_now(2 if isinstance(error, ValueError) else 1)
 
 
 def _look_at_devices() -> None:
@@ -77,7 +77,7 @@ def _look_at_devices() -> None:
     from mmrl.mesh import check_devices
 
     warning = check_devices()
-    if warning and hosts.first():
+    if warning and hosts.is_main_process():
         tell(f"mmrl: {warning}", error=True)
 
 
@@ -143,11 +143,11 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl bench``."""
     config, workdir = experiment(options, overrides)
+    from mmrl.atomic import atomic_write
     from mmrl.bench import measure, report
     from mmrl.mesh import make_mesh
     from mmrl.plan.workload import PROGRAMS, workload
     from mmrl.train.assemble import check_corruption, uneven, with_choices
-    from mmrl.whole_file import write_whole
 
     check_corruption(config)
     _look_at_devices()
@@ -166,7 +166,7 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     tell(report.table(made))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.json, text + "\n")
+        atomic_write(options.json, text + "\n")
 
 
 def _compile_without_devices() -> None:

@@ -60,12 +60,12 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config, model, load = opened(options, settings)
     import jax
 
+    from mmrl.atomic import as_json, atomic_file
     from mmrl.train.assemble import open_heldout
     from mmrl.train.evaluate import evaluate as measure
     from mmrl.train.graded_rollouts import reward_pool
     from mmrl.train.preemption import Notice
     from mmrl.train.rollouts import tool_pool
-    from mmrl.whole_file import as_json, whole
 
     sources = open_heldout(config, options.data, Path(), model, key="data")
     _check_out(options.out, "--data", [file for source in sources for file in source.table.files])
@@ -75,7 +75,7 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         min(len(source), config.evaluation.limit or len(source)) for source in sources
     )
     with (
-        whole(options.out) if options.out else nullcontext() as part,
+        atomic_file(options.out) if options.out else nullcontext() as part,
         jax.set_mesh(model.mesh),
         reward_pool(config, options.workdir) as pool,
         tool_pool(config) as tools,
@@ -101,16 +101,16 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         _ELSEWHERE | _NO_GENERATION,
     )
     config, model, load = opened(options, settings)
+    from mmrl.atomic import as_json, atomic_file
     from mmrl.data.sources import read
     from mmrl.train.completions import check, complete
-    from mmrl.whole_file import as_json, whole
 
     source = read(options.prompts, image_root=config.data.image_root or None, answered=False)
     _check_out(options.out, "--prompts", source.table.files)
     samples = list(_prompts(source))
     shape = check(samples, config, model)
     total = len(samples) * options.n
-    with whole(options.out) as part, part.open("w", encoding="utf-8") as file:
+    with atomic_file(options.out) as part, part.open("w", encoding="utf-8") as file:
         _, params = load()
         with _progress(total) as heard:
             for row in complete(samples, shape, config, model, params, n=options.n, heard=heard):

@@ -49,7 +49,7 @@ def located(spec: str | Path) -> tuple[Path, str]:
 def layout(path: Path, split: str = "") -> Layout:
     """What lies at a path. ``split`` picks among the parts of a directory.
 
-    Raises ValueError naming the path and the mend: nothing there, no kind of file that is known, several
+    Raises ValueError naming the path and the fix: nothing there, no kind of file that is known, several
     kinds, several splits of which none is picked, a split or a part that is not there.
     """
     if not path.exists():

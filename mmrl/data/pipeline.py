@@ -366,7 +366,7 @@ def _batch(
 ) -> Batch:
     """A batch in the smallest buckets that hold the rows of all processes."""
     encoded = [item.encoded or encode(processor, messages("")) for item in items]
-    widths = hosts.most(max(len(e.tokens) for e in encoded), max(len(e.patches) for e in encoded))
+    widths = hosts.maximum(max(len(e.tokens) for e in encoded), max(len(e.patches) for e in encoded))
     tokens, slots = padded(widths[0], widths[1], processor, form.prompt_buckets, form.patch_buckets)
     return Batch(
         rows=rows,

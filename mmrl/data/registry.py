@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmrl.nearest import nearest
-from mmrl.typed import build
+from mmrl.suggest import suggest
+from mmrl.typed import dataclass_from_dict
 
 FILE = Path(__file__).with_suffix(".toml")
 WIDTH = 100  # characters of a line
@@ -49,15 +49,15 @@ def read_registry() -> dict[str, Entry]:
     """Every entry by its name. Raises ValueError for a key or type that the file should not have."""
     found = {}
     for name, values in tomllib.loads(FILE.read_text(encoding="utf-8")).items():
-        forms = tuple(build(Form, form, f"{name}.forms") for form in values.pop("forms"))
-        found[name] = build(Entry, {**values, "forms": forms}, name)
+        forms = tuple(dataclass_from_dict(Form, form, f"{name}.forms") for form in values.pop("forms"))
+        found[name] = dataclass_from_dict(Entry, {**values, "forms": forms}, name)
     return found
 
 
 def entry(registry: Mapping[str, Entry], name: str) -> Entry:
     """The entry of that name. Raises ValueError naming the nearest if there is none."""
     if name not in registry:
-        raise ValueError(f"no data set {name!r} is known{nearest(name, registry)}")
+        raise ValueError(f"no data set {name!r} is known{suggest(name, registry)}")
     return registry[name]
 
 

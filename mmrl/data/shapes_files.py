@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmrl.atomic import atomic_file
 from mmrl.data.shapes import LEVELS, PRIOR, SPLITS, example
 from mmrl.data.shapes_questions import KINDS
 from mmrl.data.writing import IMAGE, write_parquet
-from mmrl.whole_file import whole
 
 SCHEMA = pa.schema(
     {
@@ -76,6 +76,6 @@ def write_splits(
     paths = {split: directory / f"{split}.parquet" for split in sizes}
     with ExitStack() as all_or_none:
         for split, size in sizes.items():
-            part = all_or_none.enter_context(whole(paths[split]))
+            part = all_or_none.enter_context(atomic_file(paths[split]))
             write_parquet(part, (row(split, index) for index in range(size)), schema)
     return paths

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mmrl.atomic import atomic_folder
 from mmrl.data.shapes import LEVELS, solution
 from mmrl.data.shapes_questions import GRIDS, KINDS
 from mmrl.data.shapes_scenes import CELL
@@ -16,7 +17,6 @@ from mmrl.models import checkpoint
 from mmrl.models.params import initialise
 from mmrl.models.processor import SPECIAL_TOKENS
 from mmrl.models.qwen2_5_vl_config import describe, read_config
-from mmrl.whole_file import whole_folder
 
 # A cell's name, a tag and an opening box are one word each; the rest splits as Qwen2 splits, but for numbers,
 # which take the space before them as words do.
@@ -195,7 +195,7 @@ def write_model(directory: Path, seed: int, world: World | None = None, **overri
 
     ``world``: what the model is for; None: the shapes world. ``overrides``: see ``model_config``.
     """
-    with whole_folder(directory) as part:
+    with atomic_folder(directory) as part:
         write_tokenizer(part, world)
         write_config(part, model_config(world, **overrides))
         write_processor(part, world)

@@ -151,7 +151,7 @@ def read(
       image_root: where relative image paths start; by default the folder of the file.
       answered: False for prompts alone, of which only ``problem`` and ``images`` are read.
 
-    Raises ValueError naming the file and the mend: missing, empty or unknown kind of file, missing column,
+    Raises ValueError naming the file and the fix: missing, empty or unknown kind of file, missing column,
     no split picked, a data set of the hub that cannot be fetched. Nothing else is ever downloaded.
     """
     columns = dict(columns or {})
@@ -317,8 +317,8 @@ def _columns(there: Sequence[str], file: Path, lies: Layout, wanted: Wanted) -> 
         if column not in there and (name in wanted.required or name in wanted.named):
             near = difflib.get_close_matches(column, there, n=1, cutoff=0.0)
             hint = f" The nearest is {near[0]!r}." if near else ""
-            mend = "" if lies.kind == "tfds" else f" Rename it, or: {_conversion(there, file, lies)}"
-            raise ValueError(f"{file}: no column {column!r}.{hint} It has {list(there)}.{mend}")
+            fix = "" if lies.kind == "tfds" else f" Rename it, or: {_conversion(there, file, lies)}"
+            raise ValueError(f"{file}: no column {column!r}.{hint} It has {list(there)}.{fix}")
     return {name: column for name, column in found.items() if column in there}
 
 

@@ -149,7 +149,7 @@ def usable(source: Source, report: Report, *, max_broken: float, overlong: str) 
         first = ", ".join(source.id(row) for row in report.over_budget[:SHOWN])
         raise ValueError(
             f"{source.name}: {len(report.over_budget)} of {report.rows} rows are over budget: {first}."
-            f"{_mend(report, 'drop or resize')}"
+            f"{_fix(report, 'drop or resize')}"
         )
     left_out = [*(one.row for one in report.broken), *report.over_budget]
     if len(left_out) >= len(source):
@@ -247,11 +247,11 @@ def _nothing_left(source: Source, report: Report) -> ValueError:
     if report.broken:
         return ValueError(f"{_broken_rows(source, report)}\nThe others are over budget: no row is left.")
     return ValueError(
-        f"{source.name}: all {report.rows} prompts looked at are over budget.{_mend(report, 'resize')}"
+        f"{source.name}: all {report.rows} prompts looked at are over budget.{_fix(report, 'resize')}"
     )
 
 
-def _mend(report: Report, rules: str) -> str:
+def _fix(report: Report, rules: str) -> str:
     """Which budgets rows are over, what would hold them, and what else could be done."""
     told = "".join(f" {one}." for one in report.budgets)
     other = f"lower config.data.max_pixels, or set config.data.overlong as {rules}"

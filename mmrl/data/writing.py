@@ -1,4 +1,4 @@
-"""Rows in the public schema to a file that appears whole or not at all."""
+"""Rows in the public schema to a file written atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmrl.whole_file import whole
+from mmrl.atomic import atomic_file
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 SCHEMA = pa.schema(
@@ -41,7 +41,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """
     check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
+    with atomic_file(path) as part:
         if path.suffix == ".parquet":
             written = write_parquet(part, rows)
         else:

@@ -17,11 +17,11 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from mmrl.atomic import atomic_folder
 from mmrl.models.params import Param, flatten, unflatten
 from mmrl.models.weight_files import INDEX, SINGLE, Stored, check_type, finite, locate, open_weights
 from mmrl.terminal import one_line
 from mmrl.types import Params
-from mmrl.whole_file import whole_folder
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Of the base model, and what stands beside a file on some systems: not copied.
@@ -110,14 +110,14 @@ def save(
     """Write a Hugging Face directory that ``transformers`` loads; it appears whole or not at all.
 
     Args:
-      params: the weights; with several processes, as `mmrl.mesh.whole` brings them together.
+      params: the weights; with several processes, as `mmrl.mesh.to_host` brings them together.
       description: nested dict of `Param` that ``params`` follows.
       directory: to be made; an existing one is replaced.
       base: the directory the model came from; its config, tokenizer and processor files are copied.
       dtype: of the tensors written; by default that of ``params``.
       shard_bytes: a new file is begun when one would grow beyond this.
     """
-    with whole_folder(Path(directory)) as part:
+    with atomic_folder(Path(directory)) as part:
         for file in Path(base).iterdir():
             if file.is_file() and not any(file.match(pattern) for pattern in _LEFT_OUT):
                 shutil.copyfile(file, part / file.name)

@@ -66,7 +66,7 @@ def section(value: Any, key: str, name: object) -> dict[str, Any]:
     return value
 
 
-def whole(values: Mapping[str, Any], key: str, name: object, most: int, least: int = 1) -> int:
+def integer(values: Mapping[str, Any], key: str, name: object, most: int, least: int = 1) -> int:
     """The whole number under ``key``. Raises ValueError naming file and key: missing, out of range."""
     value = _there(values, key, name)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

@@ -14,11 +14,11 @@ from mmrl.models.images import ImageSpec
 from mmrl.models.model_files import (
     check_whole,
     image_settings,
+    integer,
     positive,
     read_json,
     section,
     shown,
-    whole,
 )
 from mmrl.models.qwen2_5_vl_config import Config, read_config
 from mmrl.terminal import one_line
@@ -72,7 +72,7 @@ class Processor:
 def load_processor(model_dir: str | Path) -> Processor:
     """Read tokenizer, chat template, image sizes and special ids of a Hugging Face directory.
 
-    Raises ValueError, naming the path and the mend, for a missing directory or file, another model family,
+    Raises ValueError, naming the path and the fix, for a missing directory or file, another model family,
     unsupported preprocessing, a tokenizer larger than the model's vocabulary, ids that are no tokens,
     or a chat template that is not there or does not work (see `mmrl.models.chat_template`).
     """
@@ -190,11 +190,11 @@ def _image_spec(folder: Path, sizes: Config) -> ImageSpec:
     limits = {"min_pixels": low, "max_pixels": high}
     defaults = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **raw}
     spec = ImageSpec(
-        min_pixels=whole(limits, "min_pixels", path, _MOST_PIXELS),
-        max_pixels=whole(limits, "max_pixels", path, _MOST_PIXELS),
-        patch=whole(defaults, "patch_size", path, 4096),
-        merge=whole(defaults, "merge_size", path, 4096),
-        temporal=whole(defaults, "temporal_patch_size", path, 4096),
+        min_pixels=integer(limits, "min_pixels", path, _MOST_PIXELS),
+        max_pixels=integer(limits, "max_pixels", path, _MOST_PIXELS),
+        patch=integer(defaults, "patch_size", path, 4096),
+        merge=integer(defaults, "merge_size", path, 4096),
+        temporal=integer(defaults, "temporal_patch_size", path, 4096),
         mean=sizes.image_mean,
         std=sizes.image_std,
     )

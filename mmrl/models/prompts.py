@@ -257,7 +257,7 @@ def _text_ids(processor: Processor, texts: Sequence[str], name: str) -> list[lis
     forged = set(processor.control.values()) & set().union(*found)
     if forged:
         token = processor.tokenizer.convert_ids_to_tokens(min(forged))
-        raise ValueError(f"{name}: the tokenizer makes {token} of plain text; mend tokenizer.json")
+        raise ValueError(f"{name}: the tokenizer makes {token} of plain text; fix tokenizer.json")
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mmrl.models.model_files import image_settings, positive, read_json, section, shown, triple, whole
+from mmrl.models.model_files import image_settings, integer, positive, read_json, section, shown, triple
 from mmrl.models.params import Param
 
 _IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, where a directory does not say
@@ -98,28 +98,28 @@ def from_hf(
     if rope_type not in ("mrope", "default"):
         raise ValueError(f"{name}: rope type {shown(rope_type)} is not supported, only 'mrope' unscaled")
     rope = {"rope_theta": text.get("rope_theta", 1e6), **rope}
-    width = whole(text, "hidden_size", name, _WIDEST)
-    heads = whole(text, "num_attention_heads", name, _MOST_HEADS)
+    width = integer(text, "hidden_size", name, _WIDEST)
+    heads = integer(text, "num_attention_heads", name, _MOST_HEADS)
     grouped = text if text.get("num_key_value_heads", 0) is not None else {"num_key_value_heads": heads}
     own_head = text if text.get("head_dim") is not None else {"head_dim": width // heads}
     config = Config(
-        vocabulary=whole(text, "vocab_size", name, _LARGEST_VOCABULARY),
+        vocabulary=integer(text, "vocab_size", name, _LARGEST_VOCABULARY),
         width=width,
-        layers=whole(text, "num_hidden_layers", name, _MOST_LAYERS),
+        layers=integer(text, "num_hidden_layers", name, _MOST_LAYERS),
         query_heads=heads,
-        kv_heads=whole(grouped, "num_key_value_heads", name, _MOST_HEADS),
-        head_dim=whole(own_head, "head_dim", name, _WIDEST),
-        mlp_width=whole(text, "intermediate_size", name, _WIDEST),
+        kv_heads=integer(grouped, "num_key_value_heads", name, _MOST_HEADS),
+        head_dim=integer(own_head, "head_dim", name, _WIDEST),
+        mlp_width=integer(text, "intermediate_size", name, _WIDEST),
         rope_theta=positive(rope, "rope_theta", name),
         mrope_sections=_sections(rope, name),
         norm_eps=positive({"rms_norm_eps": 1e-5, **text}, "rms_norm_eps", name),
         tied=_flag(raw, "tie_word_embeddings", name) or _flag(text, "tie_word_embeddings", name),
-        vision_layers=whole(vision, "depth", name, _MOST_LAYERS),
-        vision_width=whole(vision, "hidden_size", name, _WIDEST),
-        vision_heads=whole(vision, "num_heads", name, _MOST_HEADS),
-        vision_mlp_width=whole(vision, "intermediate_size", name, _WIDEST),
-        patch_size=whole({"patch_size": 14, **vision}, "patch_size", name, _LARGEST_WINDOW),
-        window_size=whole({"window_size": 112, **vision}, "window_size", name, _LARGEST_WINDOW),
+        vision_layers=integer(vision, "depth", name, _MOST_LAYERS),
+        vision_width=integer(vision, "hidden_size", name, _WIDEST),
+        vision_heads=integer(vision, "num_heads", name, _MOST_HEADS),
+        vision_mlp_width=integer(vision, "intermediate_size", name, _WIDEST),
+        patch_size=integer({"patch_size": 14, **vision}, "patch_size", name, _LARGEST_WINDOW),
+        window_size=integer({"window_size": 112, **vision}, "window_size", name, _LARGEST_WINDOW),
         full_attention_layers=_full_attention(vision, name),
         image_mean=triple({"image_mean": _IMAGE_MEAN, **preprocessor}, "image_mean", source, positive=False),
         image_std=triple({"image_std": _IMAGE_STD, **preprocessor}, "image_std", source, positive=True),
@@ -163,7 +163,7 @@ def _sections(rope: dict, name: str) -> tuple[int, int, int]:
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise ValueError(f"{name}: mrope_section is {shown(value)}, not three whole numbers")
     parts = dict(zip(("t", "h", "w"), value, strict=True))
-    sizes = [whole({"mrope_section": parts[axis]}, "mrope_section", name, _WIDEST, 0) for axis in parts]
+    sizes = [integer({"mrope_section": parts[axis]}, "mrope_section", name, _WIDEST, 0) for axis in parts]
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -172,7 +172,7 @@ def _full_attention(vision: dict, name: str) -> tuple[int, ...]:
     if not isinstance(layers, list | tuple) or len(layers) > _MOST_LAYERS:
         raise ValueError(f"{name}: fullatt_block_indexes is {shown(layers)}, not a list of layers")
     key = "fullatt_block_indexes"
-    return tuple(whole({key: layer}, key, name, _MOST_LAYERS, 0) for layer in layers)
+    return tuple(integer({key: layer}, key, name, _MOST_LAYERS, 0) for layer in layers)
 
 
 def _checked(config: Config, vision: dict, name: str) -> Config:

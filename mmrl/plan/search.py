@@ -82,7 +82,7 @@ def sized(config: Config, shards: int, per_shard: int | None) -> Config:
         None leaves all as they are.
 
     Raises:
-      ValueError: the batches do not divide over the mesh (keys and mend are named).
+      ValueError: the batches do not divide over the mesh (keys and fix are named).
     """
     config = one_prompt_each(config, shards)
     train, rollout = config.train, config.rollout

@@ -15,7 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.config import Config, algorithm
-from mmrl.mesh import ACTIVATIONS, DECODING, WEIGHTS, Rules, batch_shards, sharding, shardings, stand_ins
+from mmrl.mesh import (
+    ACTIVATIONS,
+    DECODING,
+    WEIGHTS,
+    Rules,
+    abstract_arrays,
+    batch_shards,
+    sharding,
+    shardings,
+)
 from mmrl.models import qwen2_5_vl_config
 from mmrl.models.params import abstract
 from mmrl.rollout import engine
@@ -107,7 +116,7 @@ def weights(sizes: qwen2_5_vl_config.Config, mesh: Mesh, *, decoding: bool = Fal
     description = qwen2_5_vl_config.describe(sizes)
     rules = DECODING if decoding else WEIGHTS
     like = abstract(description, sizes.dtype if decoding else jnp.float32)
-    made = stand_ins(like, shardings(description, mesh, rules))
+    made = abstract_arrays(like, shardings(description, mesh, rules))
     if not decoding:
         return made
 
@@ -243,7 +252,7 @@ def _state(work: Workload) -> TrainState:
     made = jax.eval_shape(work.optimizer.init, params)
     updates: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(params, made, updates)
-    return stand_ins(state, state_sharding(params, work.optimizer))
+    return abstract_arrays(state, state_sharding(params, work.optimizer))
 
 
 def read_each_token(params: Params) -> tuple:

@@ -56,5 +56,5 @@ def answer_of(sample: Sample, response: str) -> str | None:
 
 
 def wrong_answer(sample: Sample, what: str) -> ValueError:
-    """The error of a row whose own answer a verifier cannot use: ``what`` is wrong with it, and the mend."""
+    """The error of a row whose own answer a verifier cannot use: ``what`` is wrong with it, and the fix."""
     return ValueError(f"sample {sample.id}: answer {sample.answer[:80]!r} {what}")

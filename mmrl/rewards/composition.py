@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrl.nearest import nearest
 from mmrl.rewards.group import BONUSES, Group
 from mmrl.rewards.verifier import Verifier, names_of, own_names, own_verifiers, score
+from mmrl.suggest import suggest
 
 Points = tuple[tuple[float, float], ...]  # (share of the run, weight)
 OWN_KEYS = {  # that a data set may have, and what they are
@@ -95,7 +95,7 @@ def rule(reward: Mapping[str, Any], source: str = "") -> Rule:
             raise ValueError(f"{path}.gates[{name!r}]: no weight is given to {name!r}, so it has no gate")
     for name in bonuses:
         if name not in BONUSES:
-            raise ValueError(f"{path}.bonuses: {name!r} is unknown{nearest(name, BONUSES)}")
+            raise ValueError(f"{path}.bonuses: {name!r} is unknown{suggest(name, BONUSES)}")
         if name not in weights:
             raise ValueError(f"{path}.bonuses: give {name!r} a weight in {path}.weights")
     verifier, also = merged.get("verifier", ""), tuple(merged.get("also", ()))

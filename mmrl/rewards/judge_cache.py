@@ -102,10 +102,10 @@ class Cache:
                 except sqlite3.DatabaseError as error:
                     if last:
                         break
-                    self._mend(error)
+                    self._fix(error)
             return None, 0
 
-    def _mend(self, error: Exception) -> None:
+    def _fix(self, error: Exception) -> None:
         """Open a file that is found damaged anew; another process may have set it aside already."""
         with suppress(sqlite3.Error):
             self._connection.close()

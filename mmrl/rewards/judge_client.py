@@ -44,7 +44,7 @@ class Judge:
 def check(judge: Judge) -> None:
     """Ask the judge for a word, so that a run does not begin in vain.
 
-    Raises ValueError naming the key of the config and the mend: a value out of range, no or an unsuitable API
+    Raises ValueError naming the key of the config and the fix: a value out of range, no or an unsuitable API
     key, nobody at the endpoint, a model that the server does not have. A server that is merely busy passes.
     """
     line = Line(endpoint_of(_sensible(judge).endpoint), _key_of(judge))
@@ -53,15 +53,15 @@ def check(judge: Judge) -> None:
         completion_of(line.post(body, judge.timeout_seconds))
     except Fault as fault:
         if fault.status in (401, 403):
-            mend = (
+            fix = (
                 f"; set the variable {judge.key_variable!r} (config.reward.judge.key_variable) to a good key"
             )
         elif fault.status:
-            mend = "; mend config.reward.judge.endpoint or .model"
+            fix = "; fix config.reward.judge.endpoint or .model"
         else:
-            mend = "; start the server, or mend config.reward.judge.endpoint"
+            fix = "; start the server, or fix config.reward.judge.endpoint"
         if not (fault.status and fault.again):
-            raise ValueError(f"the judge {judge.model!r} at {judge.endpoint}: {fault}{mend}") from None
+            raise ValueError(f"the judge {judge.model!r} at {judge.endpoint}: {fault}{fix}") from None
     finally:
         line.close()
 

@@ -62,9 +62,9 @@ def json_answer(sample: Sample, response: str) -> dict[str, float]:
     try:
         truth = read_json(sample.answer)
     except ValueError as error:
-        raise ValueError(f"sample {sample.id}: the answer is no JSON ({error}); mend it") from error
+        raise ValueError(f"sample {sample.id}: the answer is no JSON ({error}); fix it") from error
     if not follows(truth, schema):
-        raise ValueError(f'sample {sample.id}: the answer does not follow facts["schema"]; mend one of them')
+        raise ValueError(f'sample {sample.id}: the answer does not follow facts["schema"]; fix one of them')
     try:
         given = read_json(_without_fence(answer_of(sample, response) or ""))
     except ValueError:

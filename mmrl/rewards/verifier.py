@@ -8,8 +8,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from mmrl.nearest import nearest
-from mmrl.python_file import function
 from mmrl.rewards.boxes import load as load_matching
 from mmrl.rewards.choice import choice
 from mmrl.rewards.detection import boxes
@@ -30,6 +28,8 @@ from mmrl.rewards.shapes import shapes
 from mmrl.rewards.structure import json_answer, triples
 from mmrl.rewards.words import anls, edit, exact, text, yes_no
 from mmrl.sample import Sample
+from mmrl.suggest import suggest
+from mmrl.user_code import load_function
 
 Verifier = Callable[[Sample, str], dict[str, float]]
 
@@ -110,7 +110,7 @@ def own_verifiers(names: Collection[str]) -> dict[str, Verifier]:
 
     Raises ValueError if a file does not exist or does not define the function.
     """
-    return {name: function(f"verifier {name!r}", name) for name in names}
+    return {name: load_function(f"verifier {name!r}", name) for name in names}
 
 
 def names_of(verifier: str, own: Collection[str] = ()) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def names_of(verifier: str, own: Collection[str] = ()) -> tuple[str, ...]:
         if name not in known and ":" in name:
             raise ValueError(f"verifier {name!r}: rows cannot name a file; name it in config.reward.verifier")
         if name not in known:
-            raise ValueError(f"verifier {name!r} is unknown{nearest(name, known)}")
+            raise ValueError(f"verifier {name!r} is unknown{suggest(name, known)}")
     if len(set(names)) < len(names):
         raise ValueError(f"verifier {verifier!r} names one twice")
     return names

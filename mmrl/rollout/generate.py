@@ -154,7 +154,7 @@ def gather(
         out.stop[seat] = one.stop
         if not observation_patches:
             if one.position is not None:
-                raise ValueError("a response has read something: give gather its observation_patches")
+                raise ValueError("a response has read something: give all its observation_patches")
             continue
         observed.real[seat][:count] = True
         observed.position[seat][:count] = np.arange(count)[:, None] if one.position is None else one.position

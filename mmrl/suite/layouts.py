@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.atomic import atomic_file, atomic_write
 from mmrl.suite.figures import NO_CATEGORY
-from mmrl.whole_file import whole, write_whole
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -98,7 +98,7 @@ def write_samples(
             "input": _clean(row["problem"]),
         }
         lines.append(json.dumps(line) + "\n")
-    write_whole(_lmms_file(results, folder, f"samples_{benchmark}.jsonl"), "".join(lines))
+    atomic_write(_lmms_file(results, folder, f"samples_{benchmark}.jsonl"), "".join(lines))
 
 
 def write_lmms_eval(results: Mapping[str, Any], folder: Path) -> None:
@@ -133,7 +133,7 @@ def write_lmms_eval(results: Mapping[str, Any], folder: Path) -> None:
         "model_name_sanitized": _safe(results["origin"]["name"]),
         "task_hashes": {name: row["hashes"]["data"] for name, row in rows.items()},
     }
-    write_whole(_lmms_file(results, folder, "results.json"), json.dumps(content, indent=2) + "\n")
+    atomic_write(_lmms_file(results, folder, "results.json"), json.dumps(content, indent=2) + "\n")
 
 
 def _lmms_file(results: Mapping[str, Any], folder: Path, name: str) -> Path:
@@ -162,7 +162,7 @@ def _index(name: str) -> int:
 def _table(path: Path, rows: Sequence[Row], separator: str) -> None:
     """A table with every field quoted, as pandas reads it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter=separator, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow([_clean(name) for name in rows[0]])
         writer.writerows([_clean(str(value)) for value in row.values()] for row in rows)

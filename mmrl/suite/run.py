@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from mmrl.atomic import atomic_write, read_jsonl
 from mmrl.config import Config
 from mmrl.data.sources import Source
 from mmrl.suite import identity
@@ -27,7 +28,6 @@ from mmrl.train.metrics import say
 from mmrl.train.preemption import Notice
 from mmrl.train.rollouts import tool_pool
 from mmrl.types import Params
-from mmrl.whole_file import read_lines, write_whole
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -260,7 +260,7 @@ def _overall(opened: Sequence[Opened], out: Path) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The responses of a benchmark. Raises ValueError for a damaged line: figures are of all or of none."""
-    rows, damaged = read_lines(path, wrong_response)
+    rows, damaged = read_jsonl(path, wrong_response)
     if damaged:
         raise ValueError(f"{damaged[0]}; delete the file, and the same mmrl eval measures anew")
     return rows
@@ -308,7 +308,7 @@ def _made(out: Path) -> None:
 
 
 def _write(path: Path, results: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def _progress(part: str, questions: int, samples: int) -> Callable[[int], None]:

@@ -14,10 +14,10 @@ from typing import Any
 from mmrl.config import Config, Corruption, Evaluation, Reward
 from mmrl.data.corruption import METHODS
 from mmrl.experiment import call
-from mmrl.nearest import nearest
 from mmrl.rewards.composition import rule
 from mmrl.rollout.sampling import Sampling
-from mmrl.typed import build
+from mmrl.suggest import suggest
+from mmrl.typed import dataclass_from_dict
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _TAKEN = ("results", "vlmevalkit", "lmms_eval")  # names of what stands beside the benchmarks' files
@@ -69,7 +69,8 @@ def from_dict(values: Mapping[str, Any], what: str) -> Suite:
     """
     try:
         benchmarks = tuple(
-            build(Benchmark, one, f"benchmarks[{k}]") for k, one in enumerate(values["benchmarks"])
+            dataclass_from_dict(Benchmark, one, f"benchmarks[{k}]")
+            for k, one in enumerate(values["benchmarks"])
         )
         suite = Suite(str(values["name"]), benchmarks)
         _check(suite)
@@ -160,7 +161,7 @@ def _check_benchmark(one: Benchmark) -> None:
     if not one.data:
         raise ValueError("data is empty: name a data set")
     if one.masked and one.masked not in METHODS:
-        raise ValueError(f"masked={one.masked!r} is unknown{nearest(one.masked, METHODS)}")
+        raise ValueError(f"masked={one.masked!r} is unknown{suggest(one.masked, METHODS)}")
     for name, value, least in (
         ("samples", one.samples, 1),
         ("limit", one.limit, 0),

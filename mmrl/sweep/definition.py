@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmrl.experiment import call
-from mmrl.nearest import nearest
+from mmrl.suggest import suggest
 from mmrl.sweep.arms import Arms, labels
 
 AREA = "area:"  # before the name of a metric
@@ -65,7 +65,7 @@ def _check(sweep: Sweep) -> None:
     if any(type(seed) is not int or seed < 0 for seed in sweep.seeds):
         raise ValueError(f"seeds={sweep.seeds} should be whole numbers from 0")
     if sweep.baseline and sweep.baseline not in known:
-        raise ValueError(f"baseline={sweep.baseline!r} is no arm{nearest(sweep.baseline, known)}")
+        raise ValueError(f"baseline={sweep.baseline!r} is no arm{suggest(sweep.baseline, known)}")
     if not sweep.metrics or not all(isinstance(name, str) and name for name in sweep.metrics):
         raise ValueError(f"metrics={sweep.metrics!r} should be a tuple of names")
     for one in sweep.arms:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrl.atomic import atomic_write
 from mmrl.config import Config, resolve
 from mmrl.experiment import load
-from mmrl.nearest import nearest
+from mmrl.suggest import suggest
 from mmrl.sweep.arms import labels, words
 from mmrl.sweep.definition import Sweep
 from mmrl.sweep.results import workdir_of
 from mmrl.train.workdir import differing, read_config
-from mmrl.whole_file import write_whole
 
 FINISHED, BEGUN, NEW = "finished", "begun", "new"  # what a run's folder may hold
 
@@ -84,7 +84,7 @@ def only(members: Sequence[Member], arms: Sequence[str]) -> tuple[Member, ...]:
     known = list(dict.fromkeys(one.arm for one in members))
     for label in arms:
         if label not in known:
-            raise ValueError(f"--arm={label} is no arm of the sweep{nearest(label, known)}")
+            raise ValueError(f"--arm={label} is no arm of the sweep{suggest(label, known)}")
     return tuple(one for one in members if not arms or one.arm in arms)
 
 
@@ -123,7 +123,7 @@ def write_sweep(sweep: Sweep, directory: Path, overrides: Sequence[str]) -> None
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / "sweep.json", json.dumps(asked, indent=1) + "\n")
+        atomic_write(directory / "sweep.json", json.dumps(asked, indent=1) + "\n")
     except OSError as error:
         raise ValueError(f"--workdir={directory} cannot be written: {error}") from error
 

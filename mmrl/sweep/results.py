@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmrl.analysis.runs import Run, load_run
+from mmrl.atomic import atomic_write
 from mmrl.statistics import Interval, mean_interval
 from mmrl.sweep.definition import AREA
 from mmrl.train.metrics import read_metrics
-from mmrl.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def write_table(results: Results) -> str:
     """Write ``table.md``, ``table.csv`` and ``runs.csv`` into the sweep's folder; returns the first."""
     rows = table(results)
     text = as_markdown(results, rows)
-    write_whole(results.directory / "table.md", text)
-    write_whole(results.directory / "table.csv", _csv(_COLUMNS, map(_flat, rows)))
-    write_whole(
+    atomic_write(results.directory / "table.md", text)
+    atomic_write(results.directory / "table.csv", _csv(_COLUMNS, map(_flat, rows)))
+    atomic_write(
         results.directory / "runs.csv",
         _csv(("arm", "seed", "metric", "value"), [(*key, value) for key, value in results.values.items()]),
     )

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmrl.atomic import atomic_folder
 from mmrl.config import Config
 from mmrl.sweep.plan import Member
 from mmrl.train.workdir import flat, read_config
-from mmrl.whole_file import whole_folder
 
 # What neither the world nor the cold start looks at. All other keys must agree, whether or not they matter.
 _LATER = (
@@ -66,7 +66,7 @@ def share(one: Member, members: Iterable[Member]) -> Member | None:
     if donor is None:
         return None
     for stage in wanted:
-        with whole_folder(one.workdir / stage) as part:
+        with atomic_folder(one.workdir / stage) as part:
             shutil.copytree(donor.workdir / stage, part, copy_function=_link, dirs_exist_ok=True)
     return donor
 

@@ -33,7 +33,7 @@ def check_start(config: Config, workdir: Path) -> None:
       ValueError: in every process, naming what differs: config, code, versions, devices, or the folder.
     """
     if jax.process_count() > 1:
-        agree(start_facts(config), hosts.exchange_early)
+        agree(start_facts(config), hosts.gather_early)
         check_folder(workdir)
         agree(
             {"steps saved": [saved_steps(workdir / one) for one in ("checkpoints", "cold_start/checkpoints")]}
@@ -56,7 +56,7 @@ def start_facts(config: Config) -> dict[str, Any]:
     }
 
 
-def check_folder(workdir: Path, exchange: Callable[[Any], list[Any]] = hosts.exchange) -> None:
+def check_folder(workdir: Path, exchange: Callable[[Any], list[Any]] = hosts.gather) -> None:
     """Raises ValueError in every process if one sees another folder than the first, whose lock is there."""
     path = workdir / "lock"
     written = exchange(_read(path))[0]
@@ -71,7 +71,7 @@ def check_folder(workdir: Path, exchange: Callable[[Any], list[Any]] = hosts.exc
         )
 
 
-def agree(facts: Mapping[str, Any], exchange: Callable[[Any], list[Any]] = hosts.exchange) -> None:
+def agree(facts: Mapping[str, Any], exchange: Callable[[Any], list[Any]] = hosts.gather) -> None:
     """Raises ValueError in every process, naming what differs and where, unless all give the same facts."""
     found = differences(exchange(dict(facts)))
     if found:
@@ -126,6 +126,6 @@ def _shown(value: Any) -> str:
 
 
 def _refuse(text: str) -> None:
-    if hosts.first():
+    if hosts.is_main_process():
         time.sleep(LAST_WORDS_S)
     raise ValueError(text)

@@ -20,7 +20,7 @@ from mmrl.data.pipeline import PromptFormat, Readers, Skipped
 from mmrl.data.rounds import Mixture
 from mmrl.data.sources import Source, mixture, read
 from mmrl.data.validation import Broken, Budget, Report, inspect, merged, usable
-from mmrl.mesh import batch_shards, make_mesh, own_rows, shardings
+from mmrl.mesh import batch_shards, local_rows, make_mesh, shardings
 from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
@@ -117,7 +117,7 @@ def hub_commits(config: Config, workdir: Path) -> dict[str, str]:
         if name is not None:
             commit = _first_commit(path, kind, workdir)
             commits[f"{kind} {name}"] = commit or hub.commit_of(hub.fetch(name, kind, offline=True))
-    for other in hosts.exchange(commits):
+    for other in hosts.gather(commits):
         for key, commit in commits.items():
             if other.get(key) != commit:
                 raise ValueError(
@@ -191,10 +191,10 @@ def uneven(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh | Abstrac
 
 
 def check_processes(config: Config, mesh: Mesh) -> None:
-    """Raises ValueError if several processes cannot share the batches of ``config`` (see `own_rows`)."""
-    own_rows(mesh, config.rollout.prompts)
+    """Raises ValueError if several processes cannot share the batches of ``config`` (see `local_rows`)."""
+    local_rows(mesh, config.rollout.prompts)
     if config.cold_start.steps:
-        own_rows(mesh, config.cold_start.batch)
+        local_rows(mesh, config.cold_start.batch)
 
 
 def sampling_of(config: Config) -> Sampling:
@@ -367,7 +367,7 @@ def _looked_through(
         probe=probe(config) if longest is None else None,
         progress=partial(_show_progress, source.name, time.monotonic()),
     )
-    parts = hosts.exchange(dataclasses.asdict(part))
+    parts = hosts.gather(dataclasses.asdict(part))
     report = merged(
         [
             Report(
@@ -392,5 +392,5 @@ def _looked_through(
 
 def _show_progress(name: str, start: float, done: int, total: int) -> None:
     """Only where looking takes long enough to wonder."""
-    if time.monotonic() - start > PATIENCE_S and hosts.first():
+    if time.monotonic() - start > PATIENCE_S and hosts.is_main_process():
         rewrite(f"looking through {name}: {done} of {total} rows", last=done == total)

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mmrl import hosts
-from mmrl.mesh import stand_ins
+from mmrl.mesh import abstract_arrays
 from mmrl.models.params import abstract
 from mmrl.train.checksums import checksums, digest, shapes
 from mmrl.train.environment import versions
@@ -173,7 +173,7 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, say: Callable[[str
     damaged: dict[int, str] = {}
     for step in reversed(saved_steps(directory)):
         try:
-            run, tree = _read(directory / str(step), _tree(jax.tree.map(_stand_in, like)), hosts.exchange)
+            run, tree = _read(directory / str(step), _tree(jax.tree.map(_stand_in, like)), hosts.gather)
         except _Damaged as fault:
             damaged[step] = str(fault)
             continue
@@ -213,7 +213,7 @@ def load_params(
     if shardings is None:
         shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), like)
     try:
-        _, tree = _read((directory / str(step)).absolute(), {"params": stand_ins(like, shardings)})
+        _, tree = _read((directory / str(step)).absolute(), {"params": abstract_arrays(like, shardings)})
     except _Damaged as fault:
         others = ", ".join(str(other) for other in steps if other != step) or "none"
         raise ValueError(
@@ -316,8 +316,8 @@ def _set_aside(directory: Path, damaged: dict[int, str], after: str, say: Callab
         while place.exists():
             number += 1
             place = directory / _ASIDE / f"{step}-{number}"
-        hosts.wait()  # all have seen which names are taken
-        with hosts.first_alone() as acting, _writing(directory):
+        hosts.barrier()  # all have seen which names are taken
+        with hosts.on_main_process() as acting, _writing(directory):
             if acting:
                 place.parent.mkdir(exist_ok=True)
                 (directory / str(step)).rename(place)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mmrl.atomic import atomic_file
 from mmrl.train.metrics import read_metrics
-from mmrl.whole_file import whole
 
 Row = Mapping[str, float]
 Panel = tuple[str, Sequence[tuple[str, str]]]  # title, and of each line the metric and the label
@@ -95,5 +95,5 @@ def draw_curves(directory: Path, out: Path, title: str) -> None:
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     figure.suptitle(title)
-    with whole(out) as part:
+    with atomic_file(out) as part:
         figure.savefig(part, dpi=120, format="png")

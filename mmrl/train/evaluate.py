@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from mmrl import hosts
+from mmrl.atomic import is_number, write_jsonl
 from mmrl.config import Config, Corruption
 from mmrl.data.corruption import corrupt
 from mmrl.data.pipeline import Batch, evaluation
 from mmrl.data.sources import Source
-from mmrl.mesh import batch_shards, own_mesh, own_rows
+from mmrl.mesh import batch_shards, local_mesh, local_rows
 from mmrl.rewards.pool import RewardPool
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
@@ -28,7 +29,6 @@ from mmrl.train.preemption import Notice
 from mmrl.train.programs import Policy
 from mmrl.train.rollouts import acting_weights, prompt_keys
 from mmrl.types import Images, Params
-from mmrl.whole_file import is_number, write_lines
 from mmrl.workers.pool import WorkerPool
 
 _PURPOSE = 2  # of random keys, apart from rollouts' and corruption's
@@ -83,7 +83,7 @@ def evaluate(
         model.processor,
         prompt_format(config),
         batch_size=size,
-        rows=own_rows(model.mesh, size),
+        rows=local_rows(model.mesh, size),
         readers=readers(config),
     )
     for number, batch in enumerate(batches):
@@ -112,7 +112,7 @@ def evaluate(
         rows = _responses(experience)
         if number == 0:
             look(experience, rows)
-        told += [row for group in hosts.by_row(batch.rows, rows) for row in group]
+        told += [row for group in hosts.gather_rows(batch.rows, rows) for row in group]
         progress(min(start + size, sum(map(len, sources))))
     whole = reduce(concatenated, seen)
     values = _summary(whole)
@@ -124,7 +124,7 @@ def evaluate(
 def _batch_size(config: Config, model: Model, rows: int) -> int:
     """Prompts of a batch: as configured, but not many more than there are rows, and evenly over processes."""
     size = min(config.evaluation.prompts, rows)
-    if own_mesh(model.mesh) is model.mesh:
+    if local_mesh(model.mesh) is model.mesh:
         return size
     parts = batch_shards(model.mesh)
     return -(-size // parts) * parts
@@ -132,7 +132,7 @@ def _batch_size(config: Config, model: Model, rows: int) -> int:
 
 def _without_images(batch: Batch, masked: Corruption, keys: UInt32[np.ndarray, "b k"], model: Model) -> Batch:
     """The batch with its images corrupted."""
-    with jax.set_mesh(own_mesh(model.mesh)):
+    with jax.set_mesh(local_mesh(model.mesh)):
         images = _corrupted(batch.prompts.images, keys, masked.method, masked.probability)
         images = jax.tree.map(np.asarray, images)
     return replace(batch, prompts=replace(batch.prompts, images=images))
@@ -196,7 +196,7 @@ def _summary(whole: Overview, source: str | None = None) -> dict[str, float]:
 
 def write_responses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows of `evaluate` as JSONL; the file appears whole or not at all."""
-    write_lines(path, rows)
+    write_jsonl(path, rows)
 
 
 def wrong_response(row: dict[str, Any]) -> str | None:

@@ -63,8 +63,8 @@ class Overview:
 
 def overview(experience: Experience) -> Overview:
     """Exchange the figures of all rows; every process of the run must call it."""
-    rows = hosts.by_row(experience.rows, _figures(experience))
-    parts = hosts.exchange([[[one.id, one.reason] for one in experience.skipped], experience.failures[:1]])
+    rows = hosts.gather_rows(experience.rows, _figures(experience))
+    parts = hosts.gather([[[one.id, one.reason] for one in experience.skipped], experience.failures[:1]])
     grid = (len(rows), experience.rewards.shape[1])
 
     def column(name: str, kind: Any) -> np.ndarray:

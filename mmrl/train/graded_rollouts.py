@@ -13,7 +13,7 @@ from jaxtyping import UInt32
 
 from mmrl.config import Config
 from mmrl.data.pipeline import Batch
-from mmrl.mesh import own_mesh
+from mmrl.mesh import local_mesh
 from mmrl.rewards.composition import own
 from mmrl.rewards.judge_client import JudgePool
 from mmrl.rewards.pool import Graded, RewardPool
@@ -96,7 +96,7 @@ def sample_and_grade(
     rules, shape = rules_of(config), (len(batch.samples), group)
     ended: dict[Seat, Trajectory] = {}
     handles: dict[Seat, Future[Graded]] = {}
-    with phases("rollout"), jax.set_mesh(own_mesh(model.mesh)):
+    with phases("rollout"), jax.set_mesh(local_mesh(model.mesh)):
         for one in play(
             params,
             policy,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.atomic import atomic_folder
 from mmrl.train.experience import Experience
-from mmrl.whole_file import whole_folder
 
 KEPT = 8  # steps, the newest; a run that gives up after fewer skipped updates in a row has all of those
 TEXT_LIMIT = 20_000  # characters of one text; a response's tokens are kept whole, in ``arrays.npz``
@@ -40,7 +40,7 @@ def save_incident(
     incidents = workdir / "incidents" / (f"process_{process}" if process else "")
     folder = incidents / (f"step_{step:06d}" + (f"_draw_{draw}" if draw else ""))
     try:
-        with whole_folder(folder) as part:
+        with atomic_folder(folder) as part:
             with (part / "rows.jsonl").open("w") as file:
                 file.writelines(json.dumps(row) + "\n" for row in _rows(experience))
             np.savez_compressed(part / "arrays.npz", **_arrays(experience))
@@ -59,7 +59,7 @@ def save_incident(
 def count_skipped(in_a_row: int, skipped: bool, most: int, folder: Path) -> int:
     """Updates skipped in a row, now that one more was tried; ``folder`` has what is known of them.
 
-    Raises ValueError when they are ``most``: a policy that gives no finite loss does not mend by itself.
+    Raises ValueError when they are ``most``: a policy that gives no finite loss does not recover by itself.
     """
     in_a_row = in_a_row + 1 if skipped else 0
     if in_a_row >= most:

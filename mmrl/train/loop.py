@@ -15,7 +15,7 @@ from mmrl.config import Config, algorithm, from_dict
 from mmrl.data import pipeline
 from mmrl.data.curriculum import packed, unpacked
 from mmrl.data.sources import Source
-from mmrl.mesh import own_rows
+from mmrl.mesh import local_rows
 from mmrl.train import checkpoint
 from mmrl.train.assemble import Model, TrainingData, prompt_format, readers
 from mmrl.train.course import Course, fixed_weights, open_course, part
@@ -85,7 +85,7 @@ def train(
         closing(Metrics(workdir, before, partial(_more_writers, config, workdir))) as metrics,
         jax.set_mesh(model.mesh),
         manager,
-        hosts.noticing_loss(),
+        hosts.exit_on_lost_process(),
         CompileCounter() as compiles,
         reward_pool(config, workdir) as pool,
         tool_pool(config) as tools,
@@ -161,7 +161,7 @@ def _to_save(stage: Stage, run: Run) -> bool:
         return True
     # The first process's clock decides for all.
     minutes = train.checkpoint_minutes
-    return minutes > 0 and hosts.exchange(due(run.saved, minutes, time.monotonic()))[0]
+    return minutes > 0 and hosts.gather(due(run.saved, minutes, time.monotonic()))[0]
 
 
 def _save(
@@ -202,7 +202,7 @@ def _evaluate(stage: Stage, params: Params, step: int, metrics: Metrics) -> dict
     values, responses = evaluate(
         params, policy, stage.model, stage.heldout, stage.pool, stage.tools, config, stage.notice, look=look
     )
-    if hosts.first():
+    if hosts.is_main_process():
         when = "after" if step else "before"
         write_responses(stage.workdir / f"responses_{when}.jsonl", responses)
     return {f"heldout/{name}": value for name, value in values.items()}
@@ -218,7 +218,7 @@ def _batches(
         seed=config.seed,
         batch_size=config.rollout.prompts,
         weights=fixed_weights(config, data),
-        rows=own_rows(model.mesh, config.rollout.prompts),
+        rows=local_rows(model.mesh, config.rollout.prompts),
         readers=readers(config),
         part=None if course is None else partial(part, course),
     )

@@ -241,8 +241,8 @@ def device_bytes(mesh: Mesh) -> int | None:
     Devices of the CPU share what the machine, or a control group, has free when this is called.
     """
     machine = socket.gethostname()
-    sharing = hosts.exchange(machine).count(machine) if on_cpu(mesh) else 1
-    found = hosts.exchange((free_bytes(mesh, used=0) or 0) // sharing)
+    sharing = hosts.gather(machine).count(machine) if on_cpu(mesh) else 1
+    found = hosts.gather((free_bytes(mesh, used=0) or 0) // sharing)
     return min((size for size in found if size), default=None)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax.monitoring
 
 from mmrl import hosts
+from mmrl.atomic import DamagedLine, is_number, read_jsonl, set_aside, warn_of, write_jsonl
 from mmrl.terminal import rewrite, tell
 from mmrl.train.writers import JsonLines, Shown, TensorBoard, Writer
-from mmrl.whole_file import Damage, is_number, read_lines, set_aside, warn_of, write_lines
 
 
 class Metrics:
@@ -25,13 +25,13 @@ class Metrics:
 
     def __init__(self, directory: Path, step: int, more: Callable[[], Sequence[Writer]] = tuple) -> None:
         self._writers: Sequence[Writer] = ()
-        if not hosts.first():
+        if not hosts.is_main_process():
             return
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         rows, damaged = _read(directory)
         set_aside(damaged, say)
-        write_lines(self._path, [row for row in rows if row["step"] <= step])
+        write_jsonl(self._path, [row for row in rows if row["step"] <= step])
         board = TensorBoard(directory / "tensorboard", max(step + 1, 0))
         self._writers = (JsonLines(self._path), board, *more())
 
@@ -61,8 +61,8 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _read(directory: Path) -> tuple[list[dict[str, Any]], list[Damage]]:
-    return read_lines(directory / "metrics.jsonl", _wrong, appended=True)
+def _read(directory: Path) -> tuple[list[dict[str, Any]], list[DamagedLine]]:
+    return read_jsonl(directory / "metrics.jsonl", _wrong, appended=True)
 
 
 def _wrong(row: dict[str, Any]) -> str | None:
@@ -120,7 +120,7 @@ class Progress:
 
     def __init__(self, stage: str, total: int) -> None:
         self._stage, self._total = stage, total
-        self._speaks = hosts.first()
+        self._speaks = hosts.is_main_process()
         self._live = sys.stdout.isatty()
         self._start = time.perf_counter()
         self._first: int | None = None
@@ -146,7 +146,7 @@ class Progress:
 
 def say(text: str) -> None:
     """Tell people something, at once; the first process does."""
-    if hosts.first():
+    if hosts.is_main_process():
         tell(text)
 
 

@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 def interrupt(notice: Notice) -> None:
     """Raise `Interrupted` in all processes if one of them was asked to stop; each must call this."""
-    given = [name for name in hosts.exchange(notice.given) if name is not None]
+    given = [name for name in hosts.gather(notice.given) if name is not None]
     if given:
         raise Interrupted(given[0])
 

@@ -20,7 +20,7 @@ from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import Algorithm, Targets
 from mmrl.data.corruption import corrupt
 from mmrl.kernels.vocab import token_statistics
-from mmrl.mesh import WEIGHTS, constrain, constrain_weights, cut_over, local
+from mmrl.mesh import WEIGHTS, constrain, constrain_weights, local, sharded_over
 from mmrl.models import qwen2_5_vl as model
 from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 from mmrl.models.qwen2_5_vl_config import describe
@@ -148,8 +148,8 @@ def vocabulary_statistics(
 ) -> dict[str, Float[Array, "b g r"]]:
     """`mmrl.kernels.vocab.token_statistics` on the mesh: each device takes its tokens and its vocabulary."""
     table = model.unembedding(params).astype(hidden.dtype)
-    (cut,) = cut_over(table, "vocab", None)[:1]
-    token_axes = cut_over(tokens, "batch", None, None)[0]
+    (cut,) = sharded_over(table, "vocab", None)[:1]
+    token_axes = sharded_over(tokens, "batch", None, None)[0]
 
     def of_device(tokens: Array, table: Array, bias: Array, hidden: Array, *corrupted: Array) -> dict:
         flat = [states.reshape(-1, states.shape[-1]) for states in (hidden, *corrupted)]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
 from mmrl.config import Config
-from mmrl.mesh import own_copy, own_mesh
+from mmrl.mesh import local_copy, local_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
 from mmrl.rollout.engine import decoding_weights
@@ -53,8 +53,8 @@ def _prompt_keys(
 def acting_weights(params: Params, model: Model) -> Params:
     """The weights as this process samples with them, on its own part of the mesh (`decoding_weights`)."""
     weights = decoding_weights(params, model.config)
-    mesh = own_mesh(model.mesh)
-    return weights if mesh is model.mesh else own_copy(weights, mesh)
+    mesh = local_mesh(model.mesh)
+    return weights if mesh is model.mesh else local_copy(weights, mesh)
 
 
 def tool_pool(config: Config) -> AbstractContextManager[WorkerPool | None]:
@@ -99,7 +99,7 @@ def lanes_of(config: Config, model: Model, prompts: Prompts, group: int, max_tok
     config = replace(config, rollout=replace(config.rollout, group=group, max_tokens=max_tokens))
     rollout, limits = config.rollout, config.episode
     widths = Widths(width, prompts.images.image.shape[1])
-    lanes = rollout.lanes or most_lanes(config, model.config, own_mesh(model.mesh), widths, count)
+    lanes = rollout.lanes or most_lanes(config, model.config, local_mesh(model.mesh), widths, count)
     return shape_for(
         count,
         group,

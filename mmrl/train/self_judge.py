@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt32
 
 from mmrl.config import Config
-from mmrl.mesh import own_mesh
+from mmrl.mesh import local_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, OverBudget, budget, collate, encode, messages, padded
 from mmrl.rewards.judge import mark_of
@@ -86,7 +86,7 @@ def self_judged(
     def encoded(seat: Seat) -> Encoded | None:
         return _encoded(samples[seat[0]], texts[seat[0]][seat[1]], question, model.processor, config)
 
-    with jax.set_mesh(own_mesh(model.mesh)), ThreadPoolExecutor(config.data.workers) as threads:
+    with jax.set_mesh(local_mesh(model.mesh)), ThreadPoolExecutor(config.data.workers) as threads:
         for start in range(0, len(seats), size):
             part = seats[start : start + size]
             asked = list(threads.map(encoded, part))

@@ -12,7 +12,7 @@ from mmrl import hosts
 from mmrl.config import ColdStart, Config, Optimizer
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
-from mmrl.mesh import own_rows, put, whole
+from mmrl.mesh import local_rows, put, to_host
 from mmrl.models import checkpoint as hf
 from mmrl.rollout.sampling import Sampling
 from mmrl.train import checkpoint, programs
@@ -57,7 +57,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, 
     def save(step: int) -> None:
         checkpoint.save(manager, step, state, {"batches": batches.given, "unlucky": unlucky})
 
-    with jax.set_mesh(model.mesh), manager, hosts.noticing_loss(), CompileCounter() as compiles:
+    with jax.set_mesh(model.mesh), manager, hosts.exit_on_lost_process(), CompileCounter() as compiles:
         for step in range(first + 1, stage.steps + 1):
             try:
                 with phases("wait"):
@@ -86,8 +86,8 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, 
                 with phases("checkpoint"):
                     save(step)
     metrics.close()
-    params = whole(state.params)
-    with hosts.first_alone() as writes:
+    params = to_host(state.params)
+    with hosts.on_main_process() as writes:
         if writes:
             hf.save(params, model.description, out, base=model.directory)
 
@@ -103,7 +103,7 @@ def _batches(config: Config, model: Model, source: Source) -> pipeline.Batches[p
         observation_patches=observed_slots(config),
         seed=config.seed,
         batch_size=stage.batch,
-        rows=own_rows(model.mesh, stage.batch),
+        rows=local_rows(model.mesh, stage.batch),
         readers=readers(config),
     )
 
@@ -128,7 +128,7 @@ def _update(
 
 def _told(batch: pipeline.SolutionBatch) -> tuple[list[pipeline.Skipped], dict[str, float]]:
     """Rows of all processes that could not be used, and metrics of the rows that could."""
-    told = hosts.exchange(
+    told = hosts.gather(
         [[[one.id, one.reason] for one in batch.skipped], [dict(facts) for facts in batch.facts]]
     )
     skipped = [pipeline.Skipped(*pair) for pairs, _ in told for pair in pairs]
@@ -136,7 +136,7 @@ def _told(batch: pipeline.SolutionBatch) -> tuple[list[pipeline.Skipped], dict[s
 
 
 def _say_skipped(step: int, batch: pipeline.SolutionBatch) -> None:
-    ids = ", ".join(name for part in hosts.exchange([one.id for one in batch.samples]) for name in part)
+    ids = ", ".join(name for part in hosts.gather([one.id for one in batch.samples]) for name in part)
     say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
 
 

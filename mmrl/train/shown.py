@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from mmrl import hosts
 from mmrl.data.inspection_examples import small
-from mmrl.mesh import batch_shards, own_rows, put, whole
+from mmrl.mesh import batch_shards, local_rows, put, to_host
 from mmrl.models.pieces import pieces_of
 from mmrl.train.experience import Experience
 from mmrl.train.programs import Batch, score
@@ -39,7 +39,7 @@ def choose_shown(
     count = min(-(-COUNT // shards) * shards, len(experience.samples))
     perception = _perception(stage, params, experience, count) if tokens else None
     shown: list[Shown] = []
-    for b, sample in enumerate(experience.samples[: count if hosts.first() else 0]):
+    for b, sample in enumerate(experience.samples[: count if hosts.is_main_process() else 0]):
         valid = np.flatnonzero(experience.responses.valid[b])
         if len(valid) == 0 or valid[0] > 0:  # the first is the one that was measured
             continue
@@ -62,10 +62,10 @@ def _perception(
     mesh = stage.model.mesh
     prompts = jax.tree.map(lambda leaf: leaf[:count], experience.prompts)
     responses = jax.tree.map(lambda leaf: leaf[:count, :1], experience.responses)
-    mine = own_rows(mesh, count * jax.process_count())
+    mine = local_rows(mesh, count * jax.process_count())
     keys = prompt_keys(stage.config.seed, *_PURPOSE, count * jax.process_count())[mine]
     asked, written, drawn = put((prompts, responses, keys), mesh)
     batch = Batch(asked, written, jax.random.wrap_key_data(drawn))
     wanted = frozenset({"perception"})
     found = score(params, stage.policy, batch, stage.corruption, wanted=wanted, micro_batches=1)
-    return whole(found["perception"])[mine]
+    return to_host(found["perception"])[mine]

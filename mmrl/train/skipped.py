@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mmrl import hosts
+from mmrl.atomic import read_jsonl, set_aside, write_jsonl
 from mmrl.data.pipeline import Skipped
 from mmrl.train.metrics import say
-from mmrl.whole_file import read_lines, set_aside, write_lines
 
 
 @dataclass
@@ -23,11 +23,11 @@ class Ledger:
 
 def open_ledger(path: Path, rows: int, most: float, broken: Iterable[Skipped]) -> Ledger:
     """The list at ``path``: what an earlier start of the run found, and what this one knows to begin with."""
-    found, damaged = read_lines(path, _wrong)
-    hosts.wait()  # until all have read it
-    if damaged and hosts.first():
+    found, damaged = read_jsonl(path, _wrong)
+    hosts.barrier()  # until all have read it
+    if damaged and hosts.is_main_process():
         set_aside(damaged, say)
-        write_lines(path, found)
+        write_jsonl(path, found)
     ledger = Ledger(path, rows, most, {row["id"]: row["reason"] for row in found})
     note(ledger, broken)
     return ledger
@@ -48,9 +48,9 @@ def note(ledger: Ledger, skipped: Iterable[Skipped]) -> None:
     if not new:
         return
     ledger.reasons |= new
-    if hosts.first():
+    if hosts.is_main_process():
         rows = ({"id": name, "reason": reason} for name, reason in ledger.reasons.items())
-        write_lines(ledger.path, rows)
+        write_jsonl(ledger.path, rows)
     if len(ledger.reasons) > ledger.most * ledger.rows:
         last = ", ".join(f"{name} ({reason})" for name, reason in [*new.items()][:5])
         raise ValueError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrl import hosts
+from mmrl.atomic import atomic_write
 from mmrl.config import Config, algorithm
 from mmrl.data.mixed_world import write_mixed_model, write_mixed_world
 from mmrl.data.shapes_files import write_world
@@ -40,7 +41,6 @@ from mmrl.train.preemption import Notice, watch
 from mmrl.train.sft import sft
 from mmrl.train.workdir import hold, open_workdir, read_starts, record_start
 from mmrl.train.writers import check_wandb
-from mmrl.whole_file import write_whole
 
 _TABLE = (
     ("accuracy", "heldout/accuracy"),
@@ -69,7 +69,7 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
     check_wandb(config.log.wandb)
     if config.reward.judge.endpoint:
         check_judge(config.reward.judge)
-    with hold(workdir), hosts.noticing_loss(), watch() as notice:
+    with hold(workdir), hosts.exit_on_lost_process(), watch() as notice:
         check_start(config, workdir)
         open_workdir(config, workdir)
         spent = _seconds_before(workdir)
@@ -78,20 +78,20 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
             if config.cold_start.steps:
                 model = cold_start(config, model, workdir, notice)
             train(fitted.config, model, data, heldout, workdir, notice)
-        with hosts.first_alone() as writes:
+        with hosts.on_main_process() as writes:
             if writes:
                 name = f"{config.algorithm['name']}, seed {config.seed}"
                 draw_curves(workdir, workdir / "curves.png", name)
         summary = summarise(workdir, config.train.steps, spent + time.perf_counter() - start)
-        if hosts.first():
-            write_whole(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
+        if hosts.is_main_process():
+            atomic_write(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
             _tell(config, workdir, summary)
     return summary
 
 
 def run_cold_start(config: Config, workdir: Path) -> Model:
     """The supervised stage alone, like `run`; returns the model it made."""
-    with hold(workdir), hosts.noticing_loss(), watch() as notice:
+    with hold(workdir), hosts.exit_on_lost_process(), watch() as notice:
         check_start(config, workdir)
         open_workdir(config, workdir)
         write_built_in_world(config, workdir)
@@ -114,7 +114,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Fitted, Model, TrainingData,
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
     heldout, lengths = open_heldout_with_lengths(config, config.data.heldout, workdir, model)
-    starts = hosts.exchange(read_starts(workdir)[-1:])[0]
+    starts = hosts.gather(read_starts(workdir)[-1:])[0]
     fitted = fit(
         config,
         model.config,
@@ -141,7 +141,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Fitted, Model, TrainingData,
 def write_built_in_world(config: Config, workdir: Path) -> None:
     """Data and untrained model of ``config.world`` under ``{workdir}/world``, unless they are there."""
     if config.world.train:
-        with hosts.first_alone() as writes:
+        with hosts.on_main_process() as writes:
             if writes:
                 _write_world(config, workdir / "world")
 

@@ -15,7 +15,7 @@ from mmrl.algorithms.algorithm import Algorithm, keep_groups
 from mmrl.config import Config
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
-from mmrl.mesh import own_rows, put
+from mmrl.mesh import local_rows, put
 from mmrl.rewards.pool import RewardPool
 from mmrl.rollout.stats import Stats, merged
 from mmrl.train import programs
@@ -92,7 +92,7 @@ def take_step(
     note(run.ledger, whole.skipped)
     if whole.failures:
         say(f"step {step}: responses are left out, as they could not be graded: {whole.failures[0]}")
-    values |= describe(whole) | merged(hosts.exchange(dataclasses.asdict(stats))).metrics()
+    values |= describe(whole) | merged(hosts.gather(dataclasses.asdict(stats))).metrics()
     values |= {f"judge/{name}": value for name, value in stage.pool.judge_stats().items()}
     if run.course is not None:
         values |= run.course.state.round.figures
@@ -100,7 +100,7 @@ def take_step(
     with phases("score"):
         mesh = stage.model.mesh
         prompts, responses = on_devices(drawn, chosen, mesh)
-        mine = own_rows(mesh, config.rollout.prompts)
+        mine = local_rows(mesh, config.rollout.prompts)
         keys = prompt_keys(config.seed, _CORRUPTION, step, config.rollout.prompts)[mine]
         batch = Batch(
             prompts=prompts,

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from mmrl import hosts
+from mmrl.atomic import (
+    DamagedLine,
+    atomic_write,
+    read_jsonl,
+    remove,
+    remove_partial,
+    set_aside,
+    warn_of,
+    write_jsonl,
+)
 from mmrl.config import Config, from_dict
 from mmrl.terminal import one_line
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
 from mmrl.train.preemption import Interrupted
-from mmrl.whole_file import (
-    Damage,
-    clear_parts,
-    read_lines,
-    remove,
-    set_aside,
-    warn_of,
-    write_lines,
-    write_whole,
-)
 
 # Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
 _MAY_CHANGE = (
@@ -75,7 +75,7 @@ def hold(workdir: Path) -> Iterator[None]:
     Raises:
       ValueError: the folder cannot be made or written, or a run is in it (its process is named).
     """
-    if not hosts.first():
+    if not hosts.is_main_process():
         yield
         return
     there = workdir.exists()
@@ -85,7 +85,7 @@ def hold(workdir: Path) -> Iterator[None]:
         descriptor = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         _lock(descriptor, workdir)
-        clear_parts(workdir)
+        remove_partial(workdir)
         with _as_it_was(workdir, there):
             yield
     finally:
@@ -140,9 +140,9 @@ def open_workdir(config: Config, workdir: Path) -> None:
     before = _config(workdir)
     if before is not None:
         check_same(config, before, f"{workdir}")
-    if hosts.first():
+    if hosts.is_main_process():
         with _told(workdir):
-            write_whole(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+            atomic_write(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 
 def read_config(workdir: Path) -> Config:
@@ -212,7 +212,7 @@ def record_start(
     here = environment()
     if starts:
         _warn(starts[-1]["libraries"], here["libraries"], say)
-    if not hosts.first():
+    if not hosts.is_main_process():
         return
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -226,7 +226,7 @@ def record_start(
     }
     with _told(workdir):
         set_aside(damaged, say)
-        write_lines(workdir / "starts.jsonl", [*starts, row])
+        write_jsonl(workdir / "starts.jsonl", [*starts, row])
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
@@ -236,8 +236,8 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _starts(workdir: Path) -> tuple[list[dict[str, Any]], list[Damage]]:
-    return read_lines(workdir / "starts.jsonl", _wrong, appended=True)
+def _starts(workdir: Path) -> tuple[list[dict[str, Any]], list[DamagedLine]]:
+    return read_jsonl(workdir / "starts.jsonl", _wrong, appended=True)
 
 
 def _wrong(row: dict[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 from tensorboardX import SummaryWriter
 
-from mmrl.whole_file import write_whole
+from mmrl.atomic import atomic_write
 
 WAITING = 256  # steps that wandb may be behind; what is more is left out
 CLOSE_S = 60.0  # that the end of a run waits for wandb
@@ -159,7 +159,7 @@ class Wandb:
 
 
 def check_wandb(project: str) -> None:
-    """Raises ValueError if wandb is asked for and cannot be used: with the mend."""
+    """Raises ValueError if wandb is asked for and cannot be used: with the fix."""
     if not project:
         return
     if find_spec("wandb") is None:
@@ -191,7 +191,7 @@ def _same_id(workdir: Path) -> str:
         found = None
     if not isinstance(found, str):
         found = secrets.token_hex(4)
-        write_whole(path, json.dumps({"id": found}) + "\n")
+        atomic_write(path, json.dumps({"id": found}) + "\n")
     return found
 
 

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mmrl.python_file import function as own_function
 from mmrl.terminal import printable
+from mmrl.user_code import load_function as own_function
 from mmrl.workers.message import LARGEST, pack
 
 PARENT_POLL_S = 1.0  # how often the guard looks whether the pool's process still lives

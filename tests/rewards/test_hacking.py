@@ -81,14 +81,14 @@ def test_known_srpo_pays_a_feigned_mistake_more_than_two_right_answers():
 
 
 def test_known_easyr1_takes_an_empty_thought_for_one():
-    """The reference tables hold `format` to it; `thought` is the mend."""
+    """The reference tables hold `format` to it; `thought` is the fix."""
     empty = "<think></think>\\boxed{4}"
     assert components(CASES["format"], empty) == {"format": 1.0}
     assert components(CASES["thought"], empty) == {"thought": 0.0}
 
 
 def test_known_average_precision_costs_nothing_for_boxes_of_other_labels():
-    """As in COCO; `map_times_count` is the mend."""
+    """As in COCO; `map_times_count` is the fix."""
     case = CASES["boxes"]
     spam = ", ".join('{"bbox_2d": [1, 1, 9, 9], "label": "hen"}' for _ in range(20))
     found = components(case, case.response(f"{case.truth[:-1]}, {spam}]"))
@@ -97,7 +97,7 @@ def test_known_average_precision_costs_nothing_for_boxes_of_other_labels():
 
 
 def test_known_a_box_around_everything_has_half_of_giou():
-    """(GIoU + 1) / 2 of a box around the truth is (IoU + 1) / 2, and of no box 0; `iou` is the mend."""
+    """(GIoU + 1) / 2 of a box around the truth is (IoU + 1) / 2, and of no box 0; `iou` is the fix."""
     case = CASES["box"]
     found = components(case, case.response("[0, 0, 640, 480]"))
     assert found["iou"] < 0.01

@@ -365,16 +365,16 @@ def test_check_asks_for_a_word(monkeypatch):
     with Stub(["", "status 503", "status 404", "status 401", "raw {}"]) as stub:
         for _ in range(2):  # a server that is busy is there
             check(judge_at(stub))
-        with pytest.raises(ValueError, match=r"404.*mend config.reward.judge.endpoint or .model"):
+        with pytest.raises(ValueError, match=r"404.*fix config.reward.judge.endpoint or .model"):
             check(judge_at(stub))
         with pytest.raises(ValueError, match=r"401.*key_variable"):
             check(judge_at(stub))
-        with pytest.raises(ValueError, match=r"not the JSON.*mend config.reward.judge.endpoint"):
+        with pytest.raises(ValueError, match=r"not the JSON.*fix config.reward.judge.endpoint"):
             check(judge_at(stub))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        with pytest.raises(ValueError, match=r"cannot be reached.*start the server, or mend"):
+        with pytest.raises(ValueError, match=r"cannot be reached.*start the server, or fix"):
             check(Judge(f"http://127.0.0.1:{port}/v1", "m"))
 
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from mmrl.atomic import write_jsonl
 from mmrl.suite.layouts import write_layouts
 from mmrl.suite.run import read_rows
-from mmrl.whole_file import write_lines
 
 HOSTILE = [
     "tab\there, \"quotes\" and 'more'",
@@ -54,7 +54,7 @@ def out(tmp_path):
         for k, text in enumerate(HOSTILE)
         for j in range(2 - (k == 0))  # one response to the first could not be graded
     ]
-    write_lines(tmp_path / "hostile.jsonl", rows)
+    write_jsonl(tmp_path / "hostile.jsonl", rows)
     categories = {row["id"]: "odd\tname" if k % 2 else "even" for k, row in enumerate(rows[1::2])}
     write_layouts(results, tmp_path, {"hostile": categories})
     return tmp_path

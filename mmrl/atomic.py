@@ -24,7 +24,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # of some n
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Where to write the file that takes the place of ``path`` when the block ends, unless it raises.
 
     A device or a pipe, whose place nothing can take, is written to directly.
@@ -42,7 +42,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of ``path`` when the block ends, likewise. Parents are made.
 
     Its files get ordinary modes: some libraries write such as only the owner may read.
@@ -64,15 +64,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         remove(old)
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Put ``text`` in the place of what ``path`` held; all or nothing, even if the machine stops."""
-    with whole(path) as part, part.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(text)
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put ``rows`` in the place of what ``path`` held, likewise: JSON, one a line."""
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
@@ -89,7 +89,7 @@ def _finite(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Damage:
+class DamagedLine:
     """A line of a JSONL file that is no row of it."""
 
     path: Path
@@ -101,9 +101,9 @@ class Damage:
         return f"{self.path}, line {self.number}, is damaged ({self.why})"
 
 
-def read_lines(
+def read_jsonl(
     path: Path, wrong: Callable[[dict[str, Any]], str | None], *, appended: bool = False
-) -> tuple[list[dict[str, Any]], list[Damage]]:
+) -> tuple[list[dict[str, Any]], list[DamagedLine]]:
     """The rows of a JSONL file and its damaged lines, in order; neither where there is no file.
 
     Args:
@@ -126,7 +126,7 @@ def read_lines(
         if why is None:
             rows.append(row)
         elif not (appended and number == len(lines) and line[:1] == b"{" and row is None):
-            damaged.append(Damage(path, number, why, line))
+            damaged.append(DamagedLine(path, number, why, line))
     return rows, damaged
 
 
@@ -135,13 +135,13 @@ def is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
-def warn_of(damaged: Iterable[Damage]) -> None:
+def warn_of(damaged: Iterable[DamagedLine]) -> None:
     """Warn of lines that are left out, each by its file and number, where people see it."""
     for one in damaged:
         tell(f"mmrl: warning: {one}: it is left out", error=True)
 
 
-def set_aside(damaged: Sequence[Damage], say: Callable[[str], None]) -> None:
+def set_aside(damaged: Sequence[DamagedLine], say: Callable[[str], None]) -> None:
     """Keep lines that are about to leave their file in ``NAME.damaged`` beside it, and say so."""
     for one in damaged:
         place = one.path.with_name(f"{one.path.name}.damaged")
@@ -150,7 +150,7 @@ def set_aside(damaged: Sequence[Damage], say: Callable[[str], None]) -> None:
         say(f"warning: {one}: it is kept in {place}")
 
 
-def clear_parts(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
     """Delete what killed writers have left anywhere in ``folder``; what is being written stays."""
     for part in list(folder.rglob(".*.part")):
         _discard(part)

@@ -30,7 +30,7 @@ def run_user_code(where: str, path: str) -> Iterator[None]:
         raise ValueError(f"{where}: {at}: {type(error).__name__}: {said}") from error
 
 
-def defined(where: str, path: str, name: str) -> Any:
+def load_name(where: str, path: str, name: str) -> Any:
     """What the Python file ``path`` defines as ``name``. The file is run, as an import would.
 
     ``where`` says in messages who asked, such as "--config=FILE". Raises ValueError if there is no such file,
@@ -49,10 +49,10 @@ def defined(where: str, path: str, name: str) -> Any:
     return getattr(module, name)
 
 
-def function(where: str, text: str) -> Any:
-    """The function that ``text``, "FILE.py:function", names. Raises ValueError, like `defined`."""
+def load_function(where: str, text: str) -> Any:
+    """The function that ``text``, "FILE.py:function", names. Raises ValueError, like `load_name`."""
     path, _, name = text.rpartition(":")
-    found = defined(where, path, name)
+    found = load_name(where, path, name)
     if not callable(found):
         raise ValueError(f"{where}: {name} of {path} is not a function")
     return found

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from mmrl.python_file import defined, function
+from mmrl.user_code import load_function, load_name
 
 
 @pytest.fixture
@@ -13,8 +13,8 @@ def file(tmp_path, monkeypatch):
 
 
 def test_what_a_file_defines(file):
-    assert defined("asked", file, "NUMBER") == 3
-    assert function("asked", f"{file}:double")(4) == 8
+    assert load_name("asked", file, "NUMBER") == 3
+    assert load_function("asked", f"{file}:double")(4) == 8
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_what_a_file_defines(file):
 def test_messages(file, tmp_path, text, message):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=message):
-        function("asked", text)
+        load_function("asked", text)
 
 
 @pytest.mark.parametrize(
@@ -50,5 +50,5 @@ def test_what_a_file_raises_is_one_line_that_says_where(tmp_path, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}") as raised:
-        function("asked", "mine.py:f")
+        load_function("asked", "mine.py:f")
     assert "\n" not in str(raised.value)

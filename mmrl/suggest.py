@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not ``known``: the one that is nearest, or all there are."""
     there = list(known)
     close = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
