@@ -26,7 +26,7 @@ from mmrl.user_code import load_function, run_user_code
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """Which checkpoint, and how it is computed."""
 
     path: str = ""  # Hugging Face directory of the Qwen2.5-VL family; "{workdir}" stands for the run's folder
@@ -36,7 +36,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Mesh:
+class MeshConfig:
     """How the devices are laid out; the sizes multiply to their number, and one may be -1: whatever is left.
 
     Prompts are spread over ``replica``, ``data`` and ``fsdp``; weights are cut over ``fsdp`` and ``tensor``.
@@ -49,7 +49,7 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Where prompts come from, and how they are laid out."""
 
     # Parquet or JSONL in the public schema, and other data sets (docs/data.md); "{workdir}" stands for the
@@ -75,7 +75,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RolloutConfig:
     """How responses are sampled."""
 
     prompts: int = 128  # a rollout batch
@@ -92,7 +92,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeConfig:
     """What a rollout does besides writing one response; ``rollout.max_tokens`` bounds writing and reading.
 
     See `mmrl.rollout.tools` for what the policy writes to call a tool.
@@ -108,7 +108,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Corruption:
+class CorruptionConfig:
     """How the image is corrupted for token perception and perception losses."""
 
     method: str = "patch_black"
@@ -116,7 +116,7 @@ class Corruption:
 
 
 @dataclass(frozen=True)
-class SelfJudge:
+class SelfJudgeConfig:
     """A second pass in which the policy says of each response whether it is right: component "self_judge"."""
 
     question: str = ""  # such as "Is this right? Answer \\boxed{yes} or \\boxed{no}."; "" leaves it out
@@ -124,7 +124,7 @@ class SelfJudge:
 
 
 @dataclass(frozen=True)
-class Reward:
+class RewardConfig:
     """How responses are graded and paid (docs/rewards.md): the reward is a weighted sum of components."""
 
     # Component -> a number, or ((share of the run, weight), ...) between which it is interpolated.
@@ -140,11 +140,11 @@ class Reward:
     workers: int = 2  # grading processes
     deadline_seconds: float = 5.0  # a grading that takes longer is killed and its row left out
     judge: Judge = field(default_factory=Judge)  # a text model for the verifiers "judge" and "checklist"
-    self_judge: SelfJudge = field(default_factory=SelfJudge)
+    self_judge: SelfJudgeConfig = field(default_factory=SelfJudgeConfig)
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """AdamW."""
 
     learning_rate: float = 1e-6
@@ -159,7 +159,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     """The reinforcement-learning stage."""
 
     steps: int = 100  # rollout batches
@@ -175,7 +175,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationConfig:
     """How held-out accuracy is measured: the mean over ``samples`` responses to each prompt."""
 
     prompts: int = 128  # a batch
@@ -186,14 +186,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Log:
+class LogConfig:
     """Where figures go besides the run's folder, which has them as JSON lines and for TensorBoard."""
 
     wandb: str = ""  # a project on Weights & Biases, "" switches it off; needs pip install "mmrl[wandb]"
 
 
 @dataclass(frozen=True)
-class ColdStart:
+class ColdStartConfig:
     """The supervised stage before reinforcement learning; 0 steps switch it off."""
 
     steps: int = 0
@@ -208,7 +208,7 @@ class ColdStart:
 
 
 @dataclass(frozen=True)
-class World:
+class WorldConfig:
     """A built-in world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
 
     name: str = "shapes"  # or "zoom", or "mixed": train and heldout are then rows of each of its four tasks
@@ -228,20 +228,20 @@ class Config:
     """A run."""
 
     seed: int = 0
-    model: Model = field(default_factory=Model)
-    mesh: Mesh = field(default_factory=Mesh)
-    data: Data = field(default_factory=Data)
-    rollout: Rollout = field(default_factory=Rollout)
-    episode: Episode = field(default_factory=Episode)
-    corruption: Corruption = field(default_factory=Corruption)
-    reward: Reward = field(default_factory=Reward)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: dict[str, Any] = field(default_factory=lambda: {"name": "grpo"})
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    train: Train = field(default_factory=Train)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    log: Log = field(default_factory=Log)
-    cold_start: ColdStart = field(default_factory=ColdStart)
-    world: World = field(default_factory=World)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
 
 
 def template(algorithm: str = "grpo") -> ConfigDict:

@@ -56,6 +56,12 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Print text on the main process, at once."""
+    if is_main_process():
+        tell(text)
+
+
 def gather(value: Any) -> list[Any]:
     """The JSON value that each process gives, in the order of the processes; waits for all of them."""
     if jax.process_count() == 1:

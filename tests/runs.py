@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.faults.compare import TIMES
-from mmrl.train.metrics import read_metrics
+from mmrl.run_folder import read_metrics
 
 
 def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:

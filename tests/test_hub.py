@@ -14,8 +14,9 @@ from mmrl.config import resolve, template
 from mmrl.data.sources import mixture, read
 from mmrl.models.processor import load_processor
 from mmrl.models.qwen2_5_vl_config import read_config
-from mmrl.train.assemble import data_at, hub_commits, model_at
-from mmrl.train.workdir import read_starts, record_start
+from mmrl.open import hub_commits, model_directory, open_data
+from mmrl.run_folder import read_starts
+from mmrl.train.workdir import record_start
 
 MODEL = Path(__file__).parent / "data" / "fixtures" / "qwen2_5_vl"
 FILES = {file.name: file.read_bytes() for file in MODEL.iterdir() if file.is_file() and "v5" not in file.name}
@@ -231,16 +232,16 @@ def test_a_run_goes_on_with_the_commit_it_began_with(stub, tmp_path):
     config = template()
     config.model.path, config.data.train, config.data.heldout = "org/tiny", "org/rows:train", "org/rows:train"
     config = resolve(config)
-    assert Path(model_at(config, tmp_path)).name == first
-    assert len(data_at(config, config.data.train, tmp_path)) == 5
+    assert Path(model_directory(config, tmp_path)).name == first
+    assert len(open_data(config, config.data.train, tmp_path)) == 5
     commits = hub_commits(config, tmp_path)
     assert commits == {"model org/tiny@main": first, "dataset org/rows@main": rows}
     record_start(tmp_path, {}, print, commits)
     assert read_starts(tmp_path)[0]["hub"] == commits
     stub.add("org/tiny", {**FILES, "generation_config.json": b"{}"})
     stub.add("org/rows", {"train.jsonl": ROWS + ROWS}, kind="dataset")
-    assert Path(model_at(config, tmp_path)).name == first
-    assert len(data_at(config, config.data.train, tmp_path)) == 5
+    assert Path(model_directory(config, tmp_path)).name == first
+    assert len(open_data(config, config.data.train, tmp_path)) == 5
     assert hub_commits(config, tmp_path) == commits
-    assert Path(model_at(config, tmp_path / "another run")).name != first
-    assert len(data_at(config, config.data.train, tmp_path / "another run")) == 10
+    assert Path(model_directory(config, tmp_path / "another run")).name != first
+    assert len(open_data(config, config.data.train, tmp_path / "another run")) == 10

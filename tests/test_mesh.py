@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from mmrl import mesh as meshes
-from mmrl.config import Config, Rollout, Train
+from mmrl.config import Config, RolloutConfig, TrainConfig
 from mmrl.mesh import (
     ACTIVATIONS,
     AXES,
@@ -25,7 +25,7 @@ from mmrl.mesh import (
     spec,
 )
 from mmrl.models.published import published
-from mmrl.train.assemble import uneven
+from mmrl.open import sharding_warnings
 
 SIZES = {"replica": 2, "data": 1, "fsdp": 4, "tensor": 2}
 
@@ -94,13 +94,13 @@ def test_host_arrays_keep_their_rows(one):
 def test_what_a_mesh_does_not_divide_is_said():
     sizes = replace(published("7b"), layers=1)
     mesh = AbstractMesh((1, 1, 1024, 4), AXES)
-    config = Config(train=Train(micro_prompts=1024), rollout=Rollout(prompts=1000))
-    batch, text, vision = uneven(config, sizes, mesh)
+    config = Config(train=TrainConfig(micro_prompts=1024), rollout=RolloutConfig(prompts=1000))
+    batch, text, vision = sharding_warnings(config, sizes, mesh)
     assert "config.rollout.prompts=1000 is no multiple of 1024" in batch
     assert "config.mesh.fsdp=1024 does not divide the width (3584)" in text
     assert "does not divide the width of the vision tower (1280)" in vision
-    config = Config(train=Train(micro_prompts=1024), rollout=Rollout(prompts=1024))
-    assert uneven(config, sizes, AbstractMesh((1, 8, 128, 4), AXES)) == []
+    config = Config(train=TrainConfig(micro_prompts=1024), rollout=RolloutConfig(prompts=1024))
+    assert sharding_warnings(config, sizes, AbstractMesh((1, 8, 128, 4), AXES)) == []
 
 
 @pytest.mark.parametrize(

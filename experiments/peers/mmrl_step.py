@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--text", action="store_true", help="prompts without a picture")
     options = parser.parse_args()
     limit_threads(options.threads)
-    from mmrl.train.metrics import read_metrics
+    from mmrl.run_folder import read_metrics
 
     counts, spent = watch(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def main() -> None:
 def run(options: Any, workdir: Path) -> float | None:
     """Two steps more than are timed; returns the processors that others kept busy meanwhile."""
     from mmrl.models.qwen2_5_vl_config import read_config
-    from mmrl.train.assemble import open_model, open_training_data
+    from mmrl.open import open_model, open_training_data
     from mmrl.train.loop import train
     from mmrl.train.preemption import Notice
 

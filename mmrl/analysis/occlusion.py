@@ -15,8 +15,8 @@ from mmrl.analysis.pictures import picture_of
 from mmrl.analysis.scoring import Progress, scored
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
+from mmrl.open import OpenModel, prompt_format
 from mmrl.sample import Sample
-from mmrl.train.assemble import Model, prompt_format
 from mmrl.types import Params
 
 MOST_REGIONS = 64  # of an image, where the caller does not say how large they are
@@ -38,7 +38,7 @@ def where_it_looks(
     sample: Sample,
     response: str | Sequence[int],
     *,
-    model: Model,
+    model: OpenModel,
     config: Config,
     image: int = 0,
     side: int | None = None,

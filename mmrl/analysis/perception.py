@@ -14,8 +14,8 @@ from mmrl.data.pipeline import encode_sample
 from mmrl.models.pieces import pieces_of
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import text_ids
+from mmrl.open import OpenModel, prompt_format
 from mmrl.sample import Sample
-from mmrl.train.assemble import Model, prompt_format
 from mmrl.types import Params
 
 
@@ -41,7 +41,7 @@ def token_perception(
     sample: Sample,
     response: str | Sequence[int],
     *,
-    model: Model,
+    model: OpenModel,
     config: Config,
     seed: int = 0,
 ) -> TokenPerception:
@@ -54,7 +54,7 @@ def perceive(
     samples: Sequence[Sample],
     responses: Sequence[str | Sequence[int]],
     *,
-    model: Model,
+    model: OpenModel,
     config: Config,
     seed: int = 0,
     progress: Progress | None = None,

@@ -13,8 +13,8 @@ from mmrl.config import Config
 from mmrl.data.corruption import corrupt
 from mmrl.data.pipeline import encode_sample
 from mmrl.models.prompts import Encoded
+from mmrl.open import OpenModel, prompt_format
 from mmrl.sample import Sample
-from mmrl.train.assemble import Model, prompt_format
 from mmrl.types import Images
 
 
@@ -47,7 +47,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def pictures_seen(
-    sample: Sample, *, model: Model, config: Config, seed: int = 0
+    sample: Sample, *, model: OpenModel, config: Config, seed: int = 0
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """The images of a sample as the model sees them, and corrupted as `perceive` has them with this ``seed``.
 

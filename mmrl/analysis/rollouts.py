@@ -8,8 +8,8 @@ from mmrl.analysis.perception import TokenPerception, perceive
 from mmrl.analysis.pictures import pictures_seen, png
 from mmrl.analysis.runs import Run, load_params
 from mmrl.data.sources import Source
+from mmrl.open import open_data
 from mmrl.sample import Sample
-from mmrl.train.assemble import data_at
 
 Row = Mapping[str, Any]  # of responses_before.jsonl and responses_after.jsonl
 RIGHT, WRONG, UNGRADED = "right", "wrong", "ungraded"
@@ -54,7 +54,7 @@ def samples_of(run: Run, rows: Sequence[Row]) -> list[Sample]:
         raise ValueError(f"{run.workdir}: config.data.heldout is empty, so its responses have no data set")
     found: dict[str, Sample] = {}
     for path in run.config.data.heldout.split(","):
-        source = data_at(run.config, path.strip(), run.workdir)
+        source = open_data(run.config, path.strip(), run.workdir)
         found |= {one: source[index] for one, index in _places(source, wanted).items()}
     for row in rows:
         sample = found.get(row["id"])

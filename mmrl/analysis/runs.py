@@ -9,12 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mmrl.atomic import is_number, read_jsonl, warn_of
-from mmrl.config import Config, Mesh
+from mmrl.config import Config, MeshConfig
+from mmrl.open import OpenModel, model_directory, open_model
+from mmrl.run_folder import read_config, read_metrics
 from mmrl.train import checkpoint
-from mmrl.train.assemble import Model, model_at, open_model
 from mmrl.train.evaluate import wrong_response
-from mmrl.train.metrics import read_metrics
-from mmrl.train.workdir import read_config
 from mmrl.types import Params
 
 
@@ -60,7 +59,7 @@ def load_run(workdir: str | Path) -> Run:
     )
 
 
-def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
+def load_params(run: Run, step: int | None = None) -> tuple[OpenModel, Params]:
     """The model of a run and its weights at ``step``, laid out over the devices that are here.
 
     Args:
@@ -71,8 +70,8 @@ def load_params(run: Run, step: int | None = None) -> tuple[Model, Params]:
     """
     started = run.workdir / "cold_start" / "model" if run.config.cold_start.steps else None
     # A run's mesh is that of its slice, and it is looked at elsewhere.
-    config = replace(run.config, mesh=Mesh())
-    model = open_model(config, started or model_at(config, run.workdir))
+    config = replace(run.config, mesh=MeshConfig())
+    model = open_model(config, started or model_directory(config, run.workdir))
     if step == 0:
         return model, model.load()
     _, params = checkpoint.load_params(run.workdir / "checkpoints", model.description, step, model.shardings)

@@ -13,7 +13,7 @@ from mmrl.analysis.keys import corruption_keys
 from mmrl.config import Config
 from mmrl.mesh import batch_shards, put
 from mmrl.models.prompts import Encoded, collate, padded
-from mmrl.train.assemble import Model, check_corruption
+from mmrl.open import OpenModel, check_corruption
 from mmrl.train.programs import Batch, ImageCorruption, score
 from mmrl.types import Params, Responses
 
@@ -27,7 +27,7 @@ def scored(
     groups: Sequence[Sequence[Int[np.ndarray, "_"]]],
     ids: Sequence[str],
     *,
-    model: Model,
+    model: OpenModel,
     config: Config,
     wanted: frozenset[str],
     seed: int = 0,

@@ -13,13 +13,13 @@ from mmrl.models.params import Param
 from mmrl.models.positions import patch_grid, positions, window_blocks
 from mmrl.models.qwen2_5_vl import Prefix
 from mmrl.models.qwen2_5_vl_config import Config, describe
+from mmrl.open import sampling_of
 from mmrl.plan.workload import Workload, program
 from mmrl.rollout.engine import Lanes, decoding_weights
-from mmrl.rollout.sampling import options_of
+from mmrl.rollout.sampling import Policy, options_of
 from mmrl.train import programs
-from mmrl.train.assemble import sampling_of
 from mmrl.train.optimizer import initial_state
-from mmrl.train.programs import Batch, Policy
+from mmrl.train.programs import Batch
 from mmrl.types import Images, Params, Prompts, Responses, StopReason
 
 _SCALE = 0.02  # standard deviation of random weights, as in Qwen2.5's own initialisation

@@ -88,12 +88,12 @@ def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> "Pr
         return None
     from mmrl import hub
     from mmrl.data.inspection import Prompt
-    from mmrl.train.assemble import model_at, open_processor, prompt_format
+    from mmrl.open import model_directory, open_processor, prompt_format
 
     if options.model:
         directory = hub.local(str(options.model), "model", weights=False)
     else:
-        directory = model_at(config, workdir, weights=False)
+        directory = model_directory(config, workdir, weights=False)
     if not options.model and not Path(directory or "none").is_dir():
         tell(f"config.model.path={directory!r} is no directory: name one with --model=DIR", error=True)
         return None
@@ -103,9 +103,9 @@ def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> "Pr
 def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
     """What raises ValueError if a row cannot be graded: as the config says, or by its own verifier."""
     if config is not None:
-        from mmrl.train.grading import probe
+        from mmrl.grading import row_check
 
-        return probe(config)
+        return row_check(config)
     from mmrl.rewards.facts import Rollout
     from mmrl.rewards.verifier import reports
 

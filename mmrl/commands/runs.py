@@ -15,7 +15,7 @@ from mmrl.terminal import tell
 if TYPE_CHECKING:
     from mmrl.config import Config
     from mmrl.models import qwen2_5_vl_config
-    from mmrl.train.assemble import Model
+    from mmrl.open import OpenModel
     from mmrl.types import Params
 
 
@@ -25,8 +25,8 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     def run() -> None:
         from mmrl.commands.next_steps import after_training
+        from mmrl.hosts import say
         from mmrl.train import stages
-        from mmrl.train.metrics import say
 
         stages.run(config, workdir)
         say("\n" + after_training(options.config, overrides, workdir, config.algorithm["name"]))
@@ -146,16 +146,16 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.atomic import atomic_write
     from mmrl.bench import measure, report
     from mmrl.mesh import make_mesh
+    from mmrl.open import check_corruption, sharding_warnings, with_compute_options
     from mmrl.plan.workload import PROGRAMS, workload
-    from mmrl.train.assemble import check_corruption, uneven, with_choices
 
     check_corruption(config)
     _look_at_devices()
     name, sizes = _sizes(options.model_size, config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    for line in uneven(config, sizes, mesh):
+    for line in sharding_warnings(config, sizes, mesh):
         measure.say(line)
-    work = workload(config, with_choices(sizes, config, mesh), mesh)
+    work = workload(config, with_compute_options(sizes, config, mesh), mesh)
     chosen = [one for one in PROGRAMS if one in (options.program or PROGRAMS)]
     found = [measure.measure(work, one, options.repeats) for one in chosen]
     made = report.report(name, work, found, measure.limits(mesh, work.model.dtype))
@@ -184,11 +184,11 @@ def _sizes(name: str | None, config: "Config", workdir: Path) -> tuple[str, "qwe
     """What to call the model, and its sizes: a published one, or what the config's directory holds."""
     from mmrl.models.published import published
     from mmrl.models.qwen2_5_vl_config import read_config
-    from mmrl.train.assemble import model_at
+    from mmrl.open import model_directory
 
     if name:
         return f"Qwen2.5-VL-{name.upper()}", published(name)
-    directory = model_at(config, workdir, weights=False)
+    directory = model_directory(config, workdir, weights=False)
     if not directory or not Path(directory).is_dir():
         raise ValueError(
             f"config.model.path={directory!r} is no directory: name one with a config.json, or a published "
@@ -207,15 +207,15 @@ def experiment(options: argparse.Namespace, overrides: Sequence[str]) -> tuple["
     return config, options.workdir or Path("runs") / name
 
 
-def _run(workdir: Path) -> tuple["Config", "Model"]:
-    from mmrl.train.assemble import model_at, open_model
-    from mmrl.train.workdir import read_config
+def _run(workdir: Path) -> tuple["Config", "OpenModel"]:
+    from mmrl.open import model_directory, open_model
+    from mmrl.run_folder import read_config
 
     config = read_config(workdir)
-    return config, open_model(config, model_at(config, workdir))
+    return config, open_model(config, model_directory(config, workdir))
 
 
-def at_step(workdir: Path, step: int | None, model: "Model") -> tuple[int, "Params"]:
+def at_step(workdir: Path, step: int | None, model: "OpenModel") -> tuple[int, "Params"]:
     """The step and the weights of a run's checkpoint."""
     from mmrl.train.checkpoint import load_params
 

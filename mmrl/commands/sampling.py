@@ -16,8 +16,8 @@ from mmrl.terminal import rewrite, tell
 if TYPE_CHECKING:
     from mmrl.config import Config
     from mmrl.data.sources import Source
+    from mmrl.open import OpenModel
     from mmrl.sample import Sample
-    from mmrl.train.assemble import Model
     from mmrl.types import Params
 
 EVERY_S = 1.0  # between two reports of progress
@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     import jax
 
     from mmrl.atomic import as_json, atomic_file
-    from mmrl.train.assemble import open_heldout
+    from mmrl.open import open_heldout
     from mmrl.train.evaluate import evaluate as measure
     from mmrl.train.graded_rollouts import reward_pool
     from mmrl.train.preemption import Notice
@@ -121,7 +121,7 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def opened(
     options: argparse.Namespace, settings: Sequence[str] = ()
-) -> tuple["Config", "Model", Callable[[], tuple[int | None, "Params"]]]:
+) -> tuple["Config", "OpenModel", Callable[[], tuple[int | None, "Params"]]]:
     """Config and model that ``--model`` or ``--workdir`` name, and what reads the step and the weights.
 
     ``settings`` overrule keys of the config, as "--config.KEY=VALUE".
@@ -130,8 +130,8 @@ def opened(
     from mmrl.commands.runs import at_step
     from mmrl.config import Config, from_dict, unresolved
     from mmrl.experiment import overrule
-    from mmrl.train.assemble import model_at, open_model
-    from mmrl.train.workdir import read_config
+    from mmrl.open import model_directory, open_model
+    from mmrl.run_folder import read_config
 
     if options.model and options.step is not None:
         raise ValueError("--step is of a run: name that by --workdir, or leave --step out")
@@ -147,7 +147,7 @@ def opened(
         options.model = Path(hub.local(str(options.model), "model"))
         model = open_model(config, options.model)
         return config, model, lambda: (None, model.load())
-    model = open_model(config, model_at(config, options.workdir))
+    model = open_model(config, model_directory(config, options.workdir))
     return config, model, lambda: at_step(options.workdir, options.step, model)
 
 

@@ -10,6 +10,7 @@ import jax
 from mmrl.config import Config
 from mmrl.mesh import batch_shards
 from mmrl.models import qwen2_5_vl_config
+from mmrl.open import sharding_warnings, with_compute_options
 from mmrl.plan import aot, flops
 from mmrl.plan.chips import GIB, TPUS, Topology, chip_count, device_count, name, slices_to_try
 from mmrl.plan.verdict import Finding, judge, too_large
@@ -24,7 +25,6 @@ from mmrl.plan.workload import (
     resident_bytes,
     workload,
 )
-from mmrl.train.assemble import uneven, with_choices
 
 Say = Callable[[str], None]
 
@@ -130,9 +130,9 @@ def plan(
     """
     mesh = aot.device_mesh(topology, dataclasses.asdict(config.mesh))
     config = sized(config, batch_shards(mesh), per_shard)
-    for line in uneven(config, sizes, mesh):
+    for line in sharding_warnings(config, sizes, mesh):
         say(line)
-    work = workload(config, with_choices(sizes, config, mesh), mesh)
+    work = workload(config, with_compute_options(sizes, config, mesh), mesh)
     findings = tuple(_examined(work, one, topology, quick, say) for one in PROGRAMS if one in names)
     suggestions: tuple[Suggestion, ...] = ()
     if suggest:
@@ -275,7 +275,7 @@ def smallest(
         for axes in _meshes(config, sizes, device_count(topology)):
             mesh = aot.device_mesh(topology, axes)
             resized = sized(config, batch_shards(mesh), per_shard)
-            work = workload(resized, with_choices(sizes, resized, mesh), mesh)
+            work = workload(resized, with_compute_options(sizes, resized, mesh), mesh)
             found, failed = _all_fit(work, names, topology, quick, say)
             attempts.append(Attempt(topology, dict(mesh.shape), failed))
             if failed is None:

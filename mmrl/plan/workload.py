@@ -27,12 +27,13 @@ from mmrl.mesh import (
 )
 from mmrl.models import qwen2_5_vl_config
 from mmrl.models.params import abstract
+from mmrl.open import sampling_of
 from mmrl.rollout import engine
 from mmrl.rollout.orders import STOP_SLOTS
+from mmrl.rollout.sampling import Policy
 from mmrl.train import programs
-from mmrl.train.assemble import sampling_of
 from mmrl.train.optimizer import make_optimizer, state_sharding
-from mmrl.train.programs import Batch, ImageCorruption, Policy, TrainState
+from mmrl.train.programs import Batch, ImageCorruption, TrainState
 from mmrl.types import Images, Params, Prompts, Responses
 
 PROGRAMS = ("prefill", "decode", "score", "update")

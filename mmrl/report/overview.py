@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mmrl.analysis.runs import Run
+from mmrl.run_folder import flat, read_starts
 from mmrl.statistics import Interval, bootstrap_interval
-from mmrl.train.workdir import flat, read_starts
 
 # Held-out figures of the first table: metric, what to call it, whether it is a share.
 _FIGURES = (

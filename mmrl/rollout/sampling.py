@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from mmrl.kernels.vocab import BANNED
+from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Sampling:
         for name, fine in checks.items():
             if not fine:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} is out of range")
+
+
+@struct.dataclass
+class Policy:
+    """The static part of the policy: its sizes, and the distribution it samples from."""
+
+    model: ModelConfig = struct.field(pytree_node=False)
+    temperature: float = struct.field(pytree_node=False)
+    bias: Float[Array, "v"]  # 0, or `mmrl.kernels.vocab.BANNED` for ids it may not emit
 
 
 @struct.dataclass

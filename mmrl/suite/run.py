@@ -14,17 +14,17 @@ import jax
 from mmrl.atomic import atomic_write, read_jsonl
 from mmrl.config import Config
 from mmrl.data.sources import Source
+from mmrl.grading import rules_of
+from mmrl.hosts import say
+from mmrl.open import OpenModel, open_processor, open_source
 from mmrl.suite import identity
 from mmrl.suite.figures import figures, overall
 from mmrl.suite.layouts import write_layouts
 from mmrl.suite.suite import Benchmark, Suite, config_for, data_path, masking
-from mmrl.train.assemble import Model, open_processor, open_source
 from mmrl.train.checksums import digest
 from mmrl.train.environment import environment
 from mmrl.train.evaluate import evaluate, write_responses, wrong_response
 from mmrl.train.graded_rollouts import reward_pool
-from mmrl.train.grading import rules_of
-from mmrl.train.metrics import say
 from mmrl.train.preemption import Notice
 from mmrl.train.rollouts import tool_pool
 from mmrl.types import Params
@@ -50,7 +50,7 @@ class Opened:
 
     benchmark: Benchmark
     config: Config
-    model: Model
+    model: OpenModel
     source: Source
     left_out: int  # rows that cannot be used
     categories: Mapping[str, str]  # of its questions, by id
@@ -58,7 +58,14 @@ class Opened:
 
 
 def open_suite(
-    suite: Suite, base: Config, model: Model, workdir: Path | None, *, data_root: str, seed: int, batch: int
+    suite: Suite,
+    base: Config,
+    model: OpenModel,
+    workdir: Path | None,
+    *,
+    data_root: str,
+    seed: int,
+    batch: int,
 ) -> list[Opened]:
     """Open the data of all benchmarks and look through them; no weights are needed.
 
@@ -167,7 +174,7 @@ def changed(results: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
 
 
 def _opened(
-    benchmark: Benchmark, config: Config, model: Model, workdir: Path | None, data_root: str
+    benchmark: Benchmark, config: Config, model: OpenModel, workdir: Path | None, data_root: str
 ) -> Opened:
     path = data_path(benchmark, data_root)
     if "{workdir}" in path and workdir is None:

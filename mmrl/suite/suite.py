@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
-from mmrl.config import Config, Corruption, Evaluation, Reward
+from mmrl.config import Config, CorruptionConfig, EvaluationConfig, RewardConfig
 from mmrl.data.corruption import METHODS
 from mmrl.experiment import call
 from mmrl.rewards.composition import rule
@@ -95,7 +95,7 @@ def config_for(benchmark: Benchmark, base: Config, *, seed: int, batch: int) -> 
     of grading. The reward is the accuracy. An image that does not fit the budget is made smaller, as every
     question counts.
     """
-    reward = Reward(
+    reward = RewardConfig(
         weights={"accuracy": 1.0},
         verifier=benchmark.verifier,
         options=benchmark.options,
@@ -112,7 +112,7 @@ def config_for(benchmark: Benchmark, base: Config, *, seed: int, batch: int) -> 
         image_root="",  # the run's config does not say where the images of other data lie
         overlong="resize",
     )
-    evaluation = Evaluation(
+    evaluation = EvaluationConfig(
         prompts=batch,
         limit=benchmark.limit,
         samples=benchmark.samples,
@@ -123,9 +123,9 @@ def config_for(benchmark: Benchmark, base: Config, *, seed: int, batch: int) -> 
     return replace(base, seed=seed, data=data, rollout=rollout, reward=reward, evaluation=evaluation)
 
 
-def masking(benchmark: Benchmark) -> Corruption | None:
+def masking(benchmark: Benchmark) -> CorruptionConfig | None:
     """How the second pass hides images: wholly; None where there is none."""
-    return Corruption(benchmark.masked, 1.0) if benchmark.masked else None
+    return CorruptionConfig(benchmark.masked, 1.0) if benchmark.masked else None
 
 
 def data_path(benchmark: Benchmark, data_root: str) -> str:

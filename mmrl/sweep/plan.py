@@ -10,11 +10,11 @@ from typing import Any
 from mmrl.atomic import atomic_write
 from mmrl.config import Config, resolve
 from mmrl.experiment import load
+from mmrl.run_folder import differing, read_config
 from mmrl.suggest import suggest
 from mmrl.sweep.arms import labels, words
 from mmrl.sweep.definition import Sweep
 from mmrl.sweep.results import workdir_of
-from mmrl.train.workdir import differing, read_config
 
 FINISHED, BEGUN, NEW = "finished", "begun", "new"  # what a run's folder may hold
 

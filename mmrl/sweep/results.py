@@ -12,9 +12,9 @@ import numpy as np
 
 from mmrl.analysis.runs import Run, load_run
 from mmrl.atomic import atomic_write
+from mmrl.run_folder import read_metrics
 from mmrl.statistics import Interval, mean_interval
 from mmrl.sweep.definition import AREA
-from mmrl.train.metrics import read_metrics
 
 
 @dataclass(frozen=True)

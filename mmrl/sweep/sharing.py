@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmrl.atomic import atomic_folder
 from mmrl.config import Config
+from mmrl.run_folder import flat, read_config
 from mmrl.sweep.plan import Member
-from mmrl.train.workdir import flat, read_config
 
 # What neither the world nor the cold start looks at. All other keys must agree, whether or not they matter.
 _LATER = (

@@ -15,9 +15,9 @@ import jax
 import mmrl
 from mmrl import hosts
 from mmrl.config import Config
+from mmrl.run_folder import flat
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import versions
-from mmrl.train.workdir import flat
 
 SEEN_S = 30.0  # until a network file system shows what another host has written
 LAST_WORDS_S = 2.0  # the first process ends so much later: its end is the others' at once

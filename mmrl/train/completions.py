@@ -9,12 +9,12 @@ import numpy as np
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
 from mmrl.models.prompts import collate, padded
+from mmrl.open import OpenModel, prompt_format
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
-from mmrl.train.assemble import Model, prompt_format
 from mmrl.train.rollouts import play, prompt_keys, tool_pool
 from mmrl.types import Params, StopReason
 from mmrl.workers.pool import WorkerPool
@@ -24,7 +24,7 @@ HELD = 4  # times the prompts decoded at once, whose images are in memory
 _STOP = {StopReason.EOS: "stop", StopReason.STRING: "stop", StopReason.LENGTH: "length"}
 
 
-def check(samples: Sequence[Sample], config: Config, model: Model) -> tuple[int, int]:
+def check(samples: Sequence[Sample], config: Config, model: OpenModel) -> tuple[int, int]:
     """Encode every prompt; the buckets of tokens and of patch slots that hold them all.
 
     Raises ValueError naming the first that cannot be used.
@@ -41,7 +41,7 @@ def complete(
     samples: Sequence[Sample],
     buckets: tuple[int, int],
     config: Config,
-    model: Model,
+    model: OpenModel,
     params: Params,
     *,
     n: int,
@@ -67,7 +67,7 @@ def _part(
     start: int,
     buckets: tuple[int, int],
     config: Config,
-    model: Model,
+    model: OpenModel,
     weights: Params,
     tools: WorkerPool | None,
     n: int,

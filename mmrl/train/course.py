@@ -10,7 +10,7 @@ from mmrl.config import Config
 from mmrl.data.curriculum import State, beginning, update
 from mmrl.data.rounds import Mixture, Rows, plan, weights_by_rows
 from mmrl.data.sources import Source
-from mmrl.train.assemble import TrainingData
+from mmrl.open import TrainingData
 from mmrl.train.experience import Overview
 
 

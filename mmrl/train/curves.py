@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mmrl.atomic import atomic_file
-from mmrl.train.metrics import read_metrics
+from mmrl.run_folder import read_metrics
 
 Row = Mapping[str, float]
 Panel = tuple[str, Sequence[tuple[str, str]]]  # title, and of each line the metric and the label

@@ -13,20 +13,19 @@ from jaxtyping import Array, UInt32
 
 from mmrl import hosts
 from mmrl.atomic import is_number, write_jsonl
-from mmrl.config import Config, Corruption
+from mmrl.config import Config, CorruptionConfig
 from mmrl.data.corruption import corrupt
 from mmrl.data.pipeline import Batch, evaluation
 from mmrl.data.sources import Source
 from mmrl.mesh import batch_shards, local_mesh, local_rows
+from mmrl.open import OpenModel, prompt_format, readers
 from mmrl.rewards.pool import RewardPool
-from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.rollout.stats import Stats
-from mmrl.train.assemble import Model, prompt_format, readers
 from mmrl.train.experience import Experience, Overview, concatenated
 from mmrl.train.graded_rollouts import sample_and_grade
 from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice
-from mmrl.train.programs import Policy
 from mmrl.train.rollouts import acting_weights, prompt_keys
 from mmrl.types import Images, Params
 from mmrl.workers.pool import WorkerPool
@@ -38,14 +37,14 @@ _SAMPLES, _IMAGES = 0, 1  # what keys of that purpose draw, in the place of a st
 def evaluate(
     params: Params,
     policy: Policy,
-    model: Model,
+    model: OpenModel,
     sources: Sequence[Source],
     pool: RewardPool,
     tools: WorkerPool | None,
     config: Config,
     notice: Notice,
     *,
-    masked: Corruption | None = None,
+    masked: CorruptionConfig | None = None,
     progress: Callable[[int], None] = lambda done: None,
     heard: Callable[[int], None] = lambda tokens: None,
     look: Callable[[Experience, list[list[dict[str, Any]]]], None] = lambda experience, rows: None,
@@ -121,7 +120,7 @@ def evaluate(
     return values, told
 
 
-def _batch_size(config: Config, model: Model, rows: int) -> int:
+def _batch_size(config: Config, model: OpenModel, rows: int) -> int:
     """Prompts of a batch: as configured, but not many more than there are rows, and evenly over processes."""
     size = min(config.evaluation.prompts, rows)
     if local_mesh(model.mesh) is model.mesh:
@@ -130,7 +129,9 @@ def _batch_size(config: Config, model: Model, rows: int) -> int:
     return -(-size // parts) * parts
 
 
-def _without_images(batch: Batch, masked: Corruption, keys: UInt32[np.ndarray, "b k"], model: Model) -> Batch:
+def _without_images(
+    batch: Batch, masked: CorruptionConfig, keys: UInt32[np.ndarray, "b k"], model: OpenModel
+) -> Batch:
     """The batch with its images corrupted."""
     with jax.set_mesh(local_mesh(model.mesh)):
         images = _corrupted(batch.prompts.images, keys, masked.method, masked.probability)

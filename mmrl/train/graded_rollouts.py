@@ -13,20 +13,20 @@ from jaxtyping import UInt32
 
 from mmrl.config import Config
 from mmrl.data.pipeline import Batch
+from mmrl.grading import SELF_JUDGE, Rules, group_rewards, rollout_facts, rules_of, verifier_input
+from mmrl.hosts import say
 from mmrl.mesh import local_mesh
+from mmrl.open import OpenModel, expand_workdir
 from mmrl.rewards.composition import own
 from mmrl.rewards.judge_client import JudgePool
 from mmrl.rewards.pool import Graded, RewardPool
 from mmrl.rollout.generate import gather, member_keys
-from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
-from mmrl.train.assemble import Model, located
 from mmrl.train.experience import Experience, Overview, overview
-from mmrl.train.grading import SELF_JUDGE, Rules, facts_of, paid, rules_of, told
-from mmrl.train.metrics import Phases, say
+from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice, interrupt
-from mmrl.train.programs import Policy
 from mmrl.train.rollouts import observed_slots, play
 from mmrl.train.self_judge import self_judged
 from mmrl.types import Params
@@ -48,9 +48,9 @@ def reward_pool(config: Config, workdir: Path | None) -> Iterator[RewardPool]:
     """
     reward, judge = config.reward, config.reward.judge
     cache = judge.cache
-    if workdir is None and located(cache, Path()) != cache:
+    if workdir is None and expand_workdir(cache, Path()) != cache:
         cache = ""
-    cache, processes = located(cache, workdir or Path()), jax.process_count()
+    cache, processes = expand_workdir(cache, workdir or Path()), jax.process_count()
     if processes > 1:
         most = judge.max_requests and max(judge.max_requests // processes, 1)
         judge = replace(judge, max_requests=most)
@@ -68,7 +68,7 @@ def reward_pool(config: Config, workdir: Path | None) -> Iterator[RewardPool]:
 def sample_and_grade(
     params: Params,
     policy: Policy,
-    model: Model,
+    model: OpenModel,
     batch: Batch,
     keys: UInt32[np.ndarray, "b k"],
     *,
@@ -113,8 +113,8 @@ def sample_and_grade(
             given_up=lambda: notice.given is not None,
         ):
             sample = batch.samples[one.group]
-            rollout = facts_of(one, sampling.max_tokens, progress)
-            sample = told(sample, rules(sample), rollout, one.facts)
+            rollout = rollout_facts(one, sampling.max_tokens, progress)
+            sample = verifier_input(sample, rules(sample), rollout, one.facts)
             handles[one.group, one.member] = pool.submit(sample, one.text)
             ended[one.group, one.member] = one
             heard(int(one.written.sum()))
@@ -172,7 +172,7 @@ def _paid(
     for b, sample in enumerate(batch.samples):
         lengths = [int(ended[b, g].written.sum()) if (b, g) in ended else 0 for g in range(group)]
         of_group = [graded.get((b, g), nothing) for g in range(group)]
-        earned, told_apart = paid(rules(sample), of_group, lengths, max_tokens, progress)
+        earned, told_apart = group_rewards(rules(sample), of_group, lengths, max_tokens, progress)
         rewards.append(earned)
         components += told_apart
     valid = np.array([graded.get(seat, nothing).valid for seat in np.ndindex(shape)]).reshape(shape)
@@ -182,7 +182,7 @@ def _paid(
 def _verdicts(
     params: Params,
     policy: Policy,
-    model: Model,
+    model: OpenModel,
     batch: Batch,
     texts: Sequence[Sequence[str]],
     graded: Mapping[Seat, Graded],

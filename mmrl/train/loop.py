@@ -15,14 +15,15 @@ from mmrl.config import Config, algorithm, from_dict
 from mmrl.data import pipeline
 from mmrl.data.curriculum import packed, unpacked
 from mmrl.data.sources import Source
+from mmrl.hosts import say
 from mmrl.mesh import local_rows
+from mmrl.open import OpenModel, TrainingData, prompt_format, readers
 from mmrl.train import checkpoint
-from mmrl.train.assemble import Model, TrainingData, prompt_format, readers
 from mmrl.train.course import Course, fixed_weights, open_course, part
 from mmrl.train.evaluate import evaluate, write_responses
 from mmrl.train.experience import Experience
 from mmrl.train.graded_rollouts import reward_pool
-from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
+from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress
 from mmrl.train.optimizer import initial_state, make_optimizer
 from mmrl.train.preemption import Interrupted, Notice, due
 from mmrl.train.programs import TrainState
@@ -39,7 +40,7 @@ _BEST = "heldout/accuracy"  # of which the best checkpoints are kept
 
 def train(
     config: Config,
-    model: Model,
+    model: OpenModel,
     data: TrainingData,
     heldout: tuple[Source, ...],
     workdir: Path,
@@ -209,7 +210,7 @@ def _evaluate(stage: Stage, params: Params, step: int, metrics: Metrics) -> dict
 
 
 def _batches(
-    config: Config, model: Model, data: TrainingData, course: Course | None
+    config: Config, model: OpenModel, data: TrainingData, course: Course | None
 ) -> pipeline.Batches[pipeline.Batch]:
     return pipeline.prompts(
         data.sources,

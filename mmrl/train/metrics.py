@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax.monitoring
 
 from mmrl import hosts
-from mmrl.atomic import DamagedLine, is_number, read_jsonl, set_aside, warn_of, write_jsonl
+from mmrl.atomic import set_aside, write_jsonl
+from mmrl.run_folder import metrics_of
 from mmrl.terminal import rewrite, tell
 from mmrl.train.writers import JsonLines, Shown, TensorBoard, Writer
 
@@ -29,8 +29,8 @@ class Metrics:
             return
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
-        rows, damaged = _read(directory)
-        set_aside(damaged, say)
+        rows, damaged = metrics_of(directory)
+        set_aside(damaged, hosts.say)
         write_jsonl(self._path, [row for row in rows if row["step"] <= step])
         board = TensorBoard(directory / "tensorboard", max(step + 1, 0))
         self._writers = (JsonLines(self._path), board, *more())
@@ -49,28 +49,6 @@ class Metrics:
         """Flush and close them."""
         for writer in self._writers:
             writer.close()
-
-
-def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """The rows of a stage's ``metrics.jsonl``; a last line cut short by a crash is left out.
-
-    So are lines that are damaged, with a warning for each.
-    """
-    rows, damaged = _read(directory)
-    warn_of(damaged)
-    return rows
-
-
-def _read(directory: Path) -> tuple[list[dict[str, Any]], list[DamagedLine]]:
-    return read_jsonl(directory / "metrics.jsonl", _wrong, appended=True)
-
-
-def _wrong(row: dict[str, Any]) -> str | None:
-    """Why an object is no row of metrics."""
-    if type(row.get("step")) is not int or row["step"] < 0:
-        return "it has no step"
-    other = next((name for name, value in row.items() if not is_number(value)), None)
-    return None if other is None else f"{other!r} is no number"
 
 
 class Phases:
@@ -142,12 +120,6 @@ class Progress:
             rewrite(line, last=step >= self._total)
         else:
             tell(line)
-
-
-def say(text: str) -> None:
-    """Tell people something, at once; the first process does."""
-    if hosts.is_main_process():
-        tell(text)
 
 
 def _clock(seconds: float) -> str:

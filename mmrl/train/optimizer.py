@@ -10,12 +10,12 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import DictKey
 
 from mmrl.algorithms.learning_rate import constant_with_warmup, cosine_with_warmup
-from mmrl.config import Optimizer
+from mmrl.config import OptimizerConfig
 from mmrl.train.programs import TrainState
 from mmrl.types import Params
 
 
-def make_optimizer(config: Optimizer, params: Params, updates: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, params: Params, updates: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (arXiv:1711.05101); weights under ``config.freeze`` stay as they are.
 
     Args:
@@ -57,7 +57,7 @@ def is_under(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(prefix + "/")
 
 
-def learning_rate(config: Optimizer, updates: int) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
     """Warm-up over ``warmup_updates``, then constant, or a cosine to 0 at ``updates``."""
     if config.schedule == "cosine":
         return cosine_with_warmup(config.learning_rate, config.warmup_updates, updates)

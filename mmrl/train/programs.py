@@ -22,8 +22,8 @@ from mmrl.data.corruption import corrupt
 from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, local, sharded_over
 from mmrl.models import qwen2_5_vl as model
-from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.rollout.sampling import Policy
 from mmrl.types import Params, Prompts, Responses
 
 
@@ -43,15 +43,6 @@ class Batch:
     prompts: Prompts
     responses: Responses
     corruption_keys: Key[Array, "b"]  # what the corrupted image of each prompt is drawn with
-
-
-@struct.dataclass
-class Policy:
-    """The static part of the policy: its sizes, and the distribution it samples from."""
-
-    model: ModelConfig = struct.field(pytree_node=False)
-    temperature: float = struct.field(pytree_node=False)
-    bias: Float[Array, "v"]  # 0, or `mmrl.kernels.vocab.BANNED` for ids it may not emit
 
 
 @struct.dataclass

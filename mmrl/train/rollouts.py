@@ -14,20 +14,19 @@ from mmrl.config import Config
 from mmrl.mesh import local_copy, local_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
+from mmrl.open import OpenModel
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import groups_of
-from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.rollout.scheduler import roll_out
 from mmrl.rollout.shape import Shape, shape_for
 from mmrl.rollout.stats import Stats
 from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
-from mmrl.train.assemble import Model
 from mmrl.train.fit import most_lanes
 from mmrl.train.memory import Widths
-from mmrl.train.programs import Policy
 from mmrl.types import Params, Prompts
 from mmrl.workers.pool import WorkerPool
 
@@ -50,7 +49,7 @@ def _prompt_keys(
     return jax.random.key_data(keys)
 
 
-def acting_weights(params: Params, model: Model) -> Params:
+def acting_weights(params: Params, model: OpenModel) -> Params:
     """The weights as this process samples with them, on its own part of the mesh (`decoding_weights`)."""
     weights = decoding_weights(params, model.config)
     mesh = local_mesh(model.mesh)
@@ -93,7 +92,7 @@ def observed_slots(config: Config) -> int:
     return max(limits.images, 1) * limits.observation_patches if limits.tools else 0
 
 
-def lanes_of(config: Config, model: Model, prompts: Prompts, group: int, max_tokens: int) -> Shape:
+def lanes_of(config: Config, model: OpenModel, prompts: Prompts, group: int, max_tokens: int) -> Shape:
     """How much is decoded at once of ``prompts``, by ``config.rollout`` or by what memory is free."""
     count, width = prompts.tokens.shape
     config = replace(config, rollout=replace(config.rollout, group=group, max_tokens=max_tokens))
@@ -116,7 +115,7 @@ def lanes_of(config: Config, model: Model, prompts: Prompts, group: int, max_tok
 def play(
     params: Params,
     policy: Policy,
-    model: Model,
+    model: OpenModel,
     samples: Sequence[Sample],
     prompts: Prompts,
     keys: UInt32[np.ndarray, "b k"],

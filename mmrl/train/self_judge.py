@@ -13,15 +13,14 @@ from mmrl.config import Config
 from mmrl.mesh import local_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, OverBudget, budget, collate, encode, messages, padded
+from mmrl.open import OpenModel
 from mmrl.rewards.judge import mark_of
 from mmrl.rewards.text import last_boxed
 from mmrl.rewards.words import says_yes
 from mmrl.rollout.generate import member_keys
-from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.rollout.stats import Stats
 from mmrl.sample import Sample
-from mmrl.train.assemble import Model
-from mmrl.train.programs import Policy
 from mmrl.train.rollouts import play
 from mmrl.types import Params
 
@@ -39,7 +38,7 @@ class SelfJudged(NamedTuple):
 def self_judged(
     params: Params,
     policy: Policy,
-    model: Model,
+    model: OpenModel,
     samples: Sequence[Sample],
     texts: Sequence[Sequence[str]],
     keep: Bool[np.ndarray, "b g"],

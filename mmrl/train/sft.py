@@ -9,24 +9,25 @@ import numpy as np
 import optax
 
 from mmrl import hosts
-from mmrl.config import ColdStart, Config, Optimizer
+from mmrl.config import ColdStartConfig, Config, OptimizerConfig
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
+from mmrl.hosts import say
 from mmrl.mesh import local_rows, put, to_host
 from mmrl.models import checkpoint as hf
-from mmrl.rollout.sampling import Sampling
+from mmrl.open import OpenModel, prompt_format, readers
+from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.train import checkpoint, programs
-from mmrl.train.assemble import Model, prompt_format, readers
 from mmrl.train.incidents import count_skipped
-from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress, say
+from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress
 from mmrl.train.optimizer import initial_state, make_optimizer
 from mmrl.train.preemption import Interrupted, Notice, interrupt
-from mmrl.train.programs import Policy, TrainState
+from mmrl.train.programs import TrainState
 from mmrl.train.rollouts import episodes_of, observed_slots
 from mmrl.train.skipped import note, open_ledger
 
 
-def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, notice: Notice) -> None:
+def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Path, notice: Notice) -> None:
     """Train on ``turns`` or ``solution`` of each row, in ``workdir``; write a Hugging Face directory ``out``.
 
     Goes on from the newest checkpoint; when ``out`` exists the stage is done.
@@ -92,7 +93,7 @@ def sft(config: Config, model: Model, source: Source, workdir: Path, out: Path, 
             hf.save(params, model.description, out, base=model.directory)
 
 
-def _batches(config: Config, model: Model, source: Source) -> pipeline.Batches[pipeline.SolutionBatch]:
+def _batches(config: Config, model: OpenModel, source: Source) -> pipeline.Batches[pipeline.SolutionBatch]:
     stage = config.cold_start
     return pipeline.solutions(
         source,
@@ -109,8 +110,8 @@ def _batches(config: Config, model: Model, source: Source) -> pipeline.Batches[p
 
 
 def _update(
-    stage: ColdStart,
-    model: Model,
+    stage: ColdStartConfig,
+    model: OpenModel,
     policy: Policy,
     optimizer: optax.GradientTransformation,
     state: TrainState,
@@ -146,7 +147,7 @@ def _means(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {f"episode/{name}": float(np.mean([row[name] for row in facts if name in row])) for name in names}
 
 
-def _optimizer(stage: ColdStart, base: Optimizer) -> Optimizer:
+def _optimizer(stage: ColdStartConfig, base: OptimizerConfig) -> OptimizerConfig:
     return dataclasses.replace(
         base, learning_rate=stage.learning_rate, schedule="cosine", warmup_updates=stage.warmup
     )

@@ -8,7 +8,7 @@ from typing import Any
 from mmrl import hosts
 from mmrl.atomic import read_jsonl, set_aside, write_jsonl
 from mmrl.data.pipeline import Skipped
-from mmrl.train.metrics import say
+from mmrl.hosts import say
 
 
 @dataclass

@@ -14,32 +14,33 @@ from mmrl.data.shapes_files import write_world
 from mmrl.data.shapes_model import write_model
 from mmrl.data.sources import Source, fingerprint
 from mmrl.data.zoom_world import write_zoom_model, write_zoom_world
-from mmrl.rewards.judge_client import check as check_judge
-from mmrl.train.agreement import agree, check_start, model_fingerprint
-from mmrl.train.assemble import (
-    Model,
+from mmrl.grading import check_sources
+from mmrl.hosts import say
+from mmrl.open import (
+    OpenModel,
     TrainingData,
     check_corruption,
     check_processes,
-    data_at,
     hub_commits,
-    model_at,
+    model_directory,
+    open_data,
     open_heldout_with_lengths,
     open_model,
     open_source,
     open_training_data,
     sampling_of,
-    uneven,
+    sharding_warnings,
 )
+from mmrl.rewards.judge_client import check as check_judge
+from mmrl.run_folder import read_metrics, read_starts
+from mmrl.train.agreement import agree, check_start, model_fingerprint
 from mmrl.train.curves import draw_curves
 from mmrl.train.fit import Fitted, fit
-from mmrl.train.grading import check_sources
 from mmrl.train.loop import train
 from mmrl.train.memory import device_bytes
-from mmrl.train.metrics import read_metrics, say
 from mmrl.train.preemption import Notice, watch
 from mmrl.train.sft import sft
-from mmrl.train.workdir import hold, open_workdir, read_starts, record_start
+from mmrl.train.workdir import hold, open_workdir, record_start
 from mmrl.train.writers import check_wandb
 
 _TABLE = (
@@ -89,20 +90,20 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
     return summary
 
 
-def run_cold_start(config: Config, workdir: Path) -> Model:
+def run_cold_start(config: Config, workdir: Path) -> OpenModel:
     """The supervised stage alone, like `run`; returns the model it made."""
     with hold(workdir), hosts.exit_on_lost_process(), watch() as notice:
         check_start(config, workdir)
         open_workdir(config, workdir)
         write_built_in_world(config, workdir)
-        model = open_model(config, model_at(config, workdir))
+        model = open_model(config, model_directory(config, workdir))
         model.check()
-        demonstrations = fingerprint(data_at(config, config.cold_start.data, workdir))
+        demonstrations = fingerprint(open_data(config, config.cold_start.data, workdir))
         agree({"cold_start.data": demonstrations, "the model's files": model_fingerprint(model.directory)})
         return cold_start(config, model, workdir, notice)
 
 
-def prepare(config: Config, workdir: Path) -> tuple[Fitted, Model, TrainingData, tuple[Source, ...]]:
+def prepare(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, TrainingData, tuple[Source, ...]]:
     """Write the world if the config asks for one, open model and data, check them, and record the start.
 
     Returns:
@@ -110,7 +111,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Fitted, Model, TrainingData,
       (none where the config names none).
     """
     write_built_in_world(config, workdir)
-    model = open_model(config, model_at(config, workdir))
+    model = open_model(config, model_directory(config, workdir))
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
     heldout, lengths = open_heldout_with_lengths(config, config.data.heldout, workdir, model)
@@ -124,12 +125,12 @@ def prepare(config: Config, workdir: Path) -> tuple[Fitted, Model, TrainingData,
         starts[0].get("chosen", {}) if starts else {},
     )
     say(fitted.stated())
-    for warning in uneven(fitted.config, model.config, model.mesh):
+    for warning in sharding_warnings(fitted.config, model.config, model.mesh):
         say(warning)
     model.check()
     fingerprints = {f"data.train[{k}]": fingerprint(source) for k, source in enumerate(data.sources)}
     if config.cold_start.steps:
-        demonstrations = data_at(config, config.cold_start.data, workdir)
+        demonstrations = open_data(config, config.cold_start.data, workdir)
         fingerprints["cold_start.data"] = fingerprint(demonstrations)
     fingerprints |= {f"data.heldout[{k}]": fingerprint(source) for k, source in enumerate(heldout)}
     check_sources(config, [source.name for source in (*data.sources, *heldout)])
@@ -164,7 +165,7 @@ def _write_world(config: Config, directory: Path) -> None:
     write_model(directory / "model", config.seed)
 
 
-def cold_start(config: Config, model: Model, workdir: Path, notice: Notice) -> Model:
+def cold_start(config: Config, model: OpenModel, workdir: Path, notice: Notice) -> OpenModel:
     """The supervised stage, unless its result is there; returns the model it made."""
     out = workdir / "cold_start" / "model"
     if not (out / "config.json").is_file():

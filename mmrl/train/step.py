@@ -15,18 +15,20 @@ from mmrl.algorithms.algorithm import Algorithm, keep_groups
 from mmrl.config import Config
 from mmrl.data import pipeline
 from mmrl.data.sources import Source
+from mmrl.hosts import say
 from mmrl.mesh import local_rows, put
+from mmrl.open import OpenModel, sampling_of
 from mmrl.rewards.pool import RewardPool
+from mmrl.rollout.sampling import Policy
 from mmrl.rollout.stats import Stats, merged
 from mmrl.train import programs
-from mmrl.train.assemble import Model, sampling_of
 from mmrl.train.course import Course, learn
 from mmrl.train.experience import Experience, Overview, collect, describe, on_devices
 from mmrl.train.graded_rollouts import sample_and_grade
 from mmrl.train.incidents import count_skipped, save_incident
-from mmrl.train.metrics import Phases, say
+from mmrl.train.metrics import Phases
 from mmrl.train.preemption import Notice
-from mmrl.train.programs import Batch, ImageCorruption, Policy, TrainState
+from mmrl.train.programs import Batch, ImageCorruption, TrainState
 from mmrl.train.rollouts import acting_weights, prompt_keys
 from mmrl.train.scores import describe_scores
 from mmrl.train.skipped import Ledger, note
@@ -41,7 +43,7 @@ class Stage:
     """All that stays the same from step to step."""
 
     config: Config
-    model: Model
+    model: OpenModel
     policy: Policy
     algorithm: Algorithm
     optimizer: optax.GradientTransformation

@@ -15,47 +15,19 @@ from typing import Any
 
 from mmrl import hosts
 from mmrl.atomic import (
-    DamagedLine,
     atomic_write,
-    read_jsonl,
     remove,
     remove_partial,
     set_aside,
-    warn_of,
     write_jsonl,
 )
-from mmrl.config import Config, from_dict
+from mmrl.config import Config
+from mmrl.run_folder import config_of, differing, starts_of
 from mmrl.terminal import one_line
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
 from mmrl.train.preemption import Interrupted
 
-# Keys that change no step: how work is cut up, when what is saved or measured, and what stops the run.
-_MAY_CHANGE = (
-    "data.max_broken",
-    "data.workers",
-    "data.processes",
-    "episode.workers",
-    "reward.workers",
-    "reward.judge.concurrency",
-    "reward.judge.max_requests",
-    "reward.judge.key_variable",
-    "reward.judge.endpoint",
-    "rollout.lanes",
-    "rollout.columns",
-    "rollout.chunk",
-    "train.micro_prompts",
-    "train.checkpoint_every",
-    "train.checkpoint_minutes",
-    "train.evaluate_every",
-    "train.keep_checkpoints",
-    "train.keep_best",
-    "train.max_skipped",
-    "cold_start.checkpoint_every",
-    "cold_start.micro_batch",
-    "log.",
-    "mesh.",
-)
 # What a run makes in its folder before its first step.
 _MADE = (
     *("checkpoints", "cold_start", "config.json", "lock", "metrics.jsonl"),
@@ -137,27 +109,12 @@ def open_workdir(config: Config, workdir: Path) -> None:
       ValueError: the folder cannot be written, or belongs to a run with another config (the keys are named).
     """
     _make(workdir)
-    before = _config(workdir)
+    before = config_of(workdir)
     if before is not None:
         check_same(config, before, f"{workdir}")
     if hosts.is_main_process():
         with _told(workdir):
             atomic_write(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-
-
-def read_config(workdir: Path) -> Config:
-    """The config a run was started with.
-
-    Raises:
-      ValueError: the folder holds no run.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{workdir} holds no run: {path} does not exist")
-    config = _config(workdir)
-    if config is None:
-        raise ValueError(f"{path} is damaged; starting the run again with the same command writes it anew")
-    return config
 
 
 def check_same(config: Config, before: Config, what: str) -> None:
@@ -168,16 +125,6 @@ def check_same(config: Config, before: Config, what: str) -> None:
             f"{what} holds a run with another config ({'; '.join(keys)}); name another --workdir, "
             "or delete this one"
         )
-
-
-def differing(config: Config, before: Config) -> list[str]:
-    """What ``config`` changes that may not change within a run, as "key: value there, value now"."""
-    new, old = flat(dataclasses.asdict(config)), flat(dataclasses.asdict(before))
-    return [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and not _may_change(key)
-    ]
 
 
 def record_start(
@@ -200,7 +147,7 @@ def record_start(
       ValueError: data is not that of the first start that read it (the key is named), or the folder cannot
         be written.
     """
-    starts, damaged = _starts(workdir)
+    starts, damaged = starts_of(workdir)
     for key, fingerprint in fingerprints.items():
         first = next((start["data"][key] for start in starts if key in start["data"]), fingerprint)
         if first != fingerprint:
@@ -229,36 +176,6 @@ def record_start(
         write_jsonl(workdir / "starts.jsonl", [*starts, row])
 
 
-def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of ``starts.jsonl``; one cut short is left out, as are damaged ones, with a warning."""
-    rows, damaged = _starts(workdir)
-    warn_of(damaged)
-    return rows
-
-
-def _starts(workdir: Path) -> tuple[list[dict[str, Any]], list[DamagedLine]]:
-    return read_jsonl(workdir / "starts.jsonl", _wrong, appended=True)
-
-
-def _wrong(row: dict[str, Any]) -> str | None:
-    """Why an object is no row of starts."""
-    commit, devices = row.get("commit") or {"hash": ""}, row.get("devices") or {"kind": "", "count": 1}
-    known = {
-        "time": isinstance(row.get("time"), str),
-        "command": _texts(row.get("command", [])),
-        "data": isinstance(row.get("data"), dict) and _texts([*row["data"].values()]),
-        "libraries": isinstance(row.get("libraries"), dict) and _texts([*row["libraries"].values()]),
-        "commit": isinstance(commit, dict) and isinstance(commit.get("hash"), str),
-        "devices": isinstance(devices, dict) and {"kind", "count"} <= devices.keys(),
-        "processes": isinstance(row.get("processes", 1), int),
-    }
-    return next((f"its {key} is none" for key, right in known.items() if not right), None)
-
-
-def _texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
 def _warn(before: dict[str, str], now: dict[str, str], say: Callable[[str], None]) -> None:
     changed = [
         f"{name} {before.get(name, 'missing')} then, {now.get(name, 'missing')} now"
@@ -267,34 +184,6 @@ def _warn(before: dict[str, str], now: dict[str, str], say: Callable[[str], None
     ]
     if changed:
         say(f"warning: other versions than at the last start ({'; '.join(changed)}): results may differ")
-
-
-def _config(workdir: Path) -> Config | None:
-    """What ``config.json`` holds; None if it is not there, or no JSON object after a crash of the machine."""
-    path = workdir / "config.json"
-    try:
-        values = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    try:
-        return from_dict(values) if isinstance(values, dict) else None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _MAY_CHANGE)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts that are not None, by their path with dots."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            out[prefix + key] = value
-    return out
 
 
 def _make(workdir: Path) -> None:

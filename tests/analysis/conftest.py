@@ -7,9 +7,9 @@ import pytest
 from tiny import noise_image
 
 from mmrl.analysis.pictures import png
-from mmrl.config import Config, Corruption, Data, Rollout, Train
+from mmrl.config import Config, CorruptionConfig, DataConfig, RolloutConfig, TrainConfig
+from mmrl.open import open_model
 from mmrl.sample import Sample
-from mmrl.train.assemble import open_model
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def haste():
 def looking_config() -> Config:
     """How prompts are made and corrupted; the temperature is not 1, which might be forgotten."""
     return Config(
-        data=Data(prompt_buckets=(64,), patch_buckets=(64,)),
-        corruption=Corruption("patch_black", 0.5),
-        rollout=Rollout(group=2, max_tokens=8, temperature=0.7),
-        train=Train(micro_prompts=2),
+        data=DataConfig(prompt_buckets=(64,), patch_buckets=(64,)),
+        corruption=CorruptionConfig("patch_black", 0.5),
+        rollout=RolloutConfig(group=2, max_tokens=8, temperature=0.7),
+        train=TrainConfig(micro_prompts=2),
     )
 
 

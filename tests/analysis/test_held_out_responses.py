@@ -17,7 +17,7 @@ from mmrl.analysis import (
     tokens_of,
     transitions,
 )
-from mmrl.config import Config, Data, Episode
+from mmrl.config import Config, DataConfig, EpisodeConfig
 
 
 def row(source: str, number: int, kind: str, **more) -> dict:
@@ -33,7 +33,7 @@ def made(tmp_path) -> Run:
         facts = [{"kind": "odd" if k % 2 else "even"} for k in range(3)]
         rows = [{"problem": f"{source}{k}?", "answer": "1", "facts": facts[k]} for k in range(3)]
         (tmp_path / f"{source}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = Config(data=Data(heldout="{workdir}/a.jsonl, {workdir}/b.jsonl"))
+    config = Config(data=DataConfig(heldout="{workdir}/a.jsonl, {workdir}/b.jsonl"))
     kinds = {"a": ("right", "perception_error", "right"), "b": ("right", "wrong", "format_error")}
     after = [
         row(source, k, kinds[source][k], tokens=[k]) for source in "ab" for k in range(3) for _ in range(2)
@@ -81,7 +81,7 @@ def test_rows_without_tokens_and_runs_with_tools_are_refused(made):
     assert tokens_of(made, made.after[:2]) == [[0], [0]]
     with pytest.raises(ValueError, match=r"the response to a\.jsonl:0 has no tokens.*mmrl eval --workdir"):
         tokens_of(made, made.before)
-    config = dataclasses.replace(made.config, episode=Episode(tools=("zoom",)))
+    config = dataclasses.replace(made.config, episode=EpisodeConfig(tools=("zoom",)))
     with pytest.raises(ValueError, match="with tools"):
         tokens_of(dataclasses.replace(made, config=config), made.after)
 

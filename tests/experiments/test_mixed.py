@@ -8,7 +8,7 @@ import pytest
 from mmrl.config import resolve
 from mmrl.data.mixed_world import TASKS
 from mmrl.experiment import load
-from mmrl.train.metrics import read_metrics
+from mmrl.run_folder import read_metrics
 
 MIXED = Path(__file__).parents[2] / "experiments" / "mixed.py"
 FINER = {"count": "near_count", "box": "iou", "jigsaw": "positions"}
@@ -42,7 +42,7 @@ def test_smoke(tmp_path, haste):
 
 def test_held_out_data_sets_have_names_of_their_own(tmp_path):
     from mmrl.data.mixed_world import write_mixed_model, write_mixed_world
-    from mmrl.train.assemble import open_heldout, open_model
+    from mmrl.open import open_heldout, open_model
 
     config = resolve(load(f"{MIXED}:smoke"))
     write_mixed_world(tmp_path / "world", 0, cold_start=1, train=1, heldout=2)

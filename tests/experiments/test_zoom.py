@@ -7,7 +7,7 @@ import pytest
 
 from mmrl.config import resolve
 from mmrl.experiment import load
-from mmrl.train.metrics import read_metrics
+from mmrl.run_folder import read_metrics
 
 ZOOM = Path(__file__).parents[2] / "experiments" / "zoom.py"
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmrl.commands import runs
 from mmrl.config import Config, from_dict, resolve, template
 from mmrl.experiment import load
-from mmrl.train.workdir import read_config
+from mmrl.run_folder import read_config
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.py"
 MINE = f"def run(sample, response):\n    return {{'accuracy': 1.0}}\n\n\ndef boom(*_):\n    {RUNS}\n"

@@ -21,8 +21,8 @@ from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import fingerprint, mixture, read
 from mmrl.data.validation import inspect, usable
 from mmrl.models.processor import load_processor
+from mmrl.open import OpenModel
 from mmrl.train import completions
-from mmrl.train.assemble import Model
 
 MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
 FORM = PromptFormat(prompt_buckets=(128,), patch_buckets=(256,))
@@ -231,7 +231,7 @@ def csv_of(rows, delimiter=","):
 
 def test_prompts_to_generate_from(here, monkeypatch):
     monkeypatch.setattr(completions, "complete", lambda *_, **__: iter(()))  # nothing is sampled
-    monkeypatch.setattr(Model, "load", lambda _: {})
+    monkeypatch.setattr(OpenModel, "load", lambda _: {})
     path, out = here.folder / "a.jsonl", here.folder / "out.jsonl"
     for file in (path, out):
         file.touch()

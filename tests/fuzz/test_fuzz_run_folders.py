@@ -9,12 +9,13 @@ from damage import json_files, jsonl_files
 from fuzzing import command
 
 from mmrl.analysis import load_run
-from mmrl.config import Config, Data, Train
+from mmrl.config import Config, DataConfig, TrainConfig
+from mmrl.run_folder import read_metrics, read_starts
 from mmrl.suite.run import changed, read_results, read_rows
 from mmrl.sweep.results import load_sweep, write_table
-from mmrl.train.metrics import Metrics, read_metrics
+from mmrl.train.metrics import Metrics
 from mmrl.train.skipped import open_ledger
-from mmrl.train.workdir import read_starts, record_start
+from mmrl.train.workdir import record_start
 
 MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
 LIBRARIES = {"jax": "0.10", "numpy": "2.0"}
@@ -55,7 +56,7 @@ RESPONSES = [
 ]
 SUMMARY = {"seconds": 75.0, "heldout/accuracy": 0.5, "before/accuracy": None}
 CONFIG = dataclasses.replace(
-    Config(), data=Data(train="train.parquet", heldout="a.parquet"), train=Train(steps=3)
+    Config(), data=DataConfig(train="train.parquet", heldout="a.parquet"), train=TrainConfig(steps=3)
 )
 FILES = {
     "config.json": json.dumps(dataclasses.asdict(CONFIG)),

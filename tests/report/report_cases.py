@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mmrl.analysis import Shown, TokenPerception, error_kind
-from mmrl.config import Config, Data, Train
+from mmrl.config import Config, DataConfig, TrainConfig
 from mmrl.sample import Sample
 
 HOSTILE = (
@@ -79,7 +79,7 @@ def write_run(
 ) -> Path:
     """The folder of a run as `mmrl train` leaves it, without weights and data."""
     folder.mkdir(parents=True)
-    data, train = Data(train="train.parquet", heldout=heldout), Train(steps=steps)
+    data, train = DataConfig(train="train.parquet", heldout=heldout), TrainConfig(steps=steps)
     config = dataclasses.replace(Config(), data=data, train=train, algorithm={"name": name}, seed=seed)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     rows = metrics_rows(steps, 0.01 * seed)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.config import Config, Corruption, Data, Model, Reward
+from mmrl.config import Config, CorruptionConfig, DataConfig, ModelConfig, RewardConfig
 from mmrl.data.registry import read_registry
 from mmrl.suite import Benchmark, Suite
 from mmrl.suite.suite import config_for, data_path, from_dict, load_suite, masking, overruled
@@ -61,16 +61,16 @@ def test_a_suite_goes_through_json():
 
 def test_the_config_has_the_suites_prompts_and_the_runs_precision():
     run = Config(
-        model=Model(dtype="bfloat16"),
-        data=Data(suffix="run's", prompt_buckets=(77,), max_pixels=5, image_root="there"),
-        reward=Reward(weights={"unfaithful": 1.0}, also=("repetition",), workers=7),
+        model=ModelConfig(dtype="bfloat16"),
+        data=DataConfig(suffix="run's", prompt_buckets=(77,), max_pixels=5, image_root="there"),
+        reward=RewardConfig(weights={"unfaithful": 1.0}, also=("repetition",), workers=7),
     )
     benchmark = Benchmark("a", "y", suffix="suite's", verifier="choice", options={"answer_in": "tag"})
     found = config_for(benchmark, run, seed=3, batch=5)
     assert (found.seed, found.evaluation.prompts, found.evaluation.samples) == (3, 5, 8)
     assert (found.data.suffix, found.data.system, found.data.image_root) == ("suite's", "", "")
     assert (found.data.prompt_buckets, found.data.max_pixels, found.data.overlong) == ((77,), 0, "resize")
-    assert found.reward == Reward(
+    assert found.reward == RewardConfig(
         {"accuracy": 1.0}, verifier="choice", options={"answer_in": "tag"}, workers=7
     )
     assert (found.model, found.rollout.max_tokens) == (run.model, 2048)
@@ -81,7 +81,7 @@ def test_paths_of_data():
     for fixed in ("/b.parquet", "{workdir}/b.parquet", "tfds:b:test"):
         assert data_path(Benchmark("a", fixed), "root") == fixed
     assert masking(Benchmark("a", "b", masked="")) is None
-    assert masking(Benchmark("a", "b")) == Corruption("blank", 1.0)
+    assert masking(Benchmark("a", "b")) == CorruptionConfig("blank", 1.0)
 
 
 @pytest.mark.parametrize(("form", "count"), [("", 11), (":papo", 9), (":vppo", 8)])

@@ -11,14 +11,14 @@ import pytest
 import mmrl.suite.run as suite_run
 import mmrl.train.evaluate as evaluate_module
 from mmrl.cli import main
-from mmrl.config import Config, Data, Episode, Reward
+from mmrl.config import Config, DataConfig, EpisodeConfig, RewardConfig
 from mmrl.data.sources import read
+from mmrl.open import open_model
 from mmrl.suite import Benchmark, Suite
 from mmrl.suite.figures import figures
 from mmrl.suite.identity import code_of, differing, hashes, settings
 from mmrl.suite.run import Origin, open_suite, read_rows
 from mmrl.suite.suite import config_for
-from mmrl.train.assemble import open_model
 
 # Of the shapes in which the smoke run evaluates, so that nothing is compiled; graded so that a policy
 # which has learnt nothing is right now and then.
@@ -253,7 +253,7 @@ def test_everything_is_opened_before_anything_is_sampled(smoke_run, smoke_config
     assert "benchmark uncategorical: no row has the fact 'sort'" in text
     assert "grid, kind, objects" in text
     assert "benchmark homeless: its data" in text
-    tools = replace(smoke_config, episode=Episode(tools=("zoom",)))
+    tools = replace(smoke_config, episode=EpisodeConfig(tools=("zoom",)))
     with pytest.raises(ValueError, match='cannot be hidden: set masked=""'):
         opened(Suite("x", (Benchmark("fine", data),)), tools, model, smoke_run)
 
@@ -268,7 +268,7 @@ def test_hashes_are_of_what_decides_and_of_nothing_else(small, smoke_run, smoke_
 
     same = [
         of(batch=8),
-        of(reward=Reward(weights={"format": 1.0}, workers=3)),
+        of(reward=RewardConfig(weights={"format": 1.0}, workers=3)),
         of(replace(first, name="c", data="d", category="kind")),
         of(data=replace(smoke_config.data, workers=1, suffix="the run's")),
     ]
@@ -284,7 +284,7 @@ def test_hashes_are_of_what_decides_and_of_nothing_else(small, smoke_run, smoke_
     }
     for name, found in other.items():
         assert differing(found, of()) == [name.strip()]
-    budget = Data(prompt_buckets=(50,), patch_buckets=smoke_config.data.patch_buckets)
+    budget = DataConfig(prompt_buckets=(50,), patch_buckets=smoke_config.data.patch_buckets)
     assert differing(of(data=budget), of()) == ["prompt"]
 
 

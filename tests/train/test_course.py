@@ -15,8 +15,8 @@ from mmrl.data.rounds import Mixture
 from mmrl.data.sources import read
 from mmrl.data.validation import Report
 from mmrl.models.processor import load_processor
+from mmrl.open import TrainingData, difficulties
 from mmrl.sample import Sample
-from mmrl.train.assemble import TrainingData, difficulties
 from mmrl.train.course import fixed_weights, learn, open_course, part
 from mmrl.train.experience import Overview
 

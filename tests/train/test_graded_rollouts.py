@@ -13,10 +13,11 @@ from tiny import make_prompts
 
 from mmrl.algorithms.algorithm import keep_groups, prepare
 from mmrl.algorithms.recipes import RECIPES
-from mmrl.config import SelfJudge
+from mmrl.config import SelfJudgeConfig
 from mmrl.data.pipeline import Batch
 from mmrl.mesh import make_mesh
 from mmrl.models.qwen2_5_vl_config import describe as describe_weights
+from mmrl.open import OpenModel
 from mmrl.rewards.judge_client import Judge
 from mmrl.rewards.pool import RewardPool
 from mmrl.rollout.sampling import Sampling
@@ -24,7 +25,6 @@ from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train import graded_rollouts, rollouts
-from mmrl.train.assemble import Model
 from mmrl.train.experience import collect, describe
 from mmrl.train.graded_rollouts import reward_pool
 from mmrl.train.metrics import Phases
@@ -44,7 +44,7 @@ def step(policy, smoke_config, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "rewards"))
     mesh = make_mesh({"replica": 1, "data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     weights = describe_weights(policy.config)
-    model = Model(policy.directory, policy.processor, policy.config, weights, mesh)
+    model = OpenModel(policy.directory, policy.processor, policy.config, weights, mesh)
     alone = {"weights": {"accuracy": 1.0}, "verifier": ""}
 
     def played(params, policy, model, samples, *_, **__):
@@ -159,7 +159,7 @@ def test_the_policys_own_verdict_is_a_component(step, monkeypatch):
         return SelfJudged(verdicts, 0, 1)
 
     monkeypatch.setattr(graded_rollouts, "self_judged", judged)
-    asked = SelfJudge(question="Right?")
+    asked = SelfJudgeConfig(question="Right?")
     experience, _ = step(["accurate"] * 2, self_judge=asked)
     np.testing.assert_array_equal(experience.components["self_judge"], verdicts)
     assert experience.responses.valid.all()

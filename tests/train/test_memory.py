@@ -18,14 +18,13 @@ from mmrl.config import Config, resolve
 from mmrl.experiment import load
 from mmrl.mesh import AXES, make_mesh
 from mmrl.models.published import published
+from mmrl.open import with_compute_options
 from mmrl.plan import workload
+from mmrl.run_folder import read_metrics, read_starts
 from mmrl.train import fit as fitting
 from mmrl.train import memory, stages
-from mmrl.train.assemble import with_choices
 from mmrl.train.fit import buckets_of, fit
 from mmrl.train.memory import GIB, Widths, estimate
-from mmrl.train.metrics import read_metrics
-from mmrl.train.workdir import read_starts
 
 PAPO = "experiments/papo_qwen2_5_vl_3b.py"
 MID = replace(
@@ -173,7 +172,7 @@ def test_estimate_of_a_prefill_beside_the_compiler_that_is_here(papo, mesh):
 def test_batches_of_photographs_are_chosen_by_data_and_memory(papo, mesh):
     """The README's command on two cores and 24 GB, with a tiny model; of the template, buckets too."""
     config = replace(papo, data=replace(papo.data, prompt_buckets=(), patch_buckets=()))
-    model = with_choices(TINY, config, mesh)
+    model = with_compute_options(TINY, config, mesh)
     found = fit(config, model, mesh, PHOTOS, 22 * GIB, {})
     assert found.chosen["data.prompt_buckets"] == (1056,)
     assert found.chosen["data.patch_buckets"] == (4480,)
@@ -195,13 +194,13 @@ def test_values_that_the_config_names_stay(papo, mesh):
         rollout=replace(papo.rollout, lanes=3, columns=2),
         train=replace(papo.train, micro_prompts=2),
     )
-    found = fit(config, with_choices(TINY, config, mesh), mesh, PHOTOS, 22 * GIB, {})
+    found = fit(config, with_compute_options(TINY, config, mesh), mesh, PHOTOS, 22 * GIB, {})
     assert (found.config, found.chosen) == (config, {})
 
 
 def test_a_run_goes_on_with_what_was_chosen_before_if_there_is_room(papo, mesh):
     config = replace(papo, data=replace(papo.data, prompt_buckets=(), patch_buckets=()))
-    model = with_choices(TINY, config, mesh)
+    model = with_compute_options(TINY, config, mesh)
     before = json.loads(json.dumps(fit(config, model, mesh, PHOTOS, 9 * GIB, {}).chosen))
     before["data.prompt_buckets"] = [2048]  # as another version may have chosen
     again = fit(config, model, mesh, PHOTOS, 22 * GIB, before)
@@ -230,7 +229,7 @@ def test_what_has_no_room_is_refused_with_keys_that_make_room(papo, mesh):
     config = replace(
         papo, rollout=replace(papo.rollout, lanes=64), train=replace(papo.train, micro_prompts=32)
     )
-    model = with_choices(TINY, config, mesh)
+    model = with_compute_options(TINY, config, mesh)
     with pytest.raises(ValueError, match=r"needs .* GiB of each device, and 2\.0 are free") as refused:
         fit(config, model, mesh, PHOTOS, 2 * GIB, {})
     said = str(refused.value)
@@ -242,7 +241,7 @@ def test_what_has_no_room_is_refused_with_keys_that_make_room(papo, mesh):
     assert pasted
     changed = resolve(load(PAPO, pasted))
     lengths = np.minimum(PHOTOS, [max(changed.data.prompt_buckets), max(changed.data.patch_buckets)])
-    found = fit(changed, with_choices(TINY, changed, mesh), mesh, lengths, 2 * GIB, {})
+    found = fit(changed, with_compute_options(TINY, changed, mesh), mesh, lengths, 2 * GIB, {})
     assert found.estimate().peak <= 0.9 * 2 * GIB
 
 
@@ -325,7 +324,7 @@ def test_the_published_7b_is_refused_on_a_small_machine_before_weights_are_read(
 
 
 def test_memory_that_runs_out_all_the_same_shows_the_estimate(papo, mesh):
-    found = fit(papo, with_choices(TINY, papo, mesh), mesh, PHOTOS, 22 * GIB, {})
+    found = fit(papo, with_compute_options(TINY, papo, mesh), mesh, PHOTOS, 22 * GIB, {})
     with (
         pytest.raises(
             ValueError, match="out of memory, which was not foreseen: RESOURCE_EXHAUSTED: Out"

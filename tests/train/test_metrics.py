@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mmrl.run_folder import read_metrics
 from mmrl.train.curves import draw_curves, panels
-from mmrl.train.metrics import CompileCounter, Metrics, Phases, read_metrics
+from mmrl.train.metrics import CompileCounter, Metrics, Phases
 from mmrl.train.stages import summarise
 
 

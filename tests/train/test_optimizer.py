@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrl.config import Optimizer
+from mmrl.config import OptimizerConfig
 from mmrl.train.optimizer import learning_rate, make_optimizer
 
 PARAMS = {"vision": {"w": jnp.ones(2)}, "visionary": jnp.ones(2), "layers": {"w": jnp.ones(2)}}
 
 
 def rates(updates=10, **options):
-    schedule = learning_rate(Optimizer(learning_rate=1.0, **options), updates)
+    schedule = learning_rate(OptimizerConfig(learning_rate=1.0, **options), updates)
     return [round(float(schedule(step)), 6) for step in range(updates)]
 
 
@@ -24,7 +24,7 @@ def test_schedules():
 
 
 def test_frozen_parts_stay():
-    optimizer = make_optimizer(Optimizer(learning_rate=0.1, freeze=("vision",)), PARAMS, 10)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, freeze=("vision",)), PARAMS, 10)
     changes, _ = optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), optimizer.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(changes["vision"]["w"], 0)
     assert (changes["visionary"] < 0).all()
@@ -33,4 +33,4 @@ def test_frozen_parts_stay():
 
 def test_a_prefix_without_weights_is_an_error():
     with pytest.raises(ValueError, match="no weight is under 'vison'"):
-        make_optimizer(Optimizer(freeze=("vison",)), PARAMS, 10)
+        make_optimizer(OptimizerConfig(freeze=("vison",)), PARAMS, 10)

@@ -14,7 +14,7 @@ from runs import assert_same_run
 from launch.local import together
 from launch.local_devices import shares
 from mmrl.hosts import LOST
-from mmrl.train.metrics import read_metrics
+from mmrl.run_folder import read_metrics
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
 

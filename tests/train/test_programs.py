@@ -16,10 +16,11 @@ from mmrl.models.prompts import encode_turn
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.generate import gather
+from mmrl.rollout.sampling import Policy
 from mmrl.rollout.trajectory import Written, assemble
 from mmrl.train import programs
 from mmrl.train.optimizer import initial_state
-from mmrl.train.programs import Batch, ImageCorruption, Policy
+from mmrl.train.programs import Batch, ImageCorruption
 
 CORRUPTION = ImageCorruption("patch_black", 0.5)
 PROMPTS, GROUP, SLOTS = 4, 3, 5

@@ -21,7 +21,7 @@ from mmrl.data import pipeline
 from mmrl.experiment import load
 from mmrl.rollout.sampling import Sampling
 from mmrl.train import programs
-from mmrl.train.assemble import open_model, open_source, prompt_format
+from mmrl.open import open_model, open_source, prompt_format
 from mmrl.train.optimizer import initial_state, make_optimizer
 from mmrl.train.rollouts import episodes_of
 from pathlib import Path

@@ -15,12 +15,12 @@ from mmrl.data.zoom_world import BOXES, world, write_zoom_world, zoom_call
 from mmrl.experiment import load
 from mmrl.kernels.vocab import BANNED
 from mmrl.models.prompts import text_ids
+from mmrl.open import open_model, open_source, prompt_format
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.generate import gather
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
 from mmrl.train import programs
-from mmrl.train.assemble import open_model, open_source, prompt_format
 from mmrl.train.rollouts import (
     observed_slots,
     play,

@@ -16,8 +16,8 @@ from runs import assert_same_run, without_times
 
 from mmrl.models.checkpoint import load
 from mmrl.models.qwen2_5_vl_config import describe, read_config
+from mmrl.run_folder import read_metrics
 from mmrl.train import checkpoint
-from mmrl.train.metrics import read_metrics
 from mmrl.train.stages import run
 
 STEPS = 4
@@ -98,7 +98,7 @@ def test_begins_anew_without_a_checkpoint(smoke_config, smoke_run, tmp_path):
 
 
 def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
-    from mmrl.train.assemble import open_model
+    from mmrl.open import open_model
     from mmrl.train.preemption import Notice
     from mmrl.train.stages import cold_start
 

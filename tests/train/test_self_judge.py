@@ -12,12 +12,12 @@ from tiny import noise_image
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import make_mesh
 from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.open import OpenModel
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train import self_judge
-from mmrl.train.assemble import Model
 from mmrl.train.metrics import CompileCounter
 from mmrl.train.rollouts import prompt_keys
 from mmrl.train.self_judge import self_judged
@@ -32,7 +32,7 @@ def model(policy):
     """The fixture model, small enough to be compiled in no time."""
     config = replace(policy.config, layers=1, vision_layers=1, full_attention_layers=(0,))
     mesh = make_mesh({"replica": 1, "data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return Model(policy.directory, policy.processor, config, describe(config), mesh)
+    return OpenModel(policy.directory, policy.processor, config, describe(config), mesh)
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from devices import run_on
 from tiny import make_prompts, make_responses
 
 from mmrl.algorithms.recipes import RECIPES
-from mmrl.config import Optimizer
+from mmrl.config import OptimizerConfig
 from mmrl.mesh import AXES, make_mesh, put, shardings
 from mmrl.models.params import initialise
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
-from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.train import programs
 from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.train.programs import Batch, ImageCorruption, Policy
+from mmrl.train.programs import Batch, ImageCorruption
 
 DEVICES = 8
 # replica, data, fsdp, tensor. The model has 4 heads and 2 key/value heads: over 8 they cannot be cut.
@@ -32,7 +32,7 @@ ALGORITHMS = {
 CORRUPTION = ImageCorruption("patch_black", 0.5)
 PROMPTS, GROUP, SLOTS = 8, 2, 4
 # A large eps keeps the step a smooth function of the gradient; at 1e-8 it is the sign of rounding errors.
-OPTIMIZER = Optimizer(learning_rate=0.1, eps=1.0, max_gradient_norm=1e9)
+OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=1.0, max_gradient_norm=1e9)
 
 
 @pytest.mark.slow

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.config import Config, Data, Mesh, Rollout, Train, from_dict
+from mmrl import run_folder
+from mmrl.config import Config, DataConfig, MeshConfig, RolloutConfig, TrainConfig, from_dict
 from mmrl.train import environment, workdir
 from mmrl.train.preemption import Interrupted
 
-CONFIG = Config(seed=3, data=Data(train="a.parquet"), train=Train(steps=7))
+CONFIG = Config(seed=3, data=DataConfig(train="a.parquet"), train=TrainConfig(steps=7))
 
 
 def changed(part, **values):
@@ -26,13 +27,13 @@ def changed(part, **values):
 class TestConfig:
     def test_is_written_and_read(self, tmp_path):
         workdir.open_workdir(CONFIG, tmp_path / "a" / "run")
-        assert workdir.read_config(tmp_path / "a" / "run") == CONFIG
+        assert run_folder.read_config(tmp_path / "a" / "run") == CONFIG
         workdir.open_workdir(CONFIG, tmp_path / "a" / "run")
 
     @pytest.mark.parametrize(
         "other",
         [
-            dataclasses.replace(CONFIG, mesh=Mesh(data=2, tensor=4)),
+            dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, tensor=4)),
             changed("train", micro_prompts=4, checkpoint_every=3, keep_checkpoints=9, evaluate_every=2),
             changed("rollout", lanes=4, columns=2, chunk=8),
             changed("data", workers=1),
@@ -44,17 +45,19 @@ class TestConfig:
     def test_what_changes_no_result_may_change(self, tmp_path, other):
         workdir.open_workdir(CONFIG, tmp_path)
         workdir.open_workdir(other, tmp_path)
-        assert workdir.read_config(tmp_path) == other
+        assert run_folder.read_config(tmp_path) == other
 
     def test_anything_else_may_not(self, tmp_path):
         workdir.open_workdir(CONFIG, tmp_path)
-        other = dataclasses.replace(CONFIG, seed=4, train=Train(steps=8), rollout=Rollout(group=3, lanes=2))
+        other = dataclasses.replace(
+            CONFIG, seed=4, train=TrainConfig(steps=8), rollout=RolloutConfig(group=3, lanes=2)
+        )
         with pytest.raises(
             ValueError, match=r"\(rollout.group: 8 there, 3 now; seed: 3 there, 4 now; tr"
         ) as told:
             workdir.open_workdir(other, tmp_path)
         assert "lanes" not in str(told.value)
-        assert workdir.read_config(tmp_path) == CONFIG
+        assert run_folder.read_config(tmp_path) == CONFIG
 
     @pytest.mark.parametrize("left", ["", '{"seed": 3, "da', "\x00\x00\x00"])
     def test_half_written(self, tmp_path, left):
@@ -62,17 +65,17 @@ class TestConfig:
         (tmp_path / "config.json").write_text(left)
         (tmp_path / ".config.json.part").write_text('{"se')
         with pytest.raises(ValueError, match=r"config\.json is damaged; starting the run again"):
-            workdir.read_config(tmp_path)
+            run_folder.read_config(tmp_path)
         workdir.open_workdir(CONFIG, tmp_path)
-        assert workdir.read_config(tmp_path) == CONFIG
+        assert run_folder.read_config(tmp_path) == CONFIG
 
     def test_no_run(self, tmp_path):
         with pytest.raises(ValueError, match="holds no run"):
-            workdir.read_config(tmp_path)
+            run_folder.read_config(tmp_path)
 
     def test_every_key_that_may_change_is_one(self):
-        keys = workdir.flat(dataclasses.asdict(from_dict(dataclasses.asdict(Config()))))
-        for name in workdir._MAY_CHANGE:
+        keys = run_folder.flat(dataclasses.asdict(from_dict(dataclasses.asdict(Config()))))
+        for name in run_folder.CHANGEABLE:
             assert any(key == name or key.startswith(name) for key in keys), name
 
 
@@ -188,7 +191,7 @@ class TestRefusedStart:
         assert (tmp_path / "a" / "world").is_dir()
         (tmp_path / "a" / "world").rmdir()
         self.start(tmp_path / "a", ValueError("bad data"))
-        assert len(workdir.read_starts(tmp_path / "a")) == 2
+        assert len(run_folder.read_starts(tmp_path / "a")) == 2
 
     def test_one_in_the_folder_of_another_that_is_starting_touches_nothing(self, tmp_path, monkeypatch):
         def held(*_):
@@ -212,7 +215,7 @@ class TestStarts:
         assert self.start(tmp_path, {"data.train": "aa"}) == []
         (tmp_path / "checkpoints" / "12").mkdir(parents=True)
         assert self.start(tmp_path, {"data.train": "aa", "data.heldout": "bb"}) == []
-        first, second = workdir.read_starts(tmp_path)
+        first, second = run_folder.read_starts(tmp_path)
         assert (first["step"], second["step"]) == (0, 12)
         assert second["data"] == {"data.train": "aa", "data.heldout": "bb"}
         assert first["command"] == sys.argv
@@ -228,11 +231,11 @@ class TestStarts:
         for key in ("data.train", "data.heldout"):
             with pytest.raises(ValueError, match=rf"config\.{key} is not the data .*now\)"):
                 self.start(tmp_path, {key: "b" * 64})
-        assert len(workdir.read_starts(tmp_path)) == 2
+        assert len(run_folder.read_starts(tmp_path)) == 2
 
     def test_other_libraries_are_told(self, tmp_path):
         self.start(tmp_path, {})
-        row = workdir.read_starts(tmp_path)[0]
+        row = run_folder.read_starts(tmp_path)[0]
         row["libraries"] |= {"jax": "0.0.1", "gone": "2"}
         (tmp_path / "starts.jsonl").write_text(json.dumps(row) + "\n")
         said = self.start(tmp_path, {})
@@ -247,7 +250,7 @@ class TestStarts:
         whole = path.read_bytes()
         path.write_bytes(whole + whole[:size])
         self.start(tmp_path, {"data.train": "aa"})
-        rows = workdir.read_starts(tmp_path)
+        rows = run_folder.read_starts(tmp_path)
         # Without its newline the row is whole.
         assert len(rows) == (3 if size == -1 else 2)
         assert path.read_bytes().startswith(whole)
@@ -259,12 +262,12 @@ class TestStarts:
         self.start(tmp_path, {"data.train": "aa"})
         path = tmp_path / "starts.jsonl"
         path.write_bytes(content + b"\n" + path.read_bytes())
-        assert len(workdir.read_starts(tmp_path)) == 1
+        assert len(run_folder.read_starts(tmp_path)) == 1
         assert f"{path}, line 1, is damaged" in capsys.readouterr().err
         (said,) = self.start(tmp_path, {"data.train": "aa"})
         assert "line 1, is damaged" in said
         assert path.with_name("starts.jsonl.damaged").read_bytes() == content + b"\n"
-        assert len(workdir.read_starts(tmp_path)) == 2
+        assert len(run_folder.read_starts(tmp_path)) == 2
         assert capsys.readouterr().err == ""
 
 

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from mmrl.config import Log
+from mmrl.config import LogConfig
+from mmrl.run_folder import read_metrics
 from mmrl.train import writers
-from mmrl.train.metrics import Metrics, read_metrics
+from mmrl.train.metrics import Metrics
 from mmrl.train.writers import Shown, Wandb, check_wandb
 
 HOSTILE = "<script>alert(1)</script> **bold** \x1b[2J\n| a | b |"
@@ -205,7 +206,7 @@ def test_a_run_with_wandb_has_token_perception(offline, smoke_config, monkeypatc
 
     monkeypatch.setattr(Wandb, "show", noted)
     train = dataclasses.replace(smoke_config.train, steps=1)
-    run(dataclasses.replace(smoke_config, log=Log(wandb="project"), train=train), tmp_path / "run")
+    run(dataclasses.replace(smoke_config, log=LogConfig(wandb="project"), train=train), tmp_path / "run")
     told = sent(tmp_path / "run", 0)
     assert b"heldout/accuracy" in told
     assert b"media/html/" in told

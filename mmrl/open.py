@@ -1,4 +1,4 @@
-"""From a config to the things a stage works with; every check that needs no computation happens here."""
+"""Models, data sets and samplers that a config names, opened; every check that needs no computation."""
 
 import dataclasses
 import time
@@ -20,23 +20,22 @@ from mmrl.data.pipeline import PromptFormat, Readers, Skipped
 from mmrl.data.rounds import Mixture
 from mmrl.data.sources import Source, mixture, read
 from mmrl.data.validation import Broken, Budget, Report, inspect, merged, usable
+from mmrl.grading import row_check
+from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, make_mesh, shardings
 from mmrl.models import checkpoint, qwen2_5_vl_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
-from mmrl.rollout.sampling import Sampling
+from mmrl.rollout.sampling import Policy, Sampling
+from mmrl.run_folder import read_starts
 from mmrl.terminal import rewrite
-from mmrl.train.grading import probe
-from mmrl.train.metrics import say
-from mmrl.train.programs import Policy
-from mmrl.train.workdir import read_starts
 from mmrl.types import Params
 
 PATIENCE_S = 3.0  # after which a look through data shows its progress
 
 
 @dataclass(frozen=True)
-class Model:
+class OpenModel:
     """A model directory, opened, and the mesh it is computed on."""
 
     directory: Path
@@ -78,18 +77,18 @@ class TrainingData:
     lengths: Int[np.ndarray, "n 2"]  # tokens and patch slots of each prompt that is used
 
 
-def located(path: str, workdir: Path) -> str:
+def expand_workdir(path: str, workdir: Path) -> str:
     """A path of the config, with ``{workdir}`` filled in: a run's folder may be moved."""
     return path.replace("{workdir}", str(workdir))
 
 
-def model_at(config: Config, workdir: Path, *, weights: bool = True) -> str:
+def model_directory(config: Config, workdir: Path, *, weights: bool = True) -> str:
     """The directory that ``config.model.path`` names; of a name on the hub, its files in the cache.
 
     Of a run that was started before it is the commit it began with. Without ``weights``, these need not be
     there. Raises ValueError if it cannot be fetched.
     """
-    path = located(config.model.path, workdir)
+    path = expand_workdir(config.model.path, workdir)
     return hub.local(path, "model", commit=_first_commit(path, "model", workdir), weights=weights)
 
 
@@ -109,8 +108,8 @@ def hub_commits(config: Config, workdir: Path) -> dict[str, str]:
     data = [path for _, text in ((0.0, config.data.train), *config.data.stages) for path, _ in mixture(text)]
     data += [path.strip() for path in config.data.heldout.split(",")]
     data += [config.cold_start.data] if config.cold_start.steps else []
-    kinds: dict[str, hub.Kind] = {located(path, workdir): "dataset" for path in data}
-    kinds[located(config.model.path, workdir)] = "model"
+    kinds: dict[str, hub.Kind] = {expand_workdir(path, workdir): "dataset" for path in data}
+    kinds[expand_workdir(config.model.path, workdir)] = "model"
     commits = {}
     for path, kind in kinds.items():
         name = hub.reference(path)
@@ -127,7 +126,7 @@ def hub_commits(config: Config, workdir: Path) -> dict[str, str]:
     return commits
 
 
-def open_model(config: Config, directory: str | Path) -> Model:
+def open_model(config: Config, directory: str | Path) -> OpenModel:
     """Open a Hugging Face directory; the weights are read by `Model.load`.
 
     Raises:
@@ -144,8 +143,8 @@ def open_model(config: Config, directory: str | Path) -> Model:
             " a window"
         )
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    sizes = with_choices(qwen2_5_vl_config.read_config(directory), config, mesh)
-    return Model(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
+    sizes = with_compute_options(qwen2_5_vl_config.read_config(directory), config, mesh)
+    return OpenModel(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
 
 
 def open_processor(config: Config, directory: str | Path) -> Processor:
@@ -159,7 +158,9 @@ def open_processor(config: Config, directory: str | Path) -> Processor:
     return replace(processor, image=image)
 
 
-def with_choices(sizes: qwen2_5_vl_config.Config, config: Config, mesh: Mesh) -> qwen2_5_vl_config.Config:
+def with_compute_options(
+    sizes: qwen2_5_vl_config.Config, config: Config, mesh: Mesh
+) -> qwen2_5_vl_config.Config:
     """Sizes of a model as ``config.model`` has it computed on the devices of ``mesh``."""
     return replace(
         sizes,
@@ -170,7 +171,9 @@ def with_choices(sizes: qwen2_5_vl_config.Config, config: Config, mesh: Mesh) ->
     )
 
 
-def uneven(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh | AbstractMesh) -> list[str]:
+def sharding_warnings(
+    config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh | AbstractMesh
+) -> list[str]:
     """What the mesh does not divide: results are right, but devices repeat each other's work or weights."""
     parts = batch_shards(mesh)
     batches = {"train.micro_prompts": config.train.micro_prompts, "rollout.prompts": config.rollout.prompts}
@@ -238,14 +241,14 @@ def readers(config: Config) -> Readers:
     return Readers(config.data.workers, config.data.processes)
 
 
-def data_at(config: Config, path: str, workdir: Path) -> Source:
+def open_data(config: Config, path: str, workdir: Path) -> Source:
     """The data set that the config calls ``path``, as it lies there; ValueError if it cannot be opened."""
-    path = located(path, workdir)
+    path = expand_workdir(path, workdir)
     path = hub.local(path, "dataset", commit=_first_commit(path, "dataset", workdir))
     return read(path, image_root=config.data.image_root or None)
 
 
-def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingData:
+def open_training_data(config: Config, workdir: Path, model: OpenModel) -> TrainingData:
     """Open the data sets of ``config.data.train`` and ``config.data.stages``, and look through them.
 
     Raises:
@@ -279,7 +282,7 @@ def open_training_data(config: Config, workdir: Path, model: Model) -> TrainingD
 
 
 def open_heldout(
-    config: Config, text: str, workdir: Path, model: Model, *, key: str = "data.heldout"
+    config: Config, text: str, workdir: Path, model: OpenModel, *, key: str = "data.heldout"
 ) -> tuple[Source, ...]:
     """Open the data sets of "A,B", of which all rows are evaluated: there are no weights.
 
@@ -289,7 +292,7 @@ def open_heldout(
 
 
 def open_heldout_with_lengths(
-    config: Config, text: str, workdir: Path, model: Model, *, key: str = "data.heldout"
+    config: Config, text: str, workdir: Path, model: OpenModel, *, key: str = "data.heldout"
 ) -> tuple[tuple[Source, ...], Int[np.ndarray, "n 2"]]:
     """`open_heldout`, and the tokens and patch slots of each prompt; nothing for ""."""
     paths = [path.strip() for path in text.split(",")] if text else []
@@ -304,7 +307,7 @@ def _lengths(found: Sequence[tuple[Source, Report]]) -> Int[np.ndarray, "n 2"]:
 
 
 def open_source(
-    config: Config, path: str, workdir: Path, model: Model, *, key: str, longest: int | None = None
+    config: Config, path: str, workdir: Path, model: OpenModel, *, key: str, longest: int | None = None
 ) -> Source:
     """Open a data set and look through it; ``key`` names it in messages.
 
@@ -349,12 +352,12 @@ def _check_names(sources: Sequence[Source], key: str, text: str) -> None:
 
 
 def _looked_through(
-    config: Config, path: str, workdir: Path, model: Model, key: str, longest: int | None
+    config: Config, path: str, workdir: Path, model: OpenModel, key: str, longest: int | None
 ) -> tuple[Source, Report]:
     """A data set without the rows that cannot be used, and what the look through all of it found."""
     if not path:
         raise ValueError(f"config.{key} is empty: name a data set")
-    source = data_at(config, path, workdir)
+    source = open_data(config, path, workdir)
     form, size = prompt_format(config), len(source)
     part = inspect(
         source,
@@ -364,7 +367,7 @@ def _looked_through(
         longest=longest,
         start=jax.process_index(),
         stride=jax.process_count(),
-        probe=probe(config) if longest is None else None,
+        probe=row_check(config) if longest is None else None,
         progress=partial(_show_progress, source.name, time.monotonic()),
     )
     parts = hosts.gather(dataclasses.asdict(part))

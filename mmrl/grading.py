@@ -1,4 +1,4 @@
-"""From a response that has ended to its reward: what its verifiers are told, and how it is paid."""
+"""Reward computation for finished responses: what verifiers get, what rows must have, how groups are paid."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -56,7 +56,7 @@ def check_sources(config: Config, names: Collection[str]) -> None:
             )
 
 
-def told(sample: Sample, found: Rule, rollout: Rollout, episode: Mapping[str, float]) -> Sample:
+def verifier_input(sample: Sample, found: Rule, rollout: Rollout, episode: Mapping[str, float]) -> Sample:
     """The sample as verifiers see it: the config's options below its own facts, the rollout's above them."""
     facts: dict[str, Any] = {**(found.options or {}), **sample.facts, "rollout": dataclasses.asdict(rollout)}
     if episode:
@@ -64,19 +64,19 @@ def told(sample: Sample, found: Rule, rollout: Rollout, episode: Mapping[str, fl
     return replace(sample, verifier=found.verifiers(sample.verifier), facts=facts)
 
 
-def facts_of(response: Trajectory, max_tokens: int, progress: float) -> Rollout:
+def rollout_facts(response: Trajectory, max_tokens: int, progress: float) -> Rollout:
     """What verifiers are told of a response."""
     return Rollout(progress, int(response.written.sum()), max_tokens, response.stop == StopReason.LENGTH)
 
 
-def probe(config: Config) -> Callable[[Sample], None]:
+def row_check(config: Config) -> Callable[[Sample], None]:
     """What raises ValueError if responses to a row could not be graded and paid as the config says."""
     rules = rules_of(config)
     verifiers = own(dataclasses.asdict(config.reward))
 
     def look(sample: Sample) -> None:
         found = rules(sample)
-        sample = told(sample, found, Rollout(), {})
+        sample = verifier_input(sample, found, Rollout(), {})
         there = reports(sample, verifiers)
         if config.reward.self_judge.question:
             there |= {SELF_JUDGE}
@@ -95,7 +95,7 @@ def probe(config: Config) -> Callable[[Sample], None]:
     return look
 
 
-def paid(
+def group_rewards(
     found: Rule,
     graded: Sequence[Graded],
     lengths: Sequence[int],

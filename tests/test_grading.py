@@ -1,19 +1,19 @@
-"""What verifiers are told, what is asked of rows before a run, and how groups are paid."""
+"""Input of verifiers, checks of rows before a run, and rewards of groups."""
 
 import dataclasses
 
 import pytest
 
-from mmrl.config import Config, Reward, resolve, template
+from mmrl.config import Config, RewardConfig, resolve, template
+from mmrl.grading import check_sources, group_rewards, row_check, rules_of, verifier_input
 from mmrl.rewards.facts import Rollout, rollout
 from mmrl.rewards.judge_client import Judge
 from mmrl.rewards.pool import Graded
 from mmrl.sample import Sample
-from mmrl.train.grading import check_sources, paid, probe, rules_of, told
 
 
 def config(**reward):
-    return dataclasses.replace(Config(), reward=Reward(**reward))
+    return dataclasses.replace(Config(), reward=RewardConfig(**reward))
 
 
 def row(**facts):
@@ -23,7 +23,9 @@ def row(**facts):
 def test_a_verifier_is_told_of_options_the_row_and_the_rollout():
     given = config(options={"tolerance": 0.5, "answer_in": "tag"}, also=("format",))
     sample = row(tolerance=0.1, rollout={"progress": 9.0})
-    seen = told(sample, rules_of(given)(sample), Rollout(progress=0.25, tokens=7), {"tool_calls": 2.0})
+    seen = verifier_input(
+        sample, rules_of(given)(sample), Rollout(progress=0.25, tokens=7), {"tool_calls": 2.0}
+    )
     assert seen.verifier == "number+format"
     assert (seen.facts["tolerance"], seen.facts["answer_in"]) == (0.1, "tag")
     assert rollout(seen) == Rollout(progress=0.25, tokens=7)
@@ -61,7 +63,7 @@ def test_a_rows_own_weights():
     ],
 )
 def test_rows_are_probed_before_a_run(reward, sample, message):
-    look = probe(config(**reward))
+    look = row_check(config(**reward))
     if message is None:
         look(sample)
     else:
@@ -72,7 +74,7 @@ def test_rows_are_probed_before_a_run(reward, sample, message):
 def test_a_group_is_paid_without_those_that_failed():
     rule = rules_of(config(weights={"accuracy": 1.0, "brevity": 1.0}, bonuses=("brevity",)))(row())
     graded = [Graded({"accuracy": 1.0}), Graded({}, False, "slow"), Graded({"accuracy": 1.0})]
-    rewards, components = paid(rule, graded, [10, 5, 20], 100, 0.0)
+    rewards, components = group_rewards(rule, graded, [10, 5, 20], 100, 0.0)
     assert rewards == [1.5, 0.0, 0.5]
     assert components == [{"accuracy": 1.0, "brevity": 0.5}, {}, {"accuracy": 1.0, "brevity": -0.5}]
 
