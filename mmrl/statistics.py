@@ -10,12 +10,12 @@ LEVEL = 0.95  # of every interval in this project
 
 
 class Interval(NamedTuple):
-    """A mean, and between which values it would lie in 95 of 100 repetitions; NaN where nothing tells."""
+    """A mean and its 95 % confidence interval; NaN where the values do not determine them."""
 
     mean: float
     low: float
     high: float
-    n: int  # what it is the mean of
+    n: int  # values, or sets of values, that the mean is taken over
 
     @property
     def half(self) -> float:
@@ -24,19 +24,17 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Float[np.ndarray, "n"]) -> Interval:
-    """Mean of independent repetitions (seeds), with Student's t interval; of paired differences likewise.
+    """Mean of independent repetitions (seeds), or of paired differences, with Student's t interval.
 
     One value has a mean and no interval; no value has neither.
     """
-    from scipy.stats import t
+    from scipy.stats import sem, t
 
     count = len(values)
-    if not count:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    mean = float(values.mean())
-    if count == 1:
-        return Interval(mean, np.nan, np.nan, 1)
-    half = float(t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / np.sqrt(count))
+    mean = float(values.mean()) if count else np.nan
+    if count < 2:
+        return Interval(mean, np.nan, np.nan, count)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1) * sem(values))
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -48,13 +46,7 @@ def bootstrap_interval(
     ``values`` has one number a question, such as the share of its responses that are right: questions are
     drawn, not responses, as the responses to one question are alike.
     """
-    count = len(values)
-    if not count:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    # A row at a time: `draws` times `n` numbers of a large benchmark need not be held.
-    means = [values[rng.integers(count, size=count)].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high), count)
+    return stratified_interval([values], rng, draws)._replace(n=len(values))
 
 
 def stratified_interval(
@@ -66,11 +58,11 @@ def stratified_interval(
     """
     if not groups or not all(map(len, groups)):
         return Interval(np.nan, np.nan, np.nan, 0)
-
-    def drawn(values: np.ndarray) -> float:
-        return float(values[rng.integers(len(values), size=len(values))].mean())
-
-    means = [np.mean([drawn(values) for values in groups]) for _ in range(draws)]
+    # One draw at a time: `draws` times `n` numbers of a large benchmark need not be held.
+    means = [
+        np.mean([values[rng.integers(len(values), size=len(values))].mean() for values in groups])
+        for _ in range(draws)
+    ]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     mean = float(np.mean([values.mean() for values in groups]))
     return Interval(mean, float(low), float(high), len(groups))

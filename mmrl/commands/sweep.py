@@ -13,8 +13,7 @@ from mmrl.commands import option_types
 from mmrl.terminal import command, rewrite, tell
 
 if TYPE_CHECKING:
-    from mmrl.sweep.execute import Ended
-    from mmrl.sweep.plan import Member
+    from mmrl.sweep.execute import Outcome
 
 EXAMPLES = """\
 examples:
@@ -27,7 +26,7 @@ FILE defines get_sweep(ARG). What is finished is skipped, what is not goes on fr
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Arguments of ``mmrl sweep``."""
     sub.add_argument("file", metavar="FILE[:ARG]", help="a sweep; --config.KEY=VALUE changes all its runs")
     sub.add_argument(
         "--workdir",
@@ -59,33 +58,34 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"--workdir={options.workdir}: a sweep looks into its runs; name a folder of this machine"
         )
     from mmrl.sweep.definition import name_of, open_sweep
-    from mmrl.sweep.plan import FINISHED, only, plan, states, write_sweep
+    from mmrl.sweep.execute import execute
+    from mmrl.sweep.plan import FINISHED, plan_runs, run_states, select_arms, write_sweep
     from mmrl.sweep.results import load_sweep, write_table
 
     sweep = open_sweep(options.file)
     directory = Path(options.workdir or Path("runs") / name_of(options.file))
-    members = plan(sweep, directory, overrides)
-    chosen = only(members, options.arm)
-    found = states(members)
+    runs = plan_runs(sweep, directory, overrides)
+    chosen, states = select_arms(runs, options.arm), run_states(runs)
+    pending = [one for one in chosen if states[one.name] != FINISHED]
     if options.dry_run:
         for one in chosen:
-            words = (
-                "" if found[one.name] == FINISHED else command(*(launcher or ("mmrl", "train")), *one.words)
-            )
-            tell(f"{found[one.name]:<10}{one.name}  {words}".rstrip())
+            words = command(*(launcher or ("mmrl", "train")), *one.words) if one in pending else ""
+            tell(f"{states[one.name]:<10}{one.name}  {words}".rstrip())
         return
     if launcher and shutil.which(launcher[0]) is None:
         raise ValueError(f"--launcher={options.launcher!r}: there is no program {launcher[0]!r}")
     write_sweep(sweep, directory, overrides)
-    ended = None
+    outcome = None
     if not options.table:
-        pending = [one for one in chosen if found[one.name] != FINISHED]
-        ended = _execute(members, pending, launcher, options.at_once)
+        tell(f"{len(runs)} runs, {len(pending)} to be run, {options.at_once} at once")
+        start = launcher or (sys.executable, "-m", "mmrl.cli", "train")
+        show = _rewrite if sys.stdout.isatty() else _print_changes()
+        outcome = execute(runs, pending, start, options.at_once, wait=launcher is None, show=show)
+        tell()
     tell(write_table(load_sweep(directory)))
-    made = ", ".join(str(directory / name) for name in ("table.md", "table.csv"))
-    tell(f"table     {made}; values {directory / 'runs.csv'}")
-    if ended is not None:
-        _tell(ended, found, chosen)
+    tell(f"table     {directory / 'table.md'}, {directory / 'table.csv'}; values {directory / 'runs.csv'}")
+    if outcome is not None:
+        _print_unfinished(outcome)
 
 
 def _launcher(text: str | None) -> tuple[str, ...] | None:
@@ -101,47 +101,33 @@ def _launcher(text: str | None) -> tuple[str, ...] | None:
     return words
 
 
-def _execute(
-    members: Sequence["Member"], pending: Sequence["Member"], launcher: Sequence[str] | None, at_once: int
-) -> "Ended":
-    from mmrl.sweep.execute import execute
-
-    tell(f"{len(members)} runs, {len(pending)} to be run, {at_once} at once")
-    command = launcher or (sys.executable, "-m", "mmrl.cli", "train")
-    show = _live if sys.stdout.isatty() else _plain()
-    ended = execute(members, pending, command, at_once, wait=launcher is None, show=show)
-    tell()
-    return ended
-
-
-def _live(line: str) -> None:
+def _rewrite(line: str) -> None:
     rewrite(line, last=False)
 
 
-def _plain() -> Callable[[str], None]:
-    """Shows a line where something besides the time has changed."""
+def _print_changes() -> Callable[[str], None]:
+    """Prints a line of progress where something besides the time has changed."""
     last = ""
 
     def show(line: str) -> None:
         nonlocal last
-        what = line.partition("  [")[0]
-        if what != last:
+        if line.partition("  [")[0] != last:
             tell(line)
-        last = what
+        last = line.partition("  [")[0]
 
     return show
 
 
-def _tell(ended: "Ended", found: dict[str, str], chosen: Sequence["Member"]) -> None:
-    """Say what is not finished, and leave with the status of that."""
-    for one in ended.elsewhere:
-        tell(f"ended     {one.name}: {one.workdir} has no summary.json; fetch it, then run this with --table")
-    for one, said in ended.failed:
-        tell(f"failed    {one.name}: {said}\n          {one.workdir / 'log.txt'}", error=True)
-    if ended.signal is not None:
-        name = signal.Signals(ended.signal).name
+def _print_unfinished(outcome: "Outcome") -> None:
+    """Print the runs that are not finished, and exit with the status of that."""
+    for run in outcome.elsewhere:
+        tell(f"ended     {run.name}: {run.workdir} has no summary.json; fetch it, then run this with --table")
+    for run, line in outcome.failed:
+        tell(f"failed    {run.name}: {line}\n          {run.workdir / 'log.txt'}", error=True)
+    if outcome.signal is not None:
+        name = signal.Signals(outcome.signal).name
         tell(f"mmrl: stopped by {name}; the same command goes on from here", error=True)
-        raise SystemExit(128 + ended.signal)
-    if ended.failed:
-        tell(f"mmrl: {len(ended.failed)} runs failed; the same command tries them again", error=True)
+        raise SystemExit(128 + outcome.signal)
+    if outcome.failed:
+        tell(f"mmrl: {len(outcome.failed)} runs failed; the same command tries them again", error=True)
         raise SystemExit(1)

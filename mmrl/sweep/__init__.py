@@ -1,7 +1,18 @@
-"""Sweeps: an experiment with some of its keys varied, over seeds, and one table of what came of it."""
+"""Sweeps: an experiment with some of its keys varied, over seeds, and one table of the results."""
 
-from mmrl.sweep.arms import Arm, Arms, arm, chain, param, product, zipped
-from mmrl.sweep.definition import Sweep, form, open_sweep
+from mmrl.sweep.definition import (
+    Arm,
+    Arms,
+    Sweep,
+    arm,
+    chain,
+    form,
+    labels,
+    open_sweep,
+    param,
+    product,
+    zipped,
+)
 from mmrl.sweep.results import Results, Row, load_runs, load_sweep, table, workdir_of
 
 __all__ = [
@@ -13,6 +24,7 @@ __all__ = [
     "arm",
     "chain",
     "form",
+    "labels",
     "load_runs",
     "load_sweep",
     "open_sweep",

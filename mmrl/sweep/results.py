@@ -1,9 +1,9 @@
-"""A sweep's folder, read: which runs are finished, what came of them, and the table of it."""
+"""Results of a sweep, read from its folder: finished runs, their metrics, and the table of these."""
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,12 @@ from mmrl.atomic import atomic_write
 from mmrl.run_folder import read_metrics
 from mmrl.statistics import Interval, mean_interval
 from mmrl.sweep.definition import AREA
+
+_COLUMNS = (
+    *("arm", "metric", "finished", "planned", "seeds", "mean", "low", "high"),
+    *("pairs", "difference", "difference_low", "difference_high"),
+)
+_NONE = Interval(np.nan, np.nan, np.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,13 @@ class Results:
     metrics: tuple[str, ...]
     finished: dict[str, tuple[int, ...]]  # label -> seeds whose runs are finished
     values: dict[tuple[str, int, str], float]  # (label, seed, metric), of finished runs that have it
+
+    def of_arm(self, arm: str, metric: str) -> dict[int, float]:
+        """Values of a metric by seed. Raises ValueError if there is no such arm."""
+        if arm not in self.arms:
+            raise ValueError(f"{self.directory} has no arm {arm!r}; there are {', '.join(self.arms)}")
+        found = {seed: self.values.get((arm, seed, metric)) for seed in self.finished[arm]}
+        return {seed: value for seed, value in found.items() if value is not None}
 
 
 class Row(NamedTuple):
@@ -60,36 +73,29 @@ def load_sweep(directory: str | Path, metrics: Sequence[str] = ()) -> Results:
     directory = Path(directory)
     path = directory / "sweep.json"
     try:
-        asked = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{directory} holds no sweep: {path} does not exist") from error
     except (ValueError, RecursionError):
-        asked = None
-    if not _is_asked(asked):
+        content = None
+    if not _is_sweep(content):
         raise ValueError(f"{path} is damaged; the same mmrl sweep writes it anew")
-    wanted = tuple(metrics) or tuple(asked["metrics"])
+    arms, seeds, names = content["arms"], tuple(content["seeds"]), tuple(metrics or content["metrics"])
     finished: dict[str, tuple[int, ...]] = {}
     values: dict[tuple[str, int, str], float] = {}
-    for arm in asked["arms"]:
-        done = [seed for seed in asked["seeds"] if _summary(directory, arm, seed).is_file()]
-        finished[arm] = tuple(done)
-        for seed in done:
-            rows = read_metrics(workdir_of(directory, arm, seed))
-            found = {metric: value_of(rows, metric) for metric in wanted}
+    for arm in arms:
+        folders = {seed: workdir_of(directory, arm, seed) for seed in seeds}
+        finished[arm] = tuple(seed for seed in seeds if (folders[seed] / "summary.json").is_file())
+        for seed in finished[arm]:
+            rows = read_metrics(folders[seed])
+            found = {name: value_of(rows, name) for name in names}
             values |= {(arm, seed, name): value for name, value in found.items() if value is not None}
     return Results(
-        directory=directory,
-        experiment=asked["experiment"],
-        arms=asked["arms"],
-        seeds=tuple(asked["seeds"]),
-        baseline=asked["baseline"],
-        metrics=wanted,
-        finished=finished,
-        values=values,
+        directory, content["experiment"], arms, seeds, content["baseline"], names, finished, values
     )
 
 
-def _is_asked(value: Any) -> bool:
+def _is_sweep(value: Any) -> bool:
     """Whether a JSON value is what `mmrl.sweep.plan.write_sweep` writes."""
     if not isinstance(value, dict) or not isinstance(value.get("arms"), dict):
         return False
@@ -99,19 +105,18 @@ def _is_asked(value: Any) -> bool:
         and all(isinstance(changes, dict) for changes in value["arms"].values())
         and value.get("baseline") in ("", *value["arms"])
         and all(value.get(key) and isinstance(value[key], list) for key in lists)
-        and all(type(one) is kind for key, kind in lists.items() for one in value[key])
+        and all(type(item) is kind for key, kind in lists.items() for item in value[key])
     )
 
 
 def load_runs(results: Results, arm: str) -> list[Run]:
     """The finished runs of an arm, in the order of seeds. Raises ValueError if there is no such arm."""
-    if arm not in results.arms:
-        raise ValueError(f"{results.directory} has no arm {arm!r}; there are {', '.join(results.arms)}")
+    results.of_arm(arm, "")
     return [load_run(workdir_of(results.directory, arm, seed)) for seed in results.finished[arm]]
 
 
 def value_of(rows: Sequence[Mapping[str, float]], metric: str) -> float | None:
-    """What a metric of a sweep is in rows of metrics.jsonl; None where no row has it."""
+    """Value of a sweep's metric in rows of metrics.jsonl; None where no row has it."""
     name = metric.removeprefix(AREA)
     points = [(row["step"], row[name]) for row in rows if name in row]
     if not points:
@@ -129,21 +134,28 @@ def table(results: Results, baseline: str | None = None) -> list[Row]:
     is no such arm.
     """
     base = results.baseline if baseline is None else baseline
-    if base and base not in results.arms:
-        raise ValueError(f"{results.directory} has no arm {base!r}; there are {', '.join(results.arms)}")
-    return [_row(results, arm, metric, base) for arm in results.arms for metric in results.metrics]
+    rows = []
+    for metric in results.metrics:
+        other = results.of_arm(base, metric) if base else {}
+        for arm in results.arms:
+            own, difference = results.of_arm(arm, metric), None
+            if base and arm != base:
+                difference = _mean([own[seed] - other[seed] for seed in own if seed in other])
+            counts = len(results.finished[arm]), len(results.seeds)
+            rows.append(Row(arm, metric, *counts, _mean(own.values()), difference))
+    order = list(results.arms)
+    return sorted(rows, key=lambda row: order.index(row.arm))
 
 
 def write_table(results: Results) -> str:
     """Write ``table.md``, ``table.csv`` and ``runs.csv`` into the sweep's folder; returns the first."""
     rows = table(results)
     text = as_markdown(results, rows)
+    flat = [(*row[:4], *_cells(row.value), *_cells(row.difference or _NONE)) for row in rows]
+    values = [(*key, value) for key, value in results.values.items()]
     atomic_write(results.directory / "table.md", text)
-    atomic_write(results.directory / "table.csv", _csv(_COLUMNS, map(_flat, rows)))
-    atomic_write(
-        results.directory / "runs.csv",
-        _csv(("arm", "seed", "metric", "value"), [(*key, value) for key, value in results.values.items()]),
-    )
+    atomic_write(results.directory / "table.csv", _csv(_COLUMNS, flat))
+    atomic_write(results.directory / "runs.csv", _csv(("arm", "seed", "metric", "value"), values))
     return text
 
 
@@ -152,69 +164,41 @@ def as_markdown(results: Results, rows: Sequence[Row]) -> str:
     compared = any(row.difference is not None for row in rows)
     heads = ["arm", "runs"]
     for metric in results.metrics:
-        heads += [f"`{_escaped(metric)}`", *([f"difference to `{results.baseline}`"] if compared else [])]
+        heads += [f"`{_escape(metric)}`", *([f"difference to `{results.baseline}`"] if compared else [])]
     lines = [heads, ["---"] * len(heads)]
     for arm in results.arms:
         own = [row for row in rows if row.arm == arm]
         cells = [f"`{arm}`", f"{own[0].finished} of {own[0].planned}"]
         for row in own:
             digits = 3 if abs(row.value.mean) < 10 else 1
-            cells += [_cell(row.value, digits), *([_difference(row, digits)] if compared else [])]
+            cells += [_cell(row.value, digits), *([_difference(row.difference, digits)] if compared else [])]
         lines.append(cells)
-    missing = [
-        metric
-        for metric in results.metrics
-        if any(results.finished.values()) and not any(name == metric for _, _, name in results.values)
-    ]
-    seeds = ", ".join(map(str, results.seeds))
+    legend = "Mean over seeds ± half of its 95 % interval (Student's t)."
+    if compared:
+        count = sum(row.difference is not None and row.difference.n > 1 for row in rows)
+        chance = f", which of {count} comparisons one in 20 has by chance." if count else "."
+        legend += f" Differences are paired by seed; bold ones have an interval without 0{chance}"
+    logged = {name for _, _, name in results.values}
     parts = [
-        f"`{_escaped(results.experiment)}`, seeds {seeds}.",
+        f"`{_escape(results.experiment)}`, seeds {', '.join(map(str, results.seeds))}.",
         "\n".join("| " + " | ".join(cells) + " |" for cells in lines),
-        _legend(sum(row.difference is not None and row.difference.n > 1 for row in rows), compared),
-        *(f"No finished run has logged `{_escaped(metric)}`." for metric in missing),
+        legend,
     ]
+    if any(results.finished.values()):
+        missing = [metric for metric in results.metrics if metric not in logged]
+        parts += [f"No finished run has logged `{_escape(metric)}`." for metric in missing]
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(directory: Path, arm: str, seed: int) -> Path:
-    return workdir_of(directory, arm, seed) / "summary.json"
+def _mean(values: Iterable[float]) -> Interval:
+    return mean_interval(np.array([*values], float))
 
 
-def _row(results: Results, arm: str, metric: str, base: str) -> Row:
-    def values(label: str) -> dict[int, float]:
-        return {
-            seed: results.values[label, seed, metric]
-            for seed in results.finished[label]
-            if (label, seed, metric) in results.values
-        }
-
-    own = values(arm)
-    difference = None
-    if base and arm != base:
-        other = values(base)
-        difference = mean_interval(
-            np.array([own[seed] - other[seed] for seed in own if seed in other], float)
-        )
-    value = mean_interval(np.array(list(own.values()), float))
-    return Row(arm, metric, len(results.finished[arm]), len(results.seeds), value, difference)
+def _cells(interval: Interval) -> tuple[float, ...]:
+    return interval.n, interval.mean, interval.low, interval.high
 
 
-_COLUMNS = (
-    *("arm", "metric", "finished", "planned", "seeds", "mean", "low", "high"),
-    *("pairs", "difference", "difference_low", "difference_high"),
-)
-
-
-def _flat(row: Row) -> tuple[Any, ...]:
-    own, other = row.value, row.difference or Interval(np.nan, np.nan, np.nan, 0)
-    return (
-        *(row.arm, row.metric, row.finished, row.planned),
-        *(own.n, own.mean, own.low, own.high),
-        *(other.n, other.mean, other.low, other.high),
-    )
-
-
-def _csv(columns: Sequence[str], rows: Any) -> str:
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -230,22 +214,13 @@ def _cell(value: Interval, digits: int, sign: str = "") -> str:
     return mean if value.n == 1 else f"{mean} ± {value.half:.{digits}f}"
 
 
-def _difference(row: Row, digits: int) -> str:
-    if row.difference is None:
+def _difference(value: Interval | None, digits: int) -> str:
+    if value is None:
         return ""
-    text = _cell(row.difference, digits, "+")
-    tells = row.difference.low > 0 or row.difference.high < 0
-    return f"**{text}**" if tells else text
+    text = _cell(value, digits, "+")
+    return f"**{text}**" if value.low > 0 or value.high < 0 else text
 
 
-def _legend(compared: int, differences: bool) -> str:
-    text = "Mean over seeds ± half of its 95 % interval (Student's t)."
-    if not differences:
-        return text
-    text += " Differences are paired by seed; bold ones have an interval without 0"
-    return text + (f", which of {compared} comparisons one in 20 has by chance." if compared else ".")
-
-
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Text that stays in its cell of a table, and in its backticks."""
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

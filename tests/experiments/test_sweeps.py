@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmrl.sweep import load_sweep, open_sweep
-from mmrl.sweep.plan import plan
-from mmrl.sweep.sharing import stages
+from mmrl.sweep.plan import early_stages, plan_runs
 
 ROOT = Path(__file__).parents[2]
 FILES = [
@@ -23,12 +22,12 @@ FILES = [
 def test_every_arm_resolves(file, form, monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = open_sweep(f"{file}{form}")
-    members = plan(sweep, Path("runs"))
+    members = plan_runs(sweep, Path("runs"))
     assert len(members) == len(sweep.arms) * len(sweep.seeds)
     assert sweep.baseline
     if form:
         assert len(sweep.seeds) == 1
-        assert all(stages(one.config) == ("world", "cold_start") for one in members)
+        assert all(early_stages(one.config) == ("world", "cold_start") for one in members)
     else:
         assert len(sweep.seeds) >= 3
 
@@ -36,7 +35,7 @@ def test_every_arm_resolves(file, form, monkeypatch):
 def test_the_shapes_world_has_every_method_in_every_way(monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = open_sweep("experiments/sweeps/shapes.py")
-    members = {one.arm: one.config.algorithm for one in plan(sweep, Path("runs"))}
+    members = {one.arm: one.config.algorithm for one in plan_runs(sweep, Path("runs"))}
     ways = [f"{kl},{entropy}" for kl in ("k3", "exact") for entropy in ("no_entropy", "entropy")]
     methods = ("papo_g", "papo_d", "vppo", "papo_g,strong")
     assert set(members) == {"grpo", "dapo", *(f"{method},{way}" for method in methods for way in ways)}

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.sweep.arms import arm, chain, labels, param, product, words, zipped
+from mmrl.sweep import arm, chain, labels, param, product, zipped
+from mmrl.sweep.plan import config_words
 
 KEYS = ("algorithm.perception_kl", "train.steps", "corruption.method", "optimizer.b1", "algorithm.name")
 values = st.one_of(st.integers(0, 99), st.floats(0, 1), st.sampled_from(("k3", "exact", "a/b", "a:b", "..")))
@@ -80,7 +81,7 @@ def test_what_cannot_be_meant_is_refused(make, message):
 
 def test_words_are_those_of_the_command_line():
     changes = {"algorithm.name": "vppo", "train.steps": 5, "data.prompt_buckets": (8, 16), "seed": True}
-    assert words(changes) == (
+    assert config_words(changes) == (
         "--config.algorithm.name=vppo",
         "--config.train.steps=5",
         "--config.data.prompt_buckets=(8, 16)",

@@ -9,7 +9,7 @@ import pytest
 
 from mmrl.sweep import Sweep, load_sweep, param, table
 from mmrl.sweep.execute import execute, last_line
-from mmrl.sweep.plan import plan, states, write_sweep
+from mmrl.sweep.plan import plan_runs, run_states, write_sweep
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def sweep(quickstart):
 
 @pytest.fixture
 def members(sweep, tmp_path):
-    return plan(sweep, tmp_path / "sweep")
+    return plan_runs(sweep, tmp_path / "sweep")
 
 
 def run(members, command, at_once=1, wait=True, pending=None):
@@ -43,7 +43,7 @@ def test_so_many_run_at_once_and_are_finished(members, standin, at_once):
     ended, lines = run(members, standin(members, together=at_once), at_once, wait=False)
     assert most_at_once(standin.events()) == at_once
     assert {one.name for one in ended.finished} == {one.name for one in members}
-    assert set(states(members).values()) == {"finished"}
+    assert set(run_states(members).values()) == {"finished"}
     assert lines[-1].startswith("sweep 6/6 done, 0 running  [")
     if at_once == 1:
         started = [name for what, name in (event[:2] for event in standin.events()) if what == "start"]
@@ -57,7 +57,7 @@ def test_a_failure_ends_no_other_and_is_tried_again(members, standin):
     assert [(one.name, said) for one, said in ended.failed] == [(bad, "out of memory [31m<b>")]
     assert len(ended.finished) == 5
     assert "1 failed" in lines[-1]
-    left = [one for one in members if states(members)[one.name] != "finished"]
+    left = [one for one in members if run_states(members)[one.name] != "finished"]
     assert [one.name for one in left] == [bad]
     ended, _ = run(members, standin(members), pending=left)
     assert [one.name for one in ended.finished] == [bad]
@@ -85,7 +85,7 @@ def test_stages_are_made_once_for_a_seed_and_shared(members, standin):
 
 
 def test_stages_are_not_shared_with_another_cold_start(quickstart, tmp_path, standin):
-    members = plan(Sweep(quickstart, param("cold_start.learning_rate", 0.1, 0.2)), tmp_path / "sweep")
+    members = plan_runs(Sweep(quickstart, param("cold_start.learning_rate", 0.1, 0.2)), tmp_path / "sweep")
     run(members, standin(members))
     assert len([event for event in standin.events() if event[0] == "make"]) == 4
 
@@ -127,8 +127,8 @@ def test_a_signal_is_passed_on_once_and_no_more_are_begun(members, standin, numb
     assert not ended.finished
     told = [event for event in standin.events() if event[0] == "signal"]
     assert [event[2] for event in told] == [str(int(number))] * 2
-    assert len(list(states(members).values())) == 6
-    assert sum(state == "begun" for state in states(members).values()) == 2
+    assert len(list(run_states(members).values())) == 6
+    assert sum(state == "begun" for state in run_states(members).values()) == 2
     assert signal.getsignal(number) == before
     ended, _ = run(members, standin(members), 3)
     assert len(ended.finished) == 6

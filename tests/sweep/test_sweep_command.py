@@ -13,7 +13,7 @@ import pytest
 
 from mmrl import cli
 from mmrl.sweep import open_sweep
-from mmrl.sweep.plan import plan
+from mmrl.sweep.plan import plan_runs
 
 FILE = """
 from mmrl.sweep import Sweep, param
@@ -33,7 +33,7 @@ def file(quickstart, tmp_path):
 def test_a_sweep_with_a_launcher_from_nothing_to_its_table(file, tmp_path, standin, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bad = "perception_kl=0.2/seed1"
-    members = plan(open_sweep(str(file)), Path("runs/grid"))
+    members = plan_runs(open_sweep(str(file)), Path("runs/grid"))
     launcher = shlex.join(standin(members, fails=[bad]))
     command = ["sweep", str(file), f"--launcher={launcher}", "--at-once=2"]
     with pytest.raises(SystemExit) as left:

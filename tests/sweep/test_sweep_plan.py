@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mmrl.sweep import Sweep, arm, chain, open_sweep, param
-from mmrl.sweep.plan import only, plan, states, write_sweep
+from mmrl.sweep.plan import plan_runs, run_states, select_arms, write_sweep
 
 FILE = """
 from mmrl.sweep import Sweep, arm, chain, form, param
@@ -24,7 +24,7 @@ def sweep(quickstart):
 
 
 def test_runs_are_resolved_in_the_order_of_seeds(sweep, tmp_path):
-    members = plan(sweep, tmp_path, ["--config.train.steps=7"])
+    members = plan_runs(sweep, tmp_path, ["--config.train.steps=7"])
     arms = ["grpo", "perception_kl=0.01", "perception_kl=1"]
     assert [one.name for one in members] == [f"{label}/seed{seed}" for seed in (3, 0) for label in arms]
     last = members[-1]
@@ -37,7 +37,7 @@ def test_runs_are_resolved_in_the_order_of_seeds(sweep, tmp_path):
         "--config.seed=0",
     )
     assert (last.config.seed, last.config.train.steps, last.config.algorithm["perception_kl"]) == (0, 7, 1.0)
-    assert [one.arm for one in only(members, ["grpo"])] == ["grpo", "grpo"]
+    assert [one.arm for one in select_arms(members, ["grpo"])] == ["grpo", "grpo"]
 
 
 @pytest.mark.parametrize(
@@ -57,31 +57,31 @@ def test_what_is_wrong_with_the_last_arm_is_told_before_any_runs(
 ):
     sweep = Sweep(quickstart, chain(param("train.steps", 8, 9), arm(arms, "last")))
     with pytest.raises(ValueError, match=re.escape(message)):
-        plan(sweep, tmp_path, overrides)
+        plan_runs(sweep, tmp_path, overrides)
 
 
 def test_an_arm_that_is_not_there(sweep, tmp_path):
     with pytest.raises(
         ValueError, match=re.escape("--arm=grop is no arm of the sweep; did you mean 'grpo'?")
     ):
-        only(plan(sweep, tmp_path), ["grop"])
+        select_arms(plan_runs(sweep, tmp_path), ["grop"])
 
 
 def test_what_folders_hold(sweep, tmp_path):
-    members = plan(sweep, tmp_path)
+    members = plan_runs(sweep, tmp_path)
     for one in members[:2]:
         one.workdir.mkdir(parents=True)
         (one.workdir / "config.json").write_text(json.dumps(dataclasses.asdict(one.config)))
     (members[0].workdir / "summary.json").write_text("{}")
     members[2].workdir.mkdir(parents=True)  # perhaps with shared stages
-    assert list(states(members).values()) == ["finished", "begun", "new", "new", "new", "new"]
+    assert list(run_states(members).values()) == ["finished", "begun", "new", "new", "new", "new"]
     # How often to save may change within a run; the learning rate may not.
-    more = plan(sweep, tmp_path, ["--config.train.checkpoint_every=1"])
-    assert list(states(more).values())[:2] == ["finished", "begun"]
+    more = plan_runs(sweep, tmp_path, ["--config.train.checkpoint_every=1"])
+    assert list(run_states(more).values())[:2] == ["finished", "begun"]
     with pytest.raises(
         ValueError, match=r"grpo/seed3 holds .*learning_rate: .* and 1 more such folders; name"
     ):
-        states(plan(sweep, tmp_path, ["--config.optimizer.learning_rate=0.5"]))
+        run_states(plan_runs(sweep, tmp_path, ["--config.optimizer.learning_rate=0.5"]))
 
 
 def test_files_are_opened_and_checked(quickstart, tmp_path):
