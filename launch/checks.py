@@ -9,7 +9,7 @@ from pathlib import Path
 from launch import shell as shells
 from launch.job import Job
 from launch.shell import Shell
-from mmrl.plan.chips import Topology, chip_count, name
+from mmrl.plan.chips import Topology
 
 ROOT = Path(__file__).resolve().parents[1]  # of the clone: what is copied to machines
 PLAN_S = 3600.0  # compiling four programs of a large model takes minutes
@@ -93,12 +93,12 @@ def planner(shell: Shell) -> Planner:
     def plan(job: Job, topology: Topology, model_size: str | None) -> str:
         size = [f"--model-size={model_size}"] if model_size else []
         words = [sys.executable, "-m", "mmrl.cli", "plan", f"--config={job.config}", *job.overrides, *size]
-        words += [f"--topology={name(topology)}", "--json", "--quick"]
+        words += [f"--topology={topology}", "--json", "--quick"]
         done = shells.run(replace(shell, dry_run=False), words, timeout=PLAN_S, folder=ROOT)
         if done.status:
             said = shells.last_line(done).removeprefix("mmrl: ")
             raise ValueError(
-                f"mmrl plan says nothing for {name(topology)}: {said} "
+                f"mmrl plan says nothing for {topology}: {said} "
                 "(--model-size=7b names a published model; --no-plan goes without)"
             )
         return done.out
@@ -117,13 +117,13 @@ def fits(job: Job, topology: Topology, model_size: str | None, plan: Planner) ->
     for one in programs:
         if one["fit"] == "no":
             raise ValueError(
-                f"{one['program']} does not fit on {name(topology)}: {_gib(one['needed_bytes'])} of "
+                f"{one['program']} does not fit on {topology}: {_gib(one['needed_bytes'])} of "
                 f"{_gib(one['limit_bytes'])} GiB a device; mmrl plan finds smaller batches or a larger slice"
             )
     fullest = max(programs, key=lambda one: one["needed_bytes"])
     share = 100 * fullest["needed_bytes"] / fullest["limit_bytes"]
     return (
-        f"{found['model']} on {name(topology)}: all programs fit, {fullest['program']} with {share:.0f} % of "
+        f"{found['model']} on {topology}: all programs fit, {fullest['program']} with {share:.0f} % of "
         f"the memory{' (tight)' if fullest['fit'] == 'tight' else ''}"
     )
 
@@ -134,6 +134,6 @@ def _gib(count: int) -> str:
 
 def cost(topology: Topology, hours: float | None) -> str:
     """What the slices cost, in chips: prices differ with place, time and contract."""
-    chips = chip_count(topology)
+    chips = topology.chips
     line = f"{chips} chips of {topology.generation}: {chips} chip-hours an hour"
     return line if hours is None else f"{line}, {chips * hours:g} in {hours:g} h"

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from mmrl.plan.chips import TPUS, Topology, chip_count, name, parse_topology, sizes
+from mmrl.plan.chips import TPUS, Topology, parse_topology, slice_shapes
 
 _XPK_NAMES = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "tpu7x": "tpu7x"}
 _LEAST = {"v5e": 8}  # chips of the smallest slice that XPK has, where that is not the smallest there is
@@ -21,9 +21,9 @@ def slices_of(text: str, slices: int | None) -> Topology:
     if slices is not None and topology.slices not in (1, slices):
         raise ValueError(f"--accelerator={text} and --slices={slices}: which number of slices?")
     least = _LEAST.get(topology.generation, 1)
-    if chip_count(one_of(topology)) < least:
-        smallest = next(dims for dims in sizes(topology.generation) if dims[0] * dims[1] >= least)
-        smallest_name = name(Topology(topology.generation, smallest))
+    if one_of(topology).chips < least:
+        smallest = next(dims for dims in slice_shapes(topology.generation) if dims[0] * dims[1] >= least)
+        smallest_name = str(Topology(topology.generation, smallest))
         raise ValueError(f"--accelerator={text}: the smallest such slice on GKE is {smallest_name}")
     return replace(topology, slices=slices or topology.slices)
 
@@ -37,7 +37,7 @@ def tpu_type(topology: Topology) -> str:
     """One slice as ``xpk --tpu-type`` takes it: "v5litepod-16", or "v5p-4x4x16" if a number means another."""
     prefix = _XPK_NAMES[topology.generation]
     for counted in (1, 2):  # chips or, of some generations, TensorCores
-        said = f"{prefix}-{chip_count(one_of(topology)) * counted}"
+        said = f"{prefix}-{one_of(topology).chips * counted}"
         try:
             meant = parse_topology(said)
         except ValueError:
@@ -49,12 +49,12 @@ def tpu_type(topology: Topology) -> str:
 
 def machines(topology: Topology) -> int:
     """Machines of all slices together, each of which runs one process."""
-    return max(1, chip_count(one_of(topology)) // _CHIPS_A_MACHINE) * topology.slices
+    return max(1, one_of(topology).chips // _CHIPS_A_MACHINE) * topology.slices
 
 
 def devices_a_machine(topology: Topology) -> int:
     """JAX devices of a process."""
-    chips = chip_count(topology) // machines(topology)
+    chips = topology.chips // machines(topology)
     return chips * TPUS[topology.generation].devices_per_chip
 
 

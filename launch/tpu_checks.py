@@ -8,7 +8,6 @@ from launch import shell as shells
 from launch.gcloud import Place
 from launch.shell import Shell
 from launch.tpu_slice import Slice
-from mmrl.plan.chips import chip_count, name
 from mmrl.suggest import suggest
 
 
@@ -41,7 +40,7 @@ def offered(shell: Shell, wanted: Slice) -> str:
     done = gcloud.ask(shell, place, words, assumed=type_ or "")
     there = [] if done.status else done.out.split()
     if type_ in there or (there and type_ is None):
-        return f"{place.zone} offers {type_ or name(wanted.topology)}"
+        return f"{place.zone} offers {type_ or str(wanted.topology)}"
     words = ["compute", "tpus", "locations", "list", "--format=value(locationId)"]
     zones = gcloud.ask(shell, place, words, zonal=False).out.split()
     if zones and place.zone not in zones:
@@ -71,11 +70,11 @@ def quota(shell: Shell, wanted: Slice) -> str:
     if limit is None:
         return f"{named} (not stated for {wanted.place.zone})"
     # Some quotas count chips and some TensorCores; what is too small for chips is too small for either.
-    if 0 <= limit < chip_count(wanted.topology):
+    if 0 <= limit < wanted.topology.chips:
         other = "--zone" if wanted.tier == "spot" else "--zone, or --spot"
         raise ValueError(
             f"quota {named} is {limit} in {wanted.place.zone}, and the slice has "
-            f"{chip_count(wanted.topology)} chips: ask for more, or take another {other}"
+            f"{wanted.topology.chips} chips: ask for more, or take another {other}"
         )
     return f"{named}: {'unlimited' if limit < 0 else limit} in {wanted.place.zone}"
 

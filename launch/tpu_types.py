@@ -2,7 +2,7 @@
 
 import math
 
-from mmrl.plan.chips import Topology, chip_count, name, parse_topology, sizes
+from mmrl.plan.chips import Topology, parse_topology, slice_shapes
 
 # Of each generation: how accelerator types begin, the image for JAX (Google's page "TPU software versions"),
 # and the quotas of on-demand and spot slices. TPU7x is to be had through GKE only.
@@ -34,10 +34,10 @@ def slice_of(text: str) -> Topology:
     if topology.slices > 1:
         raise ValueError(f"--accelerator={text}: several slices are for GKE: python -m launch gke")
     if accelerator_type(topology) is None and topology.generation not in _ANY_SHAPE:
-        usual = next(dims for dims in sizes(topology.generation) if math.prod(dims) == chip_count(topology))
+        usual = next(dims for dims in slice_shapes(topology.generation) if math.prod(dims) == topology.chips)
         raise ValueError(
             f"--accelerator={text}: Cloud TPU VMs of {topology.generation} come in one shape a size: take "
-            f"{name(Topology(topology.generation, usual))}, or python -m launch gke"
+            f"{Topology(topology.generation, usual)}, or python -m launch gke"
         )
     return topology
 
@@ -45,7 +45,7 @@ def slice_of(text: str) -> Topology:
 def accelerator_type(topology: Topology) -> str | None:
     """What Google Cloud calls the slice: "v5litepod-16"; None for a shape that its number does not mean."""
     for cores in (1, 2):
-        said = f"{_API_NAMES[topology.generation]}-{chip_count(topology) * cores}"
+        said = f"{_API_NAMES[topology.generation]}-{topology.chips * cores}"
         try:
             meant = parse_topology(said)
         except ValueError:
@@ -70,7 +70,7 @@ def belongs(accelerator: str, topology: Topology) -> bool:
 
 def host_count(topology: Topology) -> int:
     """Machines of the slice, each of which runs one process."""
-    chips = chip_count(topology)
+    chips = topology.chips
     if len(topology.dims) == 2 and chips <= _ONE_HOST:
         return 1
     return max(1, chips // _CHIPS_A_HOST)
@@ -89,7 +89,7 @@ def quota(topology: Topology, tier: str) -> str | None:
     if tier == "reserved":
         return None
     family = _QUOTAS[topology.generation].format("Preemptible" if tier == "spot" else "")
-    serving = "Serving" if topology.generation == "v5e" and chip_count(topology) <= _ONE_HOST else ""
+    serving = "Serving" if topology.generation == "v5e" and topology.chips <= _ONE_HOST else ""
     return f"{family}{serving}PerProjectPerZoneForTPUAPI"
 
 
@@ -97,4 +97,4 @@ def described(topology: Topology, tier: str) -> str:
     """The slice on one line."""
     hosts = host_count(topology)
     machines = "1 machine" if hosts == 1 else f"{hosts} machines"
-    return f"{accelerator_type(topology) or name(topology)}, {tier}: {machines}"
+    return f"{accelerator_type(topology) or str(topology)}, {tier}: {machines}"

@@ -363,7 +363,7 @@ def _programs(sub: argparse.ArgumentParser) -> None:
 def _planning(sub: argparse.ArgumentParser) -> None:
     _programs(sub)
     where = sub.add_mutually_exclusive_group(required=True)
-    where.add_argument("--topology", help="what to compile for")
+    where.add_argument("--topology", help="the slice to compile for")
     where.add_argument(
         "--smallest", metavar="GENERATION", help="find the smallest slice on which every program fits"
     )
@@ -374,7 +374,9 @@ def _planning(sub: argparse.ArgumentParser) -> None:
         help="prompts at once for each part of a batch (default: the config's batches; 1 with --smallest)",
     )
     sub.add_argument("--suggest", action="store_true", help="also look for the largest batches that fit")
-    sub.add_argument("--quick", action="store_true", help="compile in haste: verdicts, no cycle sums")
+    sub.add_argument(
+        "--quick", action="store_true", help="compile without optimization: verdicts, no cycle sums"
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.set_defaults(workdir=None)
 

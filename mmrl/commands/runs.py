@@ -7,6 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,60 +111,62 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.plan import report, search
     from mmrl.plan.chips import parse_topology
 
-    model, sizes = _sizes(options.model_size, config, workdir)
-
-    def say(line: str) -> None:
-        tell(line, error=True)
-
+    name, model = _model_config(options.model_size, config, workdir)
     names = options.program or search.PROGRAMS
+    log = partial(tell, error=True)
     attempts: tuple[search.Attempt, ...] = ()
     found: search.Plan | None
     if options.smallest:
-        per_shard = 1 if options.per_shard is None else options.per_shard
         found, attempts = search.smallest(
-            config, sizes, options.smallest, names, per_shard=per_shard, quick=options.quick, say=say
+            config,
+            model,
+            options.smallest,
+            names,
+            per_shard=options.per_shard or 1,
+            quick=options.quick,
+            log=log,
         )
     else:
         found = search.plan(
             config,
-            sizes,
+            model,
             parse_topology(options.topology),
             names,
             per_shard=options.per_shard,
             quick=options.quick,
             suggest=options.suggest,
-            say=say,
+            log=log,
         )
     if options.json:
-        tell(json.dumps(report.as_json(model, found, attempts), indent=1))
+        tell(json.dumps(report.plan_json(name, found, attempts), indent=1))
     else:
-        tell(report.text(model, found, attempts))
+        tell(report.plan_text(name, found, attempts))
 
 
 def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """``mmrl bench``."""
     config, workdir = experiment(options, overrides)
     from mmrl.atomic import atomic_write
-    from mmrl.bench import measure, report
     from mmrl.mesh import make_mesh
     from mmrl.open import check_corruption, sharding_warnings, with_compute_options
+    from mmrl.plan import measure, report
     from mmrl.plan.workload import PROGRAMS, workload
 
     check_corruption(config)
     _look_at_devices()
-    name, sizes = _sizes(options.model_size, config, workdir)
+    name, model = _model_config(options.model_size, config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    for line in sharding_warnings(config, sizes, mesh):
-        measure.say(line)
-    work = workload(config, with_compute_options(sizes, config, mesh), mesh)
-    chosen = [one for one in PROGRAMS if one in (options.program or PROGRAMS)]
-    found = [measure.measure(work, one, options.repeats) for one in chosen]
-    made = report.report(name, work, found, measure.limits(mesh, work.model.dtype))
+    for line in sharding_warnings(config, model, mesh):
+        measure.log(line)
+    work = workload(config, with_compute_options(model, config, mesh), mesh)
+    chosen = [program for program in PROGRAMS if program in (options.program or PROGRAMS)]
+    found = [measure.measure(work, program, options.repeats) for program in chosen]
+    made = report.bench_json(name, work, found, measure.limits(mesh, work.model.dtype))
     text = json.dumps(made, indent=1)
     if options.json == Path("-"):
         tell(text)
         return
-    tell(report.table(made))
+    tell(report.bench_text(made))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(options.json, text + "\n")
@@ -180,8 +183,10 @@ def _compile_without_devices() -> None:
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
-def _sizes(name: str | None, config: "Config", workdir: Path) -> tuple[str, "qwen2_5_vl_config.Config"]:
-    """What to call the model, and its sizes: a published one, or what the config's directory holds."""
+def _model_config(
+    name: str | None, config: "Config", workdir: Path
+) -> tuple[str, "qwen2_5_vl_config.Config"]:
+    """Name and sizes of the model: a published one, or that of the config's directory."""
     from mmrl.models.published import published
     from mmrl.models.qwen2_5_vl_config import read_config
     from mmrl.open import model_directory

@@ -1,8 +1,7 @@
-"""Ahead-of-time compilation for accelerators that are not there: the compiler's verdict and what it wrote."""
+"""Ahead-of-time compilation for accelerators that are not there: memory, refusal, and text of a program."""
 
 import re
 import time
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,9 @@ import jax
 from jax.sharding import Mesh
 
 from mmrl.mesh import make_mesh
-from mmrl.plan.chips import GIB, Topology, devices, name
+from mmrl.plan.chips import GIB, Topology, devices
 
-IN_HASTE: Mapping[str, str | int] = {"optimization_level": 9}  # O0
+QUICK: Mapping[str, str | int] = {"optimization_level": 9}  # O0
 """Options for the verdict on memory alone, in less time: within some 5 %, either way (7B, v5e:4x4).
 
 Cycles of such a program mean nothing, and it reduces whole arrays where a proper one reduces and scatters.
@@ -36,7 +35,7 @@ def device_mesh(topology: Topology, axis_sizes: Mapping[str, int]) -> Mesh:
     """The mesh of `mmrl.mesh` over the devices of a topology; ``replica``, and only that, crosses slices.
 
     Args:
-      topology: what to compile for.
+      topology: the slices to compile for.
       axis_sizes: of each mesh axis, for all slices together; one of ``data``, ``fsdp``, ``tensor`` may be -1:
         whatever is left. ``replica`` is the number of slices and may be left out.
 
@@ -47,18 +46,18 @@ def device_mesh(topology: Topology, axis_sizes: Mapping[str, int]) -> Mesh:
     replica = axis_sizes.get("replica", topology.slices)
     if replica != topology.slices:
         raise ValueError(
-            f"config.mesh: replica is {replica}, but {name(topology)} has {topology.slices} slice(s); "
+            f"config.mesh: replica is {replica}, but {topology} has {topology.slices} slice(s); "
             f"set replica to {topology.slices}, or name another topology"
         )
     return make_mesh({**axis_sizes, "replica": replica}, devices(topology))
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes per device, by the compiler's own account.
+class MemoryUse:
+    """Bytes of a program per device, by the compiler's own account.
 
-    ``peak`` is what is held against the limit of the device. It is not the sum of the others: temporaries
-    share room over time.
+    ``peak`` is held against the limit of the device. It is not the sum of the others: temporaries share room
+    over time.
     """
 
     argument: int
@@ -71,28 +70,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came of compiling one program.
+    """A program after compilation: ``memory`` and ``text`` where it was accepted, else the refusal."""
 
-    Attributes:
-      fits: whether the compiler accepted it; all but ``seconds`` and the next two are empty if it did not.
-      seconds: the compiler took.
-      needed_bytes: per device, as the refusal says; 0 where it fits.
-      limit_bytes: likewise, what the device has.
-      memory: per device; None where it does not fit.
-      text: the scheduled program, for `mmrl.plan.hlo`.
-    """
-
-    fits: bool
     seconds: float
-    needed_bytes: int = 0
-    limit_bytes: int = 0
-    memory: Memory | None = None
+    memory: MemoryUse | None = None
     text: str = ""
+    needed_bytes: int = 0  # per device, as the refusal says
+    limit_bytes: int = 0
 
 
-def compile(
-    program: jax.stages.Traced | jax.stages.Lowered,
-    options: Mapping[str, str | int] = types.MappingProxyType({}),
+def compile_for_tpu(
+    program: jax.stages.Traced | jax.stages.Lowered, options: Mapping[str, str | int] | None = None
 ) -> Compiled:
     """Compile for the TPU devices that the shardings of the program's arguments name.
 
@@ -102,29 +90,26 @@ def compile(
     lowered = (
         program.lower(lowering_platforms=("tpu",)) if isinstance(program, jax.stages.Traced) else program
     )
-    given: dict[str, Any] = dict(options)
+    given: dict[str, Any] = dict(options or {})
     start = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=given)
     except jax.errors.JaxRuntimeError as error:
-        refusal = out_of_memory(str(error))
+        refusal = memory_refusal(str(error))
         if refusal is None:
             raise
         needed, limit = refusal
-        return Compiled(False, time.perf_counter() - start, needed, limit)
+        return Compiled(time.perf_counter() - start, needed_bytes=needed, limit_bytes=limit)
     seconds = time.perf_counter() - start
-    memory, text = memory_of(compiled), compiled.as_text()
-    assert memory is not None  # the TPU compiler gives both
-    assert text is not None
-    return Compiled(True, seconds, memory=memory, text=text)
+    return Compiled(seconds, memory_use(compiled), compiled.as_text() or "")
 
 
-def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
+def memory_use(compiled: jax.stages.Compiled) -> MemoryUse | None:
     """The compiler's account of a program's memory; None where it gives none."""
     stats = compiled.memory_analysis()
     if stats is None:
         return None
-    return Memory(
+    return MemoryUse(
         argument=stats.argument_size_in_bytes,
         output=stats.output_size_in_bytes,
         temporary=stats.temp_size_in_bytes,
@@ -139,18 +124,13 @@ _REFUSALS = (  # the compiler's wording differs between versions, and between th
     rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)",
     rf"memory space hbm\. Used {_SIZE} of {_SIZE} hbm",
 )
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
-def out_of_memory(message: str) -> tuple[int, int] | None:
+def memory_refusal(message: str) -> tuple[int, int] | None:
     """Bytes a device needs and has, from the compiler's refusal; None if that is not about memory."""
-    if "RESOURCE_EXHAUSTED" not in message:
+    matches = (re.search(pattern, message) for pattern in _REFUSALS)
+    match = next((match for match in matches if match), None)
+    if match is None or "RESOURCE_EXHAUSTED" not in message:
         return None
-    for pattern in _REFUSALS:
-        match = re.search(pattern, message)
-        if match:
-            return _bytes(match[1], match[2]), _bytes(match[3], match[4])
-    return None
-
-
-def _bytes(number: str, unit: str) -> int:
-    return int(float(number) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}[unit])
+    return int(float(match[1]) * _UNITS[match[2]]), int(float(match[3]) * _UNITS[match[4]])

@@ -1,12 +1,13 @@
-"""Accelerators and TPU slices: what a device can do, which slices exist, and devices to compile for."""
+"""Accelerators and TPU slices: rates and memory of a device, slices that exist, devices to compile for."""
 
-import difflib
 import importlib.util
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from mmrl.suggest import suggest
 
 GIB = 2**30
 
@@ -17,8 +18,8 @@ class Chip:
 
     Attributes:
       name: generation as in topology names, or the name of a GPU.
-      device_kind: what `jax.Device.device_kind` says.
-      hbm_bytes: what one program may hold on a device; for TPUs the limit the compiler enforces.
+      device_kind: as in `jax.Device.device_kind`.
+      hbm_bytes: that one program may hold on a device; for TPUs the limit the compiler enforces.
       peak_flops: dense bfloat16 FLOP/s of a device.
       hbm_bandwidth: bytes/s of a device.
       link_bandwidth: bytes/s a chip can send over all its links to other chips together (and receive as much
@@ -61,12 +62,8 @@ GPUS: tuple[Chip, ...] = (
     Chip("h200", "NVIDIA H200", 143771 * 2**20, 989.4e12, 4800e9, 450e9, None, 1, 0),
 )
 
-_KINDS = {
-    **{chip.device_kind: chip for chip in (*TPUS.values(), *GPUS)},
-    "TPU v5e": TPUS["v5e"],
-    "TPU v5p": TPUS["v5p"],
-    "TPU v6e": TPUS["v6e"],
-}
+_KINDS = {chip.device_kind: chip for chip in (*TPUS.values(), *GPUS)}
+_KINDS |= {f"TPU {name}": TPUS[name] for name in ("v5e", "v5p", "v6e")}
 
 
 def chip_of(device_kind: str) -> Chip | None:
@@ -76,25 +73,49 @@ def chip_of(device_kind: str) -> Chip | None:
 
 @dataclass(frozen=True)
 class Topology:
-    """Equal slices of a TPU generation, each a block of ``dims`` chips; slices meet over the network."""
+    """Equal slices of a TPU generation, each a block of ``dims`` chips; slices meet over the network.
+
+    Its text is what `parse_topology` reads: ``"v6e:16x16*4"``.
+    """
 
     generation: str
     dims: tuple[int, ...]
     slices: int = 1
 
+    def __str__(self) -> str:
+        text = f"{self.generation}:{'x'.join(map(str, self.dims))}"
+        return text if self.slices == 1 else f"{text}*{self.slices}"
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices together."""
+        return math.prod(self.dims) * self.slices
+
+    @property
+    def devices(self) -> int:
+        """JAX devices of all slices together."""
+        return self.chips * TPUS[self.generation].devices_per_chip
+
+    @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """Dimensions of a slice that are rings; told of none, the compiler can double the traffic.
+
+        Three dimensions: all, in slices made of whole 4x4x4 cubes. Two: those that span the pod's 16 chips,
+        as in MaxText's table of accelerators.
+        """
+        if TPUS[self.generation].dims == 3:
+            ring = all(size % 4 == 0 for size in self.dims)
+            return (ring, ring, ring)
+        return (self.dims[0] == 16, self.dims[1] == 16, False)
+
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _SMALL_CUBOIDS = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 _LARGEST = {"v4": 3072, "v5p": 6144, "tpu7x": 9216}  # chips of one slice
-_CORES_PER_CHIP = {
-    "v4": 2,
-    "v5p": 2,
-    "tpu7x": 2,
-}  # what the number in "v5p-128" counts; the others count chips
 _ALIASES = {"v5litepod": "v5e"}
 
 
-def sizes(generation: str) -> tuple[tuple[int, ...], ...]:
+def slice_shapes(generation: str) -> tuple[tuple[int, ...], ...]:
     """Slices of a generation that are products, in ascending number of chips, the most cubic first.
 
     v5e and v6e: the shapes Google Cloud lists. The others: the sizes below a cube, and beyond them its
@@ -119,14 +140,14 @@ def slices_to_try(generation: str) -> tuple[Topology, ...]:
     """
     _check_generation(generation, generation)
     chosen: dict[int, tuple[int, ...]] = {}
-    for dims in sizes(generation):
+    for dims in slice_shapes(generation):
         if math.prod(dims).bit_count() == 1:
             chosen.setdefault(math.prod(dims), dims)
     return tuple(Topology(generation, dims) for dims in chosen.values())
 
 
 def parse_topology(text: str) -> Topology:
-    """The slices that a name means: ``"v5p:4x4x4"`` (chips) or ``"v5p-128"``; ``"v6e:16x16*4"`` is four.
+    """The slices that a name means: ``"v5p:4x4x4"`` (chips) or ``"v5p-128"``; ``"v6e:16x16*2"`` is two.
 
     The number of ``v5e-16`` and ``v6e-16`` counts chips; that of ``v4-``, ``v5p-`` and ``tpu7x-128`` counts
     TensorCores, of which a chip has two, as everywhere on Google Cloud: ``v5p-128`` is ``v5p:4x4x4``. Of
@@ -141,70 +162,29 @@ def parse_topology(text: str) -> Topology:
             f"topology {text!r}: write a generation and its chips, as in 'v5p:4x4x4', or a size as "
             "Google Cloud names it, as in 'v5p-128'; '*2' behind it means two slices"
         )
-    generation = _ALIASES.get(match[1], match[1])
+    generation, slices = _ALIASES.get(match[1], match[1]), int(match[4] or 1)
     _check_generation(text, generation)
-    slices = int(match[4] or 1)
     if slices < 1:
         raise ValueError(f"topology {text!r}: there must be at least one slice")
-    known = sizes(generation)
+    shapes = slice_shapes(generation)
     if match[2]:
-        dims = tuple(int(size) for size in match[2].split("x"))
-        if dims not in known:
-            raise ValueError(
-                f"topology {text!r}: no such slice; nearest are {_nearest(generation, math.prod(dims))}"
-            )
-        return Topology(generation, dims, slices)
-    cores = _CORES_PER_CHIP.get(generation, 1)
-    for dims in known:
-        if math.prod(dims) * cores == int(match[3]):
-            return Topology(generation, dims, slices)
-    counted = "TensorCores, two a chip" if cores == 2 else "chips"
-    raise ValueError(
-        f"topology {text!r}: no slice has {match[3]} {counted}; "
-        f"nearest are {_nearest(generation, int(match[3]) // cores)}"
-    )
+        asked = math.prod(dims := tuple(int(size) for size in match[2].split("x")))
+        found, said = (dims if dims in shapes else None), "no such slice"
+    else:
+        cores = 2 if TPUS[generation].dims == 3 else 1
+        asked = int(match[3]) // cores
+        found = next((dims for dims in shapes if math.prod(dims) * cores == int(match[3])), None)
+        said = f"no slice has {match[3]} {'TensorCores, two a chip' if cores == 2 else 'chips'}"
+    if found:
+        return Topology(generation, found, slices)
+    by_ratio = sorted(shapes, key=lambda dims: abs(math.log(math.prod(dims) / max(asked, 0.5))))[:3]
+    nearest = ", ".join(str(Topology(generation, dims)) for dims in sorted(by_ratio, key=math.prod))
+    raise ValueError(f"topology {text!r}: {said}; nearest are {nearest}")
 
 
 def _check_generation(text: str, generation: str) -> None:
     if generation not in TPUS:
-        close = difflib.get_close_matches(generation, TPUS, 1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"topology {text!r}: unknown generation; {hint}known are {', '.join(TPUS)}")
-
-
-def _nearest(generation: str, chips: int) -> str:
-    """Names of the three slices whose number of chips is closest, as a ratio."""
-    known = sizes(generation)
-    nearest = sorted(known, key=lambda dims: abs(math.log(math.prod(dims) / max(chips, 0.5))))[:3]
-    return ", ".join(name(Topology(generation, dims)) for dims in sorted(nearest, key=math.prod))
-
-
-def name(topology: Topology) -> str:
-    """How `parse_topology` reads it back: ``"v6e:16x16*4"``."""
-    text = f"{topology.generation}:{'x'.join(map(str, topology.dims))}"
-    return text if topology.slices == 1 else f"{text}*{topology.slices}"
-
-
-def chip_count(topology: Topology) -> int:
-    """Chips of all slices together."""
-    return math.prod(topology.dims) * topology.slices
-
-
-def device_count(topology: Topology) -> int:
-    """JAX devices of all slices together."""
-    return chip_count(topology) * TPUS[topology.generation].devices_per_chip
-
-
-def wrap(topology: Topology) -> tuple[bool, bool, bool]:
-    """Which dimensions of a slice are rings; told of none, the compiler can double the traffic.
-
-    Three dimensions: all, in slices made of whole 4x4x4 cubes. Two: those that span the pod's 16 chips, as in
-    MaxText's table of accelerators.
-    """
-    if TPUS[topology.generation].dims == 3:
-        ring = all(size % 4 == 0 for size in topology.dims)
-        return (ring, ring, ring)
-    return (topology.dims[0] == 16, topology.dims[1] == 16, False)
+        raise ValueError(f"topology {text!r}: unknown generation{suggest(generation, TPUS)}")
 
 
 def devices(topology: Topology) -> Sequence[Any]:
@@ -217,10 +197,10 @@ def devices(topology: Topology) -> Sequence[Any]:
         raise ValueError('compiling for TPUs needs libtpu: pip install "mmrl[tpu]"')
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"wrap": list(wrap(topology)), "num_slices": topology.slices}
+    options: dict[str, Any] = {"wrap": list(topology.wrap), "num_slices": topology.slices}
     if topology.generation == "v4":
         options["chip_config_name"] = "megacore"  # one device a chip, as Google Cloud sets it up
     if math.prod(topology.dims) == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]  # the usual host has 2x2
-    slice_name = name(Topology(topology.generation, topology.dims))
-    return topologies.get_topology_desc(platform="tpu", topology_name=slice_name, **options).devices
+    one_slice = str(replace(topology, slices=1))
+    return topologies.get_topology_desc(platform="tpu", topology_name=one_slice, **options).devices

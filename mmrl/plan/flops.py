@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 @dataclass(frozen=True)
 class Flops:
-    """What `count` found.
+    """Operations of a program.
 
     Attributes:
       total: operations of products and convolutions, over all devices.
@@ -28,7 +28,7 @@ def count(
     jaxpr: ClosedJaxpr | Jaxpr,
     *,
     while_trips: int | None = None,
-    costlier: float = 1.0,
+    expensive_fraction: float = 1.0,
     platform: str = "tpu",
 ) -> Flops:
     """Operations of all matrix products and convolutions: 2 M N K for each, over all devices together.
@@ -42,8 +42,8 @@ def count(
       jaxpr: of a traced program, its shapes global.
       while_trips: iterations of loops that have no fixed number of them; one such loop inside another is
         taken to run once.
-      costlier: share of the runs of a `jax.lax.cond` that take its costliest branch; the others are held to
-        take its cheapest.
+      expensive_fraction: share of the runs of a `jax.lax.cond` that take its costliest branch; the others are
+        held to take its cheapest.
       platform: which branch of `jax.lax.platform_dependent` runs.
 
     Raises:
@@ -52,12 +52,14 @@ def count(
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total, unbounded = 0, False
     for equation in jaxpr.eqns:
-        found = _of_equation(equation, while_trips, costlier, platform)
+        found = _of_equation(equation, while_trips, expensive_fraction, platform)
         total, unbounded = total + found.total, unbounded or found.unbounded
     return Flops(total, unbounded)
 
 
-def _of_equation(equation: JaxprEqn, while_trips: int | None, costlier: float, platform: str) -> Flops:
+def _of_equation(
+    equation: JaxprEqn, while_trips: int | None, expensive_fraction: float, platform: str
+) -> Flops:
     kind, params = equation.primitive.name, equation.params
     if kind == "dot_general":
         return Flops(_product(equation))
@@ -71,21 +73,24 @@ def _of_equation(equation: JaxprEqn, while_trips: int | None, costlier: float, p
         return Flops(int(params["cost_estimate"].flops))
     trips = 1 if kind == "while" and while_trips is not None else while_trips
     inner = [
-        count(sub, while_trips=trips, costlier=costlier, platform=platform) for sub in _subprograms(params)
+        count(sub, while_trips=trips, expensive_fraction=expensive_fraction, platform=platform)
+        for sub in _subprograms(params)
     ]
     unbounded = any(flops.unbounded for flops in inner)
     if kind == "cond":
         if params.get("branches_platforms"):
             return inner[_branch(params["branches_platforms"], platform)]
         totals = [flops.total for flops in inner]
-        return Flops(round(costlier * max(totals) + (1 - costlier) * min(totals)), unbounded)
+        return Flops(
+            round(expensive_fraction * max(totals) + (1 - expensive_fraction) * min(totals)), unbounded
+        )
     times, known = _times(kind, params, while_trips)
     total = times * sum(flops.total for flops in inner)
     return Flops(total, unbounded or (total > 0 and not known))
 
 
 def _times(kind: str, params: Mapping[str, Any], while_trips: int | None) -> tuple[int, bool]:
-    """How often the programs inside an equation run, over all devices, and whether that is known."""
+    """Runs of the programs inside an equation, over all devices, and whether their number is known."""
     if kind == "scan":
         return params["length"], True
     if kind == "while":
@@ -109,9 +114,8 @@ def _branch(platforms: tuple[tuple[str, ...] | None, ...], platform: str) -> int
 
 def _subprograms(params: Mapping[str, Any]) -> Iterator[Jaxpr | ClosedJaxpr]:
     for value in params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, Jaxpr | ClosedJaxpr):
-                yield one
+        values = value if isinstance(value, tuple | list) else (value,)
+        yield from (inner for inner in values if isinstance(inner, Jaxpr | ClosedJaxpr))
 
 
 def _product(equation: JaxprEqn) -> int:

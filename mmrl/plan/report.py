@@ -1,14 +1,30 @@
-"""A plan as a table for people, and as a JSON object for programs."""
+"""Plans and measurements as tables, and as JSON types, whose schemas are in docs/commands.md."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import datetime
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmrl.plan.chips import GIB, TPUS, device_count, name
-from mmrl.plan.search import Attempt, Plan, Suggestion, mesh_text
-from mmrl.plan.verdict import Finding
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+from mmrl.plan.chips import GIB, TPUS
+from mmrl.plan.measure import Limits, Measured, least_bytes
+from mmrl.plan.search import Attempt, Finding, Plan, Suggestion, mesh_text
+from mmrl.plan.workload import Workload, program, resident_bytes
 
 _WORDS = {"fits": "fits", "tight": "tight", "no": "does not fit"}
+_BATCH_KEYS = (
+    "rollout.prompts",
+    "rollout.lanes",
+    "rollout.group",
+    "rollout.max_tokens",
+    "train.update_prompts",
+    "train.micro_prompts",
+)
 
 _BYTES_NOTE = """\
 operations: of matrix products, loops multiplied out, decoding to the last token it may sample. Of a causal
@@ -20,146 +36,134 @@ roofline bound: the largest of operations, least bytes and bytes sent, each at t
   leaves out that no product reaches the peak, that the three overlap in part only, latency, contention, the
   network between slices, and the host."""
 _CYCLES_NOTE = """\
-compiler's cycle sum: what it expects of each operation, at the clock the peak implies. It leaves out
+compiler's cycle sum: its estimate for each operation, at the clock the peak implies. It leaves out
   collectives, Pallas kernels (attention) and the host; some 30 % off for dense training, two to three times
-  too long where memory bandwidth is the limit, as in decoding."""
+  too long where memory bandwidth is the limit, as in decoding.
+Both are estimates for comparing plans. Neither is a measured time."""
 _QUICK_NOTE = """\
 --quick: compiled without optimization. Memory is some 5 % off, either way; there is no cycle sum,
   the roofline is without the bytes sent, and collectives are not those of a run (an all-reduce may be a
   reduce-scatter there)."""
-_NEITHER = "Both are estimates for comparing plans. Neither is a measured time."
+_TENSOR_NOTE = """\
+In prefill and decode the weights are cut over config.mesh.tensor alone: more of it, up to the
+number of key/value heads, makes room.
+"""
+_BENCH_NOTE = """\
+tokens: of prompts in prefill, of responses in decode, of both in score and update.
+of FLOP/s: products as often as the method needs them (not what is computed a second time to save memory),
+  against the limit. of bytes/s: bytes that must move at the least, against the limit.
+floor: the longer of the two at the limits. memory: of the program's arrays, on one device."""
 
 
-def table(plan: Plan, model: str) -> str:
-    """The plan as text; ``model`` names the sizes it is for."""
-    chip = TPUS[plan.topology.generation]
-    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+def plan_text(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -> str:
+    """The output of `mmrl plan`: attempts of a search, and the plan if there is one."""
     lines = [
-        f"{model} on {name(plan.topology)}: {device_count(plan.topology)} devices of "
-        f"{chip.hbm_bytes / GIB:.2f} GiB; mesh: {mesh}",
-        ", ".join(f"config.{key}={value}" for key, value in batches(plan).items()),
-        "",
-        *_columns(_rows(plan.findings, plan.quick)),
-        "",
-        *_hints(plan),
-        *(_suggestion_line(one) for one in plan.suggestions),
-        *([""] if plan.suggestions else []),
-        _BYTES_NOTE,
-        _ROOFLINE_NOTE,
-        _QUICK_NOTE if plan.quick else f"{_CYCLES_NOTE}\n{_NEITHER}",
-    ]
-    return "\n".join(lines)
-
-
-def batches(plan: Plan) -> dict[str, int]:
-    """The keys of the config that say how much is computed at once, as compiled."""
-    config = plan.config
-    return {
-        "rollout.prompts": config.rollout.prompts,
-        "rollout.lanes": config.rollout.lanes,
-        "rollout.group": config.rollout.group,
-        "rollout.max_tokens": config.rollout.max_tokens,
-        "train.update_prompts": config.train.update_prompts,
-        "train.micro_prompts": config.train.micro_prompts,
-    }
-
-
-def text(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -> str:
-    """What `mmrl plan` prints: what a search tried, and the plan if there is one; ``model`` is its name."""
-    lines = [
-        f"{name(one.topology):<14}{mesh_text(one.mesh):<24}"
-        + ("all fit" if one.failed is None else f"{one.failed.program}: {_shortfall(one.failed)}")
-        for one in attempts
+        f"{attempt.topology!s:<14}{mesh_text(attempt.mesh):<24}"
+        + ("all fit" if attempt.failed is None else _shortfall(attempt.failed))
+        for attempt in attempts
     ]
     if plan is None:
         return "\n".join([*lines, f"no slice that was tried holds {model}"])
     if attempts:
-        lines += ["", f"the smallest slice is {name(plan.topology)}", ""]
-    return "\n".join([*lines, table(plan, model)])
+        lines += ["", f"the smallest slice is {plan.topology}", ""]
+    memory = TPUS[plan.topology.generation].hbm_bytes
+    refused = {found.program for found in plan.findings if found.fit == "no"}
+    return "\n".join(
+        [
+            *lines,
+            f"{model} on {plan.topology}: {plan.topology.devices} devices of {_gib(memory)} GiB; "
+            f"mesh: {_axes(plan.mesh)}",
+            ", ".join(f"config.{key}={value}" for key, value in _batches(plan).items()),
+            "",
+            *_table(_plan_rows(plan)),
+            "",
+            *([_TENSOR_NOTE] if refused & {"prefill", "decode"} else []),
+            *map(_suggestion_line, plan.suggestions),
+            *([""] if plan.suggestions else []),
+            _BYTES_NOTE,
+            _ROOFLINE_NOTE,
+            _QUICK_NOTE if plan.quick else _CYCLES_NOTE,
+        ]
+    )
 
 
-def as_json(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -> dict[str, Any]:
-    """The same as JSON types; docs/commands.md has the schema."""
+def plan_json(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -> dict[str, Any]:
+    """The same as JSON types."""
     tried = [
         {
-            "topology": name(one.topology),
-            "mesh": dict(one.mesh),
-            "failed": None if one.failed is None else dataclasses.asdict(one.failed),
+            "topology": str(attempt.topology),
+            "mesh": dict(attempt.mesh),
+            "failed": attempt.failed and dataclasses.asdict(attempt.failed),
         }
-        for one in attempts
+        for attempt in attempts
     ]
-    return {"model": model, "plan": None if plan is None else _plan_json(plan), "tried": tried}
-
-
-def _plan_json(plan: Plan) -> dict[str, Any]:
-    return {
-        "topology": name(plan.topology),
-        "devices": device_count(plan.topology),
+    found = plan and {
+        "topology": str(plan.topology),
+        "devices": plan.topology.devices,
         "mesh": dict(plan.mesh),
-        "batches": batches(plan),
+        "batches": _batches(plan),
         "quick": plan.quick,
-        "programs": [dataclasses.asdict(found) for found in plan.findings],
+        "programs": [dataclasses.asdict(finding) for finding in plan.findings],
         "suggestions": [
             {
-                "key": one.key,
-                "value": one.value,
-                "tried": [{"value": value, "fit": fit} for value, fit in one.tried],
+                "key": suggestion.key,
+                "value": suggestion.value,
+                "tried": [{"value": value, "fit": fit} for value, fit in suggestion.tried],
             }
-            for one in plan.suggestions
+            for suggestion in plan.suggestions
         ],
     }
+    return {"model": model, "plan": found, "tried": tried}
 
 
-def _rows(findings: Sequence[Finding], quick: bool) -> list[tuple[str, list[str]]]:
-    """The table: what each row is called, and its cells."""
+def _batches(plan: Plan) -> dict[str, int]:
+    """The keys of the config that bound a batch, as compiled."""
+    parts = {key: key.split(".") for key in _BATCH_KEYS}
+    return {key: getattr(getattr(plan.config, section), field) for key, (section, field) in parts.items()}
 
-    def row(title: str, cell: Callable[[Finding], str]) -> tuple[str, list[str]]:
-        return title, [cell(found) for found in findings]
+
+def _plan_rows(plan: Plan) -> list[list[str]]:
+    """The table of findings: a title and one cell a program in each row."""
 
     def memory(field: str) -> Callable[[Finding], str]:
         return lambda found: "-" if found.memory is None else _gib(getattr(found.memory, field))
 
-    def milliseconds(field: str) -> Callable[[Finding], str]:
-        return lambda found: _number(getattr(found, field), 1e3)
-
     def sent(kind: str) -> Callable[[Finding], str]:
-        return lambda found: _sent(found, kind)
+        def cell(found: Finding) -> str:
+            traffic = (found.collectives or {}).get(kind)
+            return "-" if traffic is None else f"{traffic.count:,} {traffic.wire_bytes / 1e9:.3g}"
 
-    kinds = sorted({kind for found in findings for kind in found.collectives or ()})
-    return [
-        row("", lambda found: found.program),
-        row("prompts at once", lambda found: str(found.prompts)),
-        row("prompts in one call", lambda found: str(found.in_call)),
-        row("verdict", lambda found: _WORDS[found.fit]),
-        row("GiB on a device", lambda found: ""),
-        row("  arguments", memory("argument")),
-        row("  outputs", memory("output")),
-        row("  temporaries", memory("temporary")),
-        row("  peak of the program", memory("peak")),
-        row("  resident beside it", lambda found: _gib(found.resident_bytes)),
-        row("  needed", lambda found: (">" if found.memory is None else "") + _gib(found.needed_bytes)),
-        row("  needed, % of memory", lambda found: f"{100 * found.needed_bytes / found.limit_bytes:.1f}"),
-        row("operations, TFLOP on a device", lambda found: _bound(found, _number(found.flops, 1e-12))),
-        row("least GB moved on a device", lambda found: _number(found.least_bytes, 1e-9)),
-        row("operations per least byte", lambda found: _number(intensity(found), 1)),
-        row("sent by a device in one call", lambda found: "" if found.collectives else "-"),
-        *(row(f"  {kind}, times and GB", sent(kind)) for kind in kinds),
-        row("estimates, ms for one call", lambda found: ""),
-        row("  roofline bound", milliseconds("roofline_seconds")),
-        *([] if quick else [row("  compiler's cycle sum", milliseconds("cycle_seconds"))]),
-        row("compiled in, s", lambda found: _number(found.compile_seconds or None, 1)),
-    ]
+        return cell
 
-
-def _hints(plan: Plan) -> list[str]:
-    refused = {found.program for found in plan.findings if found.fit == "no"}
-    if not refused & {"prefill", "decode"}:
-        return []
-    return [
-        "In prefill and decode the weights are cut over config.mesh.tensor alone: more of it, up to the",
-        "number of key/value heads, makes room.",
-        "",
-    ]
+    kinds = sorted({kind for found in plan.findings for kind in found.collectives or ()})
+    rows: dict[str, Callable[[Finding], str]] = {
+        "": lambda found: found.program,
+        "prompts at once": lambda found: str(found.prompts),
+        "prompts in one call": lambda found: str(found.in_call),
+        "verdict": lambda found: _WORDS[found.fit],
+        "GiB on a device": lambda found: "",
+        "  arguments": memory("argument"),
+        "  outputs": memory("output"),
+        "  temporaries": memory("temporary"),
+        "  peak of the program": memory("peak"),
+        "  resident beside it": lambda found: _gib(found.resident_bytes),
+        "  needed": lambda found: (">" if found.memory is None else "") + _gib(found.needed_bytes),
+        "  needed, % of memory": lambda found: f"{100 * found.needed_bytes / found.limit_bytes:.1f}",
+        "operations, TFLOP on a device": lambda found: (
+            (">" if found.unbounded and found.flops is not None else "") + _number(found.flops, 1e-12)
+        ),
+        "least GB moved on a device": lambda found: _number(found.least_bytes, 1e-9),
+        "operations per least byte": lambda found: _number(intensity(found)),
+        "sent by a device in one call": lambda found: "" if found.collectives else "-",
+        **{f"  {kind}, times and GB": sent(kind) for kind in kinds},
+        "estimates, ms for one call": lambda found: "",
+        "  roofline bound": lambda found: _number(found.roofline_seconds, 1e3),
+        "  compiler's cycle sum": lambda found: _number(found.cycle_seconds, 1e3),
+        "compiled in, s": lambda found: _number(found.compile_seconds or None),
+    }
+    if plan.quick:
+        del rows["  compiler's cycle sum"]
+    return [[title, *map(cell, plan.findings)] for title, cell in rows.items()]
 
 
 def intensity(found: Finding) -> float | None:
@@ -169,17 +173,172 @@ def intensity(found: Finding) -> float | None:
     return found.flops / found.least_bytes
 
 
-def _columns(rows: list[tuple[str, list[str]]]) -> list[str]:
-    width = max(len(title) for title, _ in rows) + 2
-    cells = max(12, *(len(cell) for _, row in rows for cell in row)) + 2
-    return [(title.ljust(width) + "".join(cell.rjust(cells) for cell in row)).rstrip() for title, row in rows]
+def _shortfall(found: Finding) -> str:
+    needed, limit = _gib(found.needed_bytes), _gib(found.limit_bytes)
+    return f"{found.program}: needs {needed} of {limit} GiB ({_WORDS[found.fit]})"
+
+
+def _suggestion_line(suggestion: Suggestion) -> str:
+    tried = ", ".join(f"{value} {_WORDS[fit]}" for value, fit in suggestion.tried)
+    if suggestion.value is None:
+        return (
+            f"config.{suggestion.key}: none that was tried is a clear fit ({tried}); "
+            "more devices or config.mesh.tensor may do"
+        )
+    return f"config.{suggestion.key}={suggestion.value} is the largest that fits of those tried ({tried})"
+
+
+def bench_json(model: str, work: Workload, found: Sequence[Measured], limits: Limits) -> dict[str, Any]:
+    """The measurements of `mmrl bench` with the hardware, model and config they are of, as JSON types."""
+    device = work.mesh.devices.flat[0]
+    weights = jax.tree.leaves(program(work, "prefill")[1][0])
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "hardware": {
+            "kind": device.device_kind,
+            "platform": device.platform,
+            "devices": work.mesh.size,
+            "processes": jax.process_count(),
+            "limits": dataclasses.asdict(limits),
+        },
+        "mesh": dict(work.mesh.shape),
+        "model": {
+            "name": model,
+            **dataclasses.asdict(work.model),
+            "dtype": jnp.dtype(work.model.dtype).name,
+            "weights": sum(math.prod(leaf.shape) for leaf in weights),
+        },
+        "config": dataclasses.asdict(work.config),
+        "programs": [_bench_row(work, measured, limits) for measured in found],
+    }
+
+
+def _bench_row(work: Workload, measured: Measured, limits: Limits) -> dict[str, Any]:
+    name, shapes = measured.name, _shapes(work, measured.name)
+    prompt = 0 if name == "decode" else shapes["prompt_tokens"]
+    response = 0 if name == "prefill" else shapes["group"] * shapes["response_tokens"]
+    tokens = shapes["prompts"] * (prompt + response)
+    seconds, moved = statistics.median(measured.seconds), least_bytes(work, name)
+    compute, traffic = measured.model_flops / work.mesh.size / limits.flops, moved / limits.bandwidth
+    floor = max(compute, traffic)
+    row: dict[str, Any] = {
+        "program": name,
+        "shapes": shapes,
+        "compile_seconds": measured.compile_seconds,
+        "seconds": {"median": seconds, "min": min(measured.seconds), "max": max(measured.seconds)},
+        "repeats": len(measured.seconds),
+        "tokens": tokens,
+        "tokens_counted": {"prefill": "prompt", "decode": "response"}.get(name, "prompt and response"),
+        "tokens_per_second": tokens / seconds,
+        "flops": measured.flops,
+        "model_flops": measured.model_flops,
+        "flops_share": compute / seconds,
+        "least_bytes": moved,
+        "bytes_share": traffic / seconds,
+        "floor_seconds": floor,
+        "times_floor": seconds / floor,
+        "memory": None,
+        "resident_bytes": resident_bytes(work, name),
+        "allocator_peak_bytes": measured.held_bytes,
+    }
+    memory = measured.memory
+    if memory:
+        # The TPU compiler's temporaries share room over time. Elsewhere they are one block beside the rest,
+        # and the compiler's own peak may leave it out.
+        whole = memory.argument + memory.output - memory.alias + memory.temporary
+        on_tpu = work.mesh.devices.flat[0].platform == "tpu"
+        row["memory"] = {**dataclasses.asdict(memory), "held": memory.peak if on_tpu else whole}
+    if name == "decode":
+        steps = shapes["response_tokens"]
+        row["step"] = {"steps": steps, "seconds": seconds / steps, "floor_seconds": floor / steps}
+    return row
+
+
+def _shapes(work: Workload, name: str) -> dict[str, int]:
+    """Sizes of one call of a program."""
+    data, rollout = work.config.data, work.config.rollout
+    shapes = {
+        "prompts": work.lanes if name in ("prefill", "decode") else work.config.train.update_prompts,
+        "prompt_tokens": max(data.prompt_buckets),
+    }
+    if name != "decode":
+        shapes["patches"] = max(data.patch_buckets)
+    if name != "prefill":
+        shapes |= {"group": rollout.group, "response_tokens": rollout.max_tokens}
+    if name in ("score", "update"):
+        shapes["micro_batches"] = work.micro_batches
+    return shapes
+
+
+def bench_text(made: Mapping[str, Any]) -> str:
+    """`bench_json` as text."""
+    hardware, model, limit = made["hardware"], made["model"], made["hardware"]["limits"]
+    decode = next((row for row in made["programs"] if "step" in row), None)
+    lines = [
+        f"{hardware['devices']} x {hardware['kind']} ({_axes(made['mesh'])}), jax {made['versions']['jax']}, "
+        f"{made['date']}",
+        f"{model['name']}: {_scaled(model['weights'], ' weights')}, {model['layers']} layers of width "
+        f"{model['width']}, {model['dtype']}, remat {model['remat']}, attention {model['attention']}",
+        f"limits of a device ({limit['source']}): {_scaled(limit['flops'], 'FLOP/s')}, "
+        f"{_scaled(limit['bandwidth'], 'B/s')}",
+        "",
+        *(f"{row['program']:<9}{_shape_text(row['shapes'])}" for row in made["programs"]),
+        "",
+        *_table(_bench_rows(made["programs"])),
+        "",
+    ]
+    if decode:
+        step = decode["step"]
+        lines.append(
+            f"decode: {1e3 * step['seconds']:.4g} ms a step, {decode['times_floor']:.3g} times the floor of "
+            f"{1e3 * step['floor_seconds']:.4g} ms"
+        )
+    return "\n".join([*lines, _BENCH_NOTE])
+
+
+def _bench_rows(programs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The table of measurements: one program in each row."""
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "": lambda row: row["program"],
+        "compile s": lambda row: f"{row['compile_seconds']:.1f}",
+        "s a call": lambda row: f"{row['seconds']['median']:.4g}",
+        "min": lambda row: f"{row['seconds']['min']:.4g}",
+        "max": lambda row: f"{row['seconds']['max']:.4g}",
+        "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+        "of FLOP/s": lambda row: f"{100 * row['flops_share']:.3g} %",
+        "of bytes/s": lambda row: f"{100 * row['bytes_share']:.3g} %",
+        "x floor": lambda row: f"{row['times_floor']:.3g}",
+        "memory GiB": lambda row: f"{row['memory']['held'] / GIB:.3f}" if row["memory"] else "-",
+    }
+    return [[*columns], *([cell(row) for cell in columns.values()] for row in programs)]
+
+
+def _shape_text(shapes: Mapping[str, int]) -> str:
+    parts = {
+        "prompt_tokens": "{prompts} prompts of {prompt_tokens} tokens",
+        "patches": " and {patches} patches",
+        "group": ", {group} responses of {response_tokens} tokens to each",
+        "micro_batches": ", {micro_batches} micro-batches",
+    }
+    return "".join(text for key, text in parts.items() if key in shapes).format(**shapes)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: titles on the left, cells on the right of their columns."""
+    title, *widths = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    return [(row[0].ljust(title - 2) + "".join(map(str.rjust, row[1:], widths))).rstrip() for row in rows]
+
+
+def _axes(mesh: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
 
 
-def _number(value: float | None, scale: float) -> str:
+def _number(value: float | None, scale: float = 1) -> str:
     """Four digits, and no exponent for large ones."""
     if value is None:
         return "-"
@@ -187,24 +346,8 @@ def _number(value: float | None, scale: float) -> str:
     return f"{scaled:,.4g}" if scaled < 1e4 else f"{scaled:,.0f}"
 
 
-def _bound(found: Finding, text: str) -> str:
-    return f">{text}" if found.unbounded and text != "-" else text
-
-
-def _sent(found: Finding, kind: str) -> str:
-    one = (found.collectives or {}).get(kind)
-    return "-" if one is None else f"{one.count:,} {one.wire_bytes / 1e9:.3g}"
-
-
-def _shortfall(found: Finding) -> str:
-    return f"needs {_gib(found.needed_bytes)} of {_gib(found.limit_bytes)} GiB ({_WORDS[found.fit]})"
-
-
-def _suggestion_line(one: Suggestion) -> str:
-    tried = ", ".join(f"{value} {_WORDS[fit]}" for value, fit in one.tried)
-    if one.value is None:
-        return (
-            f"config.{one.key}: none that was tried is a clear fit ({tried}); "
-            "more devices or config.mesh.tensor may do"
-        )
-    return f"config.{one.key}={one.value} is the largest that fits of those tried ({tried})"
+def _scaled(value: float, unit: str) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.4g} {letter}{unit}"
+    return f"{value:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""Programs of a config compiled for a topology; the largest batches and the smallest slice that fit."""
+"""Verdicts on the programs of a config for a topology; the largest batches and smallest slice that fit."""
 
 import dataclasses
 import math
@@ -9,28 +9,68 @@ import jax
 
 from mmrl.config import Config
 from mmrl.mesh import batch_shards
-from mmrl.models import qwen2_5_vl_config
+from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 from mmrl.open import sharding_warnings, with_compute_options
-from mmrl.plan import aot, flops
-from mmrl.plan.chips import GIB, TPUS, Topology, chip_count, device_count, name, slices_to_try
-from mmrl.plan.verdict import Finding, judge, too_large
+from mmrl.plan import aot, flops, hlo
+from mmrl.plan.aot import Compiled, MemoryUse
+from mmrl.plan.chips import GIB, TPUS, Chip, Topology, slices_to_try
+from mmrl.plan.flops import Flops
 from mmrl.plan.workload import (
     PROGRAMS,
     Workload,
-    costlier_branches,
     device_bytes,
     one_prompt_each,
     program,
-    read_each_token,
     resident_bytes,
+    token_read_bytes,
     workload,
 )
+from mmrl.train.memory import ROOM
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
-GREEDY_FIRST = ("update", "decode", "score", "prefill")  # what asks for most is compiled first in a search
+LARGEST_FIRST = ("update", "decode", "score", "prefill")  # the order of a search: on at the first refusal
 BATCHES = {"train.micro_prompts": ("update", "score"), "rollout.lanes": ("decode", "prefill")}
 """Keys of the config that bound memory, and the programs that they bound it for."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one program, per device.
+
+    Attributes:
+      program: its name.
+      prompts: computed at once, over all devices.
+      in_call: prompts of one call, which `prompts` divides: the others come after them.
+      fit: ``fits``, ``tight`` (over `ROOM` of the memory) or ``no``.
+      needed_bytes: peak and what is resident beside it; where it does not fit, at least so much.
+      limit_bytes: memory of one device.
+      resident_bytes: in memory while the program runs, and not seen by it.
+      memory: by the compiler; None where it was refused, or its arguments alone were too large.
+      flops: of matrix products in one call; None where it was not traced.
+      least_bytes: read or written in one call at the least (see `least_traffic`); None where it was refused.
+      collectives: by kind, in one call.
+      roofline_seconds: `hlo.roofline_seconds` of one call; None where it was refused.
+      cycle_seconds: `hlo.cycle_seconds` of one call; None where refused, or compiled without optimization.
+      compile_seconds: the compiler took.
+      unbounded: a loop's length is unknown and counted as one, so that operations and bytes are more.
+    """
+
+    program: str
+    prompts: int
+    in_call: int
+    fit: str
+    needed_bytes: int
+    limit_bytes: int
+    resident_bytes: int
+    memory: MemoryUse | None = None
+    flops: float | None = None
+    least_bytes: int | None = None
+    collectives: Mapping[str, hlo.Traffic] | None = None
+    roofline_seconds: float | None = None
+    cycle_seconds: float | None = None
+    compile_seconds: float = 0.0
+    unbounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,23 +84,14 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Plan:
-    """What came of compiling a config for a topology.
-
-    Attributes:
-      topology: what it was compiled for.
-      mesh: size of each axis.
-      config: the run, its batches as compiled.
-      findings: one a program.
-      quick: compiled in haste: for the verdict alone.
-      suggestions: one a key that was asked for.
-    """
+    """A config compiled for a topology: its batches and mesh as compiled, and a finding for each program."""
 
     topology: Topology
     mesh: Mapping[str, int]
     config: Config
     findings: tuple[Finding, ...]
     quick: bool
-    suggestions: tuple[Suggestion, ...] = ()
+    suggestions: tuple[Suggestion, ...] = ()  # one a key that was asked for
 
 
 @dataclass(frozen=True)
@@ -72,7 +103,186 @@ class Attempt:
     failed: Finding | None
 
 
-def sized(config: Config, shards: int, per_shard: int | None) -> Config:
+def fit_verdict(needed: int, limit: int) -> str:
+    """The verdict on ``needed`` of ``limit`` bytes: at most `ROOM` of them is a clear fit."""
+    if needed > limit:
+        return "no"
+    return "fits" if needed <= ROOM * limit else "tight"
+
+
+def least_traffic(memory: MemoryUse, tokens: int = 1, per_token: int = 0) -> int:
+    """Bytes that one call moves between a device and its memory, at the least.
+
+    Arguments, outputs and temporaries once each; and again, in each further turn of a loop over ``tokens``,
+    what every turn reads: decoding reads the weights and the prompts' keys and values.
+    """
+    return memory.argument + memory.output + memory.temporary + (tokens - 1) * per_token
+
+
+def examine(work: Workload, program_name: str, topology: Topology, *, quick: bool) -> Finding:
+    """Compile one program and judge it; one whose arguments alone are too large is not compiled."""
+    chip, train, decode = TPUS[topology.generation], work.config.train, program_name == "decode"
+    rollout = program_name in BATCHES["rollout.lanes"]
+    prompts, in_call = (work.lanes,) * 2 if rollout else (train.micro_prompts, train.update_prompts)
+    resident = resident_bytes(work, program_name)
+    # Without optimization, libtpu 0.0.42 aborts on collectives between the two devices of a lone chip.
+    lone = chip.devices_per_chip > 1 and topology.chips == 1
+    with jax.set_mesh(work.mesh):
+        function, arguments, static = program(work, program_name)
+        given = device_bytes(arguments)
+        before = Finding(
+            program_name, prompts, in_call, "no", given + resident, chip.hbm_bytes, resident_bytes=resident
+        )
+        if before.needed_bytes > before.limit_bytes:
+            return before
+        traced = function.trace(*arguments, **static)
+        compiled = aot.compile_for_tpu(traced, aot.QUICK if quick and not lone else None)
+    tokens = work.config.rollout.max_tokens if decode else None
+    fraction = work.full_attention_fraction
+    return judge(
+        before,
+        compiled,
+        argument_bytes=given,
+        flops=flops.count(traced.jaxpr, while_trips=tokens, expensive_fraction=fraction),
+        devices=work.mesh.size,
+        chip=chip,
+        tokens=tokens,
+        per_token=token_read_bytes(work) if decode else 0,
+        quick=quick,
+        expensive_fraction=fraction,
+    )
+
+
+def judge(
+    before: Finding,
+    compiled: Compiled,
+    *,
+    argument_bytes: int,
+    flops: Flops,
+    devices: int,
+    chip: Chip,
+    tokens: int | None,
+    per_token: int = 0,
+    quick: bool,
+    expensive_fraction: float = 1.0,
+) -> Finding:
+    """The finding on a program that was compiled.
+
+    Args:
+      before: program, batches, limit and resident bytes.
+      compiled: the compiler's answer.
+      argument_bytes: of a device's part of all arguments. Those the program does not read are no part of it
+        when compiled, and are resident.
+      flops: over all devices.
+      devices: their number.
+      chip: their kind.
+      tokens: turns of a loop that ends by what it samples; None for a program without one.
+      per_token: bytes of the arguments that each turn reads.
+      quick: compiled by `mmrl.plan.aot.QUICK`, which leaves cycles and collectives without meaning.
+      expensive_fraction: share of the choices in a program that fall on the expensive branch.
+    """
+    before = replace(
+        before,
+        flops=flops.total / devices,
+        compile_seconds=compiled.seconds,
+        unbounded=flops.unbounded,
+    )
+    if compiled.memory is None:
+        return replace(before, fit="no", needed_bytes=compiled.needed_bytes + before.resident_bytes)
+    cost = hlo.analyse(compiled.text, while_trips=tokens, expensive_fraction=expensive_fraction)
+    resident = before.resident_bytes + max(0, argument_bytes - compiled.memory.argument)
+    needed = compiled.memory.peak + resident
+    moved = least_traffic(compiled.memory, tokens or 1, per_token)
+    wire_bytes = 0.0 if quick else cost.wire_bytes
+    return replace(
+        before,
+        fit=fit_verdict(needed, before.limit_bytes),
+        needed_bytes=needed,
+        resident_bytes=resident,
+        memory=compiled.memory,
+        least_bytes=moved,
+        collectives=cost.traffic,
+        roofline_seconds=hlo.roofline_seconds(flops.total / devices, moved, wire_bytes, chip),
+        cycle_seconds=None if quick else hlo.cycle_seconds(cost.cycles, chip),
+        unbounded=flops.unbounded or cost.unbounded,
+    )
+
+
+def plan(
+    config: Config,
+    model: ModelConfig,
+    topology: Topology,
+    names: Sequence[str] = PROGRAMS,
+    *,
+    per_shard: int | None = None,
+    quick: bool = False,
+    suggest: bool = False,
+    log: Log = lambda line: None,
+) -> Plan:
+    """Compile programs of a config for a topology; ``log`` gets a line on each.
+
+    Raises:
+      ValueError: the mesh or a batch of the config does not fit the topology, or libtpu is missing.
+    """
+    work = _workload(config, model, topology, dataclasses.asdict(config.mesh), per_shard)
+    for line in sharding_warnings(work.config, model, work.mesh):
+        log(line)
+    findings = tuple(_examine_aloud(work, name, topology, quick, log) for name in PROGRAMS if name in names)
+    suggestions: tuple[Suggestion, ...] = ()
+    if suggest:
+        suggestions = tuple(
+            _suggestion(work, key, asked, topology, log)
+            for key, of_key in BATCHES.items()
+            if (asked := [found for found in findings if found.program in of_key])
+        )
+    return Plan(topology, dict(work.mesh.shape), work.config, findings, quick, suggestions)
+
+
+def smallest(
+    config: Config,
+    model: ModelConfig,
+    generation: str,
+    names: Sequence[str] = PROGRAMS,
+    *,
+    per_shard: int = 1,
+    quick: bool = False,
+    log: Log = lambda line: None,
+) -> tuple[Plan | None, tuple[Attempt, ...]]:
+    """The first of `slices_to_try` on which all programs fit, with all that was tried on the way.
+
+    Each slice is tried with the mesh of the config, and with as many of the key/value heads as it has devices
+    for cut over ``tensor``: with less on that axis a device holds more.
+
+    Raises:
+      ValueError: the generation is not known, ``per_shard`` is not positive, or libtpu is missing.
+    """
+    attempts: list[Attempt] = []
+    for topology in slices_to_try(generation):
+        for axes in _meshes(config, model, topology.devices):
+            work = _workload(config, model, topology, axes, per_shard)
+            found: dict[str, Finding] = {}
+            failed = None
+            for name in (name for name in LARGEST_FIRST if name in names):
+                found[name] = _examine_aloud(work, name, topology, quick, log)
+                if found[name].fit != "fits":
+                    failed = found[name]
+                    break
+            attempts.append(Attempt(topology, dict(work.mesh.shape), failed))
+            if failed is None:
+                findings = tuple(found[name] for name in PROGRAMS if name in found)
+                return Plan(topology, dict(work.mesh.shape), work.config, findings, quick), tuple(attempts)
+    return None, tuple(attempts)
+
+
+def _workload(
+    config: Config, model: ModelConfig, topology: Topology, axes: Mapping[str, int], per_shard: int | None
+) -> Workload:
+    mesh = aot.device_mesh(topology, axes)
+    config = with_batches(config, batch_shards(mesh), per_shard)
+    return workload(config, with_compute_options(model, config, mesh), mesh)
+
+
+def with_batches(config: Config, shards: int, per_shard: int | None) -> Config:
     """The config with batches that a mesh cuts evenly into ``shards`` parts.
 
     Args:
@@ -87,8 +297,6 @@ def sized(config: Config, shards: int, per_shard: int | None) -> Config:
     config = one_prompt_each(config, shards)
     train, rollout = config.train, config.rollout
     if per_shard is not None:
-        if per_shard < 1:
-            raise ValueError(f"--per-shard={per_shard} should be 1 or more")
         micro = per_shard * shards
         update = micro * math.ceil(train.update_prompts / micro)
         prompts = update * math.ceil(rollout.prompts / update)
@@ -98,11 +306,8 @@ def sized(config: Config, shards: int, per_shard: int | None) -> Config:
             rollout=replace(rollout, prompts=prompts, lanes=micro),
         )
     lanes = ("rollout.lanes", rollout.lanes) if rollout.lanes else ("rollout.prompts", rollout.prompts)
-    uneven = [
-        f"config.{key}={size}"
-        for key, size in (("train.micro_prompts", train.micro_prompts), lanes)
-        if size % shards
-    ]
+    batches = (("train.micro_prompts", train.micro_prompts), lanes)
+    uneven = [f"config.{key}={size}" for key, size in batches if size % shards]
     if uneven:
         raise ValueError(
             f"{' and '.join(uneven)} cannot be cut evenly into the {shards} parts that config.mesh "
@@ -112,83 +317,22 @@ def sized(config: Config, shards: int, per_shard: int | None) -> Config:
     return config
 
 
-def plan(
-    config: Config,
-    sizes: qwen2_5_vl_config.Config,
-    topology: Topology,
-    names: Sequence[str] = PROGRAMS,
-    *,
-    per_shard: int | None = None,
-    quick: bool = False,
-    suggest: bool = False,
-    say: Say = lambda line: None,
-) -> Plan:
-    """Compile programs of a config for a topology; ``say`` is told of each.
-
-    Raises:
-      ValueError: the mesh or a batch of the config does not fit the topology, or libtpu is missing.
-    """
-    mesh = aot.device_mesh(topology, dataclasses.asdict(config.mesh))
-    config = sized(config, batch_shards(mesh), per_shard)
-    for line in sharding_warnings(config, sizes, mesh):
-        say(line)
-    work = workload(config, with_compute_options(sizes, config, mesh), mesh)
-    findings = tuple(_examined(work, one, topology, quick, say) for one in PROGRAMS if one in names)
-    suggestions: tuple[Suggestion, ...] = ()
-    if suggest:
-        suggestions = tuple(_suggestion(work, key, findings, topology, say) for key in BATCHES)
-    return Plan(
-        topology, dict(mesh.shape), config, findings, quick, tuple(one for one in suggestions if one.tried)
-    )
+def _meshes(config: Config, model: ModelConfig, devices: int) -> Iterator[Mapping[str, int]]:
+    """Axes to try on one slice: those of the config, if it has devices for them, and all heads cut."""
+    own = dataclasses.asdict(config.mesh)
+    cut = {"replica": 1, "data": 1, "fsdp": -1, "tensor": math.gcd(model.kv_heads, devices)}
+    known = math.prod(size for size in own.values() if size > 0)
+    if own["replica"] == 1 and (devices == known or (-1 in own.values() and devices % known == 0)):
+        yield own
+    if own != cut:
+        yield cut
 
 
-def examine(work: Workload, program_name: str, topology: Topology, *, quick: bool) -> Finding:
-    """Compile one program and judge it; one whose arguments alone are too large is not compiled."""
-    chip = TPUS[topology.generation]
-    train = work.config.train
-    rollout = program_name in BATCHES["rollout.lanes"]
-    prompts, in_call = (work.lanes,) * 2 if rollout else (train.micro_prompts, train.update_prompts)
-    resident = resident_bytes(work, program_name)
-    # Without optimization, libtpu 0.0.42 aborts on collectives between the two devices of a lone chip.
-    lone = chip.devices_per_chip > 1 and chip_count(topology) == 1
-    with jax.set_mesh(work.mesh):
-        function, arguments, static = program(work, program_name)
-        given = device_bytes(arguments)
-        refused = too_large(program_name, prompts, in_call, given, resident, chip)
-        if refused:
-            return refused
-        traced = function.trace(*arguments, **static)
-        compiled = aot.compile(traced, aot.IN_HASTE if quick and not lone else {})
-    costlier = costlier_branches(work.model)
-    tokens = work.config.rollout.max_tokens if program_name == "decode" else None
-    return judge(
-        program_name,
-        prompts,
-        in_call,
-        compiled,
-        arguments=given,
-        resident=resident,
-        flops=flops.count(traced.jaxpr, while_trips=tokens, costlier=costlier),
-        devices=work.mesh.size,
-        chip=chip,
-        tokens=tokens,
-        per_token=_per_token(arguments) if program_name == "decode" else 0,
-        quick=quick,
-        costlier=costlier,
-    )
-
-
-def _per_token(arguments: tuple) -> int:
-    """Bytes of decoding's arguments that each token reads: layers, the output table, and the prefix."""
-    params, _, lanes, _ = arguments
-    return device_bytes((read_each_token(params), lanes.prefix))
-
-
-def _examined(work: Workload, program_name: str, topology: Topology, quick: bool, say: Say) -> Finding:
+def _examine_aloud(work: Workload, program_name: str, topology: Topology, quick: bool, log: Log) -> Finding:
     found = examine(work, program_name, topology, quick=quick)
     took = f"compiled in {found.compile_seconds:.0f} s" if found.compile_seconds else "not compiled"
-    say(
-        f"{name(topology)} {mesh_text(work.mesh.shape)}: {program_name} of {found.prompts}: {found.fit}, "
+    log(
+        f"{topology} {mesh_text(work.mesh.shape)}: {program_name} of {found.prompts}: {found.fit}, "
         f"{found.needed_bytes / GIB:.2f} of {found.limit_bytes / GIB:.2f} GiB, {took}"
     )
     return found
@@ -200,18 +344,23 @@ def mesh_text(axes: Mapping[str, int]) -> str:
 
 
 def _suggestion(
-    work: Workload, key: str, findings: Sequence[Finding], topology: Topology, say: Say
+    work: Workload, key: str, asked: Sequence[Finding], topology: Topology, log: Log
 ) -> Suggestion:
-    """Double (where all fits) or halve a batch until the verdict turns; compiled in haste."""
-    asked = [found for found in findings if found.program in BATCHES[key]]
-    if not asked:
-        return Suggestion(key, None, ())
-    names = [one for one in BATCHES[key] if one in {found.program for found in asked}]
+    """Double (where all fits) or halve a batch until the verdict turns; compiled without optimization."""
+    programs = {found.program for found in asked}
+    names = [name for name in BATCHES[key] if name in programs]
     start, verdict = asked[0].prompts, _worst(found.fit for found in asked)
     grow = verdict == "fits"
     best, tried = start if grow else None, [(start, verdict)]
     for value in _candidates(work, key, start, grow=grow):
-        verdict = _verdict(replace(work, config=_with_batch(work.config, key, value)), names, topology, say)
+        section, field = key.split(".")
+        changed = replace(getattr(work.config, section), **{field: value})
+        resized = replace(work, config=replace(work.config, **{section: changed}))
+        verdict = "fits"
+        for name in names:
+            verdict = _examine_aloud(resized, name, topology, True, log).fit
+            if verdict != "fits":
+                break
         tried.append((value, verdict))
         best = value if verdict == "fits" else best
         if (verdict == "fits") != grow:
@@ -219,89 +368,17 @@ def _suggestion(
     return Suggestion(key, best, tuple(tried))
 
 
-def _verdict(work: Workload, names: Sequence[str], topology: Topology, say: Say) -> str:
-    """The first that is no clear fit, compiled in haste."""
-    for one in names:
-        found = _examined(work, one, topology, True, say)
-        if found.fit != "fits":
-            return found.fit
-    return "fits"
-
-
 def _candidates(work: Workload, key: str, start: int, *, grow: bool) -> Iterator[int]:
     """Twice, four times ... ``start``, or its half, quarter ..., as far as batches and mesh allow."""
     shards, config = batch_shards(work.mesh), work.config
     bound = config.train.update_prompts if key == "train.micro_prompts" else config.rollout.prompts
     value = start
-    while True:
-        if not grow and value % 2:
-            return
+    while grow or value % 2 == 0:
         value = value * 2 if grow else value // 2
         if value > bound or value % shards or value < 1 or bound % value:
             return
         yield value
 
 
-def _with_batch(config: Config, key: str, value: int) -> Config:
-    if key == "train.micro_prompts":
-        return replace(config, train=replace(config.train, micro_prompts=value))
-    return replace(config, rollout=replace(config.rollout, lanes=value))
-
-
 def _worst(verdicts: Iterator[str]) -> str:
     return max(verdicts, key=("fits", "tight", "no").index)
-
-
-def smallest(
-    config: Config,
-    sizes: qwen2_5_vl_config.Config,
-    generation: str,
-    names: Sequence[str] = PROGRAMS,
-    *,
-    per_shard: int = 1,
-    quick: bool = False,
-    say: Say = lambda line: None,
-) -> tuple[Plan | None, tuple[Attempt, ...]]:
-    """The first of `slices_to_try` on which all programs fit, with all that was tried on the way.
-
-    Each slice is tried with the mesh of the config, and with as many of the key/value heads as it has devices
-    for cut over ``tensor``: with less on that axis a device holds more.
-
-    Raises:
-      ValueError: the generation is not known, ``per_shard`` is not positive, or libtpu is missing.
-    """
-    attempts: list[Attempt] = []
-    for topology in slices_to_try(generation):
-        for axes in _meshes(config, sizes, device_count(topology)):
-            mesh = aot.device_mesh(topology, axes)
-            resized = sized(config, batch_shards(mesh), per_shard)
-            work = workload(resized, with_compute_options(sizes, resized, mesh), mesh)
-            found, failed = _all_fit(work, names, topology, quick, say)
-            attempts.append(Attempt(topology, dict(mesh.shape), failed))
-            if failed is None:
-                return Plan(topology, dict(mesh.shape), resized, found, quick), tuple(attempts)
-    return None, tuple(attempts)
-
-
-def _meshes(config: Config, sizes: qwen2_5_vl_config.Config, devices: int) -> Iterator[Mapping[str, int]]:
-    """Axes to try on one slice: those of the config, if it has devices for them, and one of our own."""
-    own = dataclasses.asdict(config.mesh)
-    cut = {"replica": 1, "data": 1, "fsdp": -1, "tensor": math.gcd(sizes.kv_heads, devices)}
-    known = math.prod(size for size in own.values() if size > 0)
-    if own["replica"] == 1 and (devices == known or (-1 in own.values() and devices % known == 0)):
-        yield own
-    if own != cut:
-        yield cut
-
-
-def _all_fit(
-    work: Workload, names: Sequence[str], topology: Topology, quick: bool, say: Say
-) -> tuple[tuple[Finding, ...], Finding | None]:
-    """Findings in the order of `PROGRAMS`, or the first that is no clear fit."""
-    found: dict[str, Finding] = {}
-    for one in GREEDY_FIRST:
-        if one in names:
-            found[one] = _examined(work, one, topology, quick, say)
-            if found[one].fit != "fits":
-                return (), found[one]
-    return tuple(found[one] for one in PROGRAMS if one in found), None

@@ -1,58 +1,51 @@
-"""The programs of a config at its largest shapes, ready to be traced: what plans and benchmarks look at.
+"""The programs of a config at its largest shapes, with arguments: abstract for plans, arrays for timing.
 
-Arguments are stand-ins (`jax.ShapeDtypeStruct`) that know their sharding; nothing is computed or held.
+Each argument is described once, as arrays made from a key: random weights, full prompts with an image as
+large as both buckets allow, responses that have all their tokens. `program` takes their shapes alone.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
 
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.config import Config, algorithm
-from mmrl.mesh import (
-    ACTIVATIONS,
-    DECODING,
-    WEIGHTS,
-    Rules,
-    abstract_arrays,
-    batch_shards,
-    sharding,
-    shardings,
-)
-from mmrl.models import qwen2_5_vl_config
-from mmrl.models.params import abstract
+from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings
+from mmrl.models.params import flatten, unflatten
+from mmrl.models.positions import patch_grid, positions, window_blocks
+from mmrl.models.qwen2_5_vl import Prefix
+from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
+from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.open import sampling_of
 from mmrl.rollout import engine
 from mmrl.rollout.orders import STOP_SLOTS
-from mmrl.rollout.sampling import Policy
+from mmrl.rollout.sampling import Policy, options_of
 from mmrl.train import programs
 from mmrl.train.optimizer import make_optimizer, state_sharding
 from mmrl.train.programs import Batch, ImageCorruption, TrainState
-from mmrl.types import Images, Params, Prompts, Responses
+from mmrl.types import Images, Params, Prompts, Responses, StopReason
 
 PROGRAMS = ("prefill", "decode", "score", "update")
+_SCALE = 0.02  # standard deviation of random weights, as in Qwen2.5's own initialisation
+_STEPS = 100  # of a run, where a schedule ends
+_KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A config on a mesh.
-
-    Attributes:
-      config: the run.
-      model: sizes of the policy.
-      mesh: what it is cut over.
-      algorithm: of the run.
-      optimizer: likewise.
-    """
+    """A config on a mesh."""
 
     config: Config
-    model: qwen2_5_vl_config.Config
+    model: ModelConfig
     mesh: Mesh
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
@@ -62,10 +55,16 @@ class Workload:
         """Prompts that are prefilled, and whose groups are decoded, at once."""
         return self.config.rollout.lanes or self.config.rollout.prompts
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an update."""
+        return self.config.train.update_prompts // self.config.train.micro_prompts
 
-def costlier_branches(sizes: qwen2_5_vl_config.Config) -> float:
-    """Share of the vision tower's layers that attend over the whole image: the one choice in a program."""
-    return len(set(sizes.full_attention_layers) & set(range(sizes.vision_layers))) / sizes.vision_layers
+    @property
+    def full_attention_fraction(self) -> float:
+        """Share of the vision layers that attend over the whole image: the one choice in a program."""
+        layers = self.model.vision_layers
+        return len(set(self.model.full_attention_layers) & set(range(layers))) / layers
 
 
 def one_prompt_each(config: Config, shards: int) -> Config:
@@ -76,8 +75,8 @@ def one_prompt_each(config: Config, shards: int) -> Config:
     return replace(config, train=replace(train, micro_prompts=math.gcd(train.update_prompts, shards)))
 
 
-def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Workload:
-    """The run ``config`` with a model of ``sizes`` on ``mesh``.
+def workload(config: Config, model: ModelConfig, mesh: Mesh) -> Workload:
+    """The run ``config`` with a model of these sizes on ``mesh``.
 
     Raises:
       ValueError: no buckets, the largest patch bucket is no whole number of windows, or the sampling is out
@@ -87,178 +86,237 @@ def workload(config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh) -> Wor
         if not getattr(config.data, key):
             raise ValueError(f"config.data.{key} is left to the data, which is not looked at here: name it")
     config = one_prompt_each(config, batch_shards(mesh))
-    patches, slots = max(config.data.patch_buckets), sizes.window_slots
+    patches, slots = max(config.data.patch_buckets), model.window_slots
     if patches % slots:
         raise ValueError(
             f"config.data.patch_buckets: {patches} is not a multiple of {slots}, the patches of a window"
         )
     sampling_of(config)
-    params = weights(sizes, mesh)
-    return Workload(config, sizes, mesh, algorithm(config), make_optimizer(config.optimizer, params, 100))
+    optimizer = make_optimizer(config.optimizer, abstract_weights(model, mesh), _STEPS)
+    return Workload(config, model, mesh, algorithm(config), optimizer)
 
 
 def program(work: Workload, name: str) -> tuple[Any, tuple, dict[str, Any]]:
-    """A jitted program with its arguments: ``function.trace(*arguments, **static)`` under the mesh."""
-    return {"prefill": _prefill, "decode": _decode, "score": _score, "update": _update}[name](work)
+    """A jitted program with abstract arguments: ``function.trace(*arguments, **static)`` under the mesh."""
+    made = jax.eval_shape(partial(_MAKERS[name], work), _KEY)
+    given = tuple(_placed(work, argument, decoding=name in ("prefill", "decode")) for argument in made)
+    if name == "prefill":
+        return engine.prefill, (given[0], work.model, *given[1:]), {}
+    if name == "decode":
+        return engine.decode, (given[0], work.model, *given[1:]), {"steps": work.config.rollout.max_tokens}
+    if name == "score":
+        wanted = work.algorithm.needs - {"reference"}
+        return programs.score, given, {"wanted": wanted, "micro_batches": work.micro_batches}
+    static = {"algorithm": work.algorithm, "optimizer": work.optimizer, "micro_batches": work.micro_batches}
+    return programs.update, given, static
+
+
+def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
+    """Arrays for the compiled program ``name``, laid out as `program` says; static arguments are left out."""
+    like = tuple(argument for argument in program(work, name)[1] if argument is not work.model)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, like)
+    with jax.set_mesh(work.mesh):
+        return jax.jit(partial(_MAKERS[name], work), out_shardings=layout)(jax.random.key(seed))
+
+
+def _prefill(work: Workload, key: Key[Array, ""]) -> tuple:
+    return random_weights(work.model, key, decoding=True), _prompts(work, work.lanes)
+
+
+def _decode(work: Workload, key: Key[Array, ""]) -> tuple:
+    """The whole budget of tokens in one call, all columns from their first token on; nothing stops them."""
+    rollout, of_weights, of_prefix, of_draws = work.config.rollout, *jax.random.split(key, 3)
+    empty = engine.empty_lanes(
+        work.model,
+        lanes=work.lanes,
+        columns=min(rollout.columns or rollout.group, rollout.group),
+        prompt=max(work.config.data.prompt_buckets),
+        slots=rollout.max_tokens,
+        stop_slots=STOP_SLOTS,
+    )
+    grid, prompt = empty.running.shape, empty.prefix.mask.shape[1]
+    prefix, hidden = _normal(((empty.prefix.key, empty.prefix.value), empty.hidden), of_prefix)
+    options = options_of([replace(sampling_of(work.config), stop_ids=())], STOP_SLOTS)
+    state = replace(
+        empty,
+        prefix=Prefix(prefix[0], prefix[1], jnp.ones_like(empty.prefix.mask)),
+        prompt_hidden=hidden[:, 0],
+        prompt_next=jnp.full_like(empty.prompt_next, prompt),
+        hidden=hidden,
+        position=jnp.full_like(empty.position, prompt),
+        running=jnp.ones_like(empty.running),
+        limit=jnp.full_like(empty.limit, np.iinfo(np.int32).max),  # so that one call can go on from another
+        key=jax.random.split(of_draws, grid),
+        options=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[0], (*grid, *leaf.shape[1:])), options),
+    )
+    return random_weights(work.model, of_weights, decoding=True), state, jnp.zeros(work.model.vocabulary)
+
+
+def _score(work: Workload, key: Key[Array, ""]) -> tuple:
+    corruption = ImageCorruption(work.config.corruption.method, work.config.corruption.probability)
+    return random_weights(work.model, key), _policy(work), _batch(work, key), corruption
+
+
+def _update(work: Workload, key: Key[Array, ""]) -> tuple:
+    """`_score` with a fresh optimizer, and `programs.prepare` of random rewards and likely scores."""
+    params, policy, batch, corruption = _score(work, key)
+    state = TrainState(params, work.optimizer.init(params), jnp.int32(0))
+    of_rewards, *of_scores = jax.random.split(key, 1 + len(work.algorithm.needs | {"logprob"}))
+    scores = {}
+    for name, of_score in zip(sorted(work.algorithm.needs | {"logprob"}), of_scores, strict=True):
+        score = jax.random.uniform(of_score, batch.responses.tokens.shape)
+        shift = math.log(work.model.vocabulary) if name in ("logprob", "reference", "corrupted") else 0.0
+        scores[name] = score - shift
+    rewards = jax.random.bernoulli(of_rewards, shape=batch.responses.valid.shape).astype(jnp.float32)
+    valid, mask = batch.responses.valid, batch.responses.mask
+    targets = programs.prepare(
+        work.algorithm, rewards, rewards, valid, mask, scores, jnp.int32(0), total_steps=_STEPS
+    )
+    return state, policy, batch, targets, corruption
+
+
+_MAKERS: dict[str, Callable[[Workload, Any], tuple]] = {
+    "prefill": _prefill,
+    "decode": _decode,
+    "score": _score,
+    "update": _update,
+}
+
+
+def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = False) -> Params:
+    """Weights for training (float32) or for decoding: normal but for norms (one) and biases (zero)."""
+    dtype = jnp.dtype(model.dtype if decoding else jnp.float32)
+    made = {}
+    for number, (path, param) in enumerate(flatten(describe(model)).items()):
+        if param.init in ("zeros", "ones"):
+            made[path] = jnp.full(param.shape, float(param.init == "ones"), dtype)
+        else:
+            draw = jax.random.normal(jax.random.fold_in(key, number), param.shape, dtype)
+            made[path] = draw * dtype.type(_SCALE)
+    params = unflatten(made)
+    return engine.decoding_weights(params, model) if decoding else params
+
+
+def full_prompts(model: ModelConfig, b: int, p: int, n: int) -> Prompts:
+    """``b`` times the same prompt, without padding: text, an image, text."""
+    side, slots = math.isqrt(model.window_slots) // 2, model.window_slots
+    windows = min(n, 4 * p) // slots  # four patches make a token
+    high = max((size for size in range(1, math.isqrt(windows) + 1) if windows % size == 0), default=0)
+    rows, columns = high * side, windows // max(high, 1) * side  # in merged tokens; whole windows
+    start = (p - rows * columns) // 2
+    position, following = positions(p, [(start, rows, columns)])
+    image_token = np.full(p, -1, np.int32)
+    patch_position, image = np.zeros((n, 2), np.int32), np.full(n, -1, np.int32)
+    if windows:
+        place = window_blocks(rows, columns, side)
+        slot = (4 * place[:, None] + np.arange(4)).reshape(-1)
+        image_token[start : start + rows * columns] = place
+        patch_position[slot] = patch_grid(2 * rows, 2 * columns, 2)
+        image[slot] = 0
+    of_tokens, of_patches = jax.random.split(jax.random.key(0))
+    row = Prompts(
+        tokens=jax.random.randint(of_tokens, (p,), 0, model.vocabulary),
+        mask=jnp.ones(p, bool),
+        position=jnp.asarray(position, jnp.int32),
+        next_position=jnp.int32(following),
+        image_token=jnp.asarray(image_token),
+        images=Images(
+            patches=jax.random.bits(of_patches, (n, 3 * model.patch_size**2), jnp.uint8),
+            position=jnp.asarray(patch_position),
+            image=jnp.asarray(image),
+        ),
+    )
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (b, *leaf.shape)), row)
+
+
+def _prompts(work: Workload, b: int) -> Prompts:
+    data = work.config.data
+    return full_prompts(work.model, b, max(data.prompt_buckets), max(data.patch_buckets))
+
+
+def _batch(work: Workload, key: Key[Array, ""]) -> Batch:
+    b, of_tokens, of_corruption = work.config.train.update_prompts, *jax.random.split(key)
+    rows = (b, work.config.rollout.group)
+    shape = (*rows, work.config.rollout.max_tokens)
+    responses = Responses(
+        tokens=jax.random.randint(of_tokens, shape, 0, work.model.vocabulary),
+        mask=jnp.ones(shape, bool),
+        logprob=jnp.full(shape, -math.log(work.model.vocabulary)),
+        log_kept=jnp.zeros(shape),
+        stop=jnp.full(rows, StopReason.LENGTH, jnp.int32),
+        valid=jnp.ones(rows, bool),
+    )
+    return Batch(_prompts(work, b), responses, jax.random.split(of_corruption, b))
+
+
+def _policy(work: Workload) -> Policy:
+    return Policy(work.model, work.config.rollout.temperature, jnp.zeros(work.model.vocabulary))
+
+
+def _normal(like: Any, key: Key[Array, ""]) -> Any:
+    leaves, tree = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    made = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, made)
+
+
+def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
+    """An abstract argument that knows its sharding: of weights by their description, else by its rows."""
+    if isinstance(argument, TrainState):
+        return _abstract_state(work)
+    if isinstance(argument, dict):
+        return abstract_weights(work.model, work.mesh, decoding=decoding)
+    caches = {4: ("batch", None, "heads", None), 5: ("batch", None, "heads", None, None)} if decoding else {}
+
+    def place(leaf: Any) -> Any:
+        axes = caches.get(leaf.ndim, ("batch", *[None] * (leaf.ndim - 1)))
+        if isinstance(argument, Policy | jax.ShapeDtypeStruct):  # the bias of the vocabulary
+            axes = (None,)
+        placed = sharding(work.mesh, axes, leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+    return jax.tree.map(place, argument)
+
+
+def abstract_weights(model: ModelConfig, mesh: Mesh, *, decoding: bool = False) -> Params:
+    """The weights as they lie while training (float32), or while decoding (in the type of the products)."""
+    like = jax.eval_shape(partial(random_weights, model, decoding=decoding), _KEY)
+    layout = shardings(describe(model), mesh, DECODING if decoding else WEIGHTS)
+    if decoding:
+
+        def layer(stack: NamedSharding) -> NamedSharding:
+            return NamedSharding(mesh, PartitionSpec(*stack.spec[1:]))
+
+        layout = {**layout, "layers": (jax.tree.map(layer, layout["layers"]),) * model.layers}
+    return abstract_arrays(like, layout)
+
+
+def _abstract_state(work: Workload) -> TrainState:
+    params = abstract_weights(work.model, work.mesh)
+    updates: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(params, jax.eval_shape(work.optimizer.init, params), updates)
+    return abstract_arrays(state, state_sharding(params, work.optimizer))
 
 
 def resident_bytes(work: Workload, name: str) -> int:
     """Bytes per device that stay in memory beside the arguments of a program: weights it does not read."""
-    trained = weights(work.model, work.mesh)
+    trained = abstract_weights(work.model, work.mesh)
     in_products = jax.tree.map(lambda leaf: leaf.update(dtype=work.model.dtype), trained)
     reference = device_bytes(in_products) if "reference" in work.algorithm.needs else 0
-    if name in ("prefill", "decode"):
-        return device_bytes(_state(work)) + reference
-    return reference + (device_bytes(_state(work)) - device_bytes(trained) if name == "score" else 0)
+    if name == "update":
+        return reference
+    state = device_bytes(_abstract_state(work))
+    return reference + state - (device_bytes(trained) if name == "score" else 0)
 
 
-def weights(sizes: qwen2_5_vl_config.Config, mesh: Mesh, *, decoding: bool = False) -> Params:
-    """The weights as they lie while training (float32), or while decoding (in the type of the products)."""
-    description = qwen2_5_vl_config.describe(sizes)
-    rules = DECODING if decoding else WEIGHTS
-    like = abstract(description, sizes.dtype if decoding else jnp.float32)
-    made = abstract_arrays(like, shardings(description, mesh, rules))
-    if not decoding:
-        return made
+def token_read_bytes(work: Workload) -> int:
+    """Bytes of one device that decoding reads for every token, caches of responses apart.
 
-    def layer(stack: Any) -> Any:
-        spec = PartitionSpec(*stack.sharding.spec[1:])
-        return jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=NamedSharding(mesh, spec))
-
-    return {**made, "layers": (jax.tree.map(layer, made["layers"]),) * sizes.layers}
-
-
-def _array(
-    mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None, rules: Rules = ACTIVATIONS
-) -> Any:
-    """A `jax.ShapeDtypeStruct` that stands in for an array."""
-    axes = axes or ("batch", *[None] * (len(shape) - 1))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape, rules))
-
-
-def _prompts(work: Workload, b: int) -> Prompts:
-    array = partial(_array, work.mesh)
-    p, n = max(work.config.data.prompt_buckets), max(work.config.data.patch_buckets)
-    pixels = 3 * work.model.patch_size**2
-    return Prompts(
-        tokens=array((b, p), jnp.int32),
-        mask=array((b, p), bool),
-        position=array((b, p, 3), jnp.int32),
-        next_position=array((b,), jnp.int32),
-        image_token=array((b, p), jnp.int32),
-        images=Images(
-            patches=array((b, n, pixels), jnp.uint8),
-            position=array((b, n, 2), jnp.int32),
-            image=array((b, n), jnp.int32),
-        ),
-    )
-
-
-def _responses(work: Workload, b: int) -> Responses:
-    array = partial(_array, work.mesh)
-    g, r = work.config.rollout.group, work.config.rollout.max_tokens
-    return Responses(
-        tokens=array((b, g, r), jnp.int32),
-        mask=array((b, g, r), bool),
-        logprob=array((b, g, r), jnp.float32),
-        log_kept=array((b, g, r), jnp.float32),
-        stop=array((b, g), jnp.int32),
-        valid=array((b, g), bool),
-    )
-
-
-def _keys(work: Workload, b: int) -> Any:
-    return _array(work.mesh, (b,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-
-
-def _policy(work: Workload) -> Policy:
-    bias = _array(work.mesh, (work.model.vocabulary,), jnp.float32, None)
-    return Policy(model=work.model, temperature=work.config.rollout.temperature, bias=bias)
-
-
-def _batch(work: Workload, b: int) -> Batch:
-    return Batch(_prompts(work, b), _responses(work, b), _keys(work, b))
-
-
-def _corruption(work: Workload) -> ImageCorruption:
-    return ImageCorruption(work.config.corruption.method, work.config.corruption.probability)
-
-
-def _prefill(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
-    params = weights(work.model, work.mesh, decoding=True)
-    return engine.prefill, (params, work.model, _prompts(work, work.lanes)), {}
-
-
-def _decode(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
-    """The whole budget of tokens in one call, all columns from their first token on."""
-    rollout, sizes = work.config.rollout, work.model
-    lanes = jax.eval_shape(
-        partial(
-            engine.empty_lanes,
-            sizes,
-            lanes=work.lanes,
-            columns=min(rollout.columns or rollout.group, rollout.group),
-            prompt=max(work.config.data.prompt_buckets),
-            slots=rollout.max_tokens,
-            stop_slots=STOP_SLOTS,
-        )
-    )
-
-    def stand_in(leaf: Any) -> Any:
-        heads = {4: ("batch", None, "heads", None), 5: ("batch", None, "heads", None, None)}
-        return _array(work.mesh, leaf.shape, leaf.dtype, *heads.get(leaf.ndim, ()))
-
-    state = jax.tree.map(stand_in, lanes)
-    arguments = (weights(sizes, work.mesh, decoding=True), sizes, state, _policy(work).bias)
-    return engine.decode, arguments, {"steps": rollout.max_tokens}
-
-
-def _score(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
-    train = work.config.train
-    batch = _batch(work, train.update_prompts)
-    arguments = (weights(work.model, work.mesh), _policy(work), batch, _corruption(work))
-    static = {
-        "wanted": work.algorithm.needs - {"reference"},
-        "micro_batches": train.update_prompts // train.micro_prompts,
-    }
-    return programs.score, arguments, static
-
-
-def _update(work: Workload) -> tuple[Any, tuple, dict[str, Any]]:
-    train = work.config.train
-    batch = _batch(work, train.update_prompts)
-    of_tokens = _array(work.mesh, batch.responses.tokens.shape, jnp.float32)
-    of_rows = _array(work.mesh, batch.responses.valid.shape, jnp.float32)
-    targets = jax.eval_shape(
-        partial(programs.prepare, work.algorithm, total_steps=100),
-        of_rows,
-        of_rows,
-        batch.responses.valid,
-        batch.responses.mask,
-        dict.fromkeys({"logprob"} | work.algorithm.needs, of_tokens),
-        jax.ShapeDtypeStruct((), jnp.int32),
-    )
-    targets = jax.tree.map(lambda leaf: _array(work.mesh, leaf.shape, leaf.dtype), targets)
-    arguments = (_state(work), _policy(work), batch, targets, _corruption(work))
-    static = {
-        "algorithm": work.algorithm,
-        "optimizer": work.optimizer,
-        "micro_batches": train.update_prompts // train.micro_prompts,
-    }
-    return programs.update, arguments, static
-
-
-def _state(work: Workload) -> TrainState:
-    params = weights(work.model, work.mesh)
-    made = jax.eval_shape(work.optimizer.init, params)
-    updates: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(params, made, updates)
-    return abstract_arrays(state, state_sharding(params, work.optimizer))
-
-
-def read_each_token(params: Params) -> tuple:
-    """The weights that decoding reads for every token: all but the vision tower and the table of inputs."""
-    return params["layers"], params["final_norm"], params.get("lm_head", params["embedding"])
+    All weights but the vision tower and the table of inputs, and the keys and values of the prompts.
+    """
+    params, _, state, _ = program(work, "decode")[1]
+    head = params.get("lm_head", params["embedding"])
+    return device_bytes((params["layers"], params["final_norm"], head, state.prefix.key, state.prefix.value))
 
 
 def device_bytes(tree: Any) -> int:

@@ -44,7 +44,7 @@ def compile_in_a_process(script: str) -> dict:
     ],
 )
 def test_a_refusal_for_memory_is_read(message, sizes):
-    assert aot.out_of_memory(message) == pytest.approx([size * GIB for size in sizes], rel=1e-6)
+    assert aot.memory_refusal(message) == pytest.approx([size * GIB for size in sizes], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_refusal_for_memory_is_read(message, sizes):
     ],
 )
 def test_other_refusals_are_not_taken_for_it(message):
-    assert aot.out_of_memory(message) is None
+    assert aot.memory_refusal(message) is None
 
 
 def test_replica_is_the_number_of_slices():
@@ -76,17 +76,17 @@ def program(text, sizes, side):
     return mesh, jax.jit(lambda x: (x + 1) @ x, donate_argnums=0).trace(x)
 
 def record(compiled):
-    return {"fits": compiled.fits, "needed": compiled.needed_bytes, "limit": compiled.limit_bytes,
+    return {"fits": bool(compiled.text), "needed": compiled.needed_bytes, "limit": compiled.limit_bytes,
             "memory": compiled.memory and vars(compiled.memory), "text": compiled.text[:9]}
 
-found = {"small": record(aot.compile(program("v5e:2x2", {"fsdp": -1}, 1024)[1])),
-         "large": record(aot.compile(program("v5e:2x2", {"fsdp": -1}, 200_000)[1]))}
+found = {"small": record(aot.compile_for_tpu(program("v5e:2x2", {"fsdp": -1}, 1024)[1])),
+         "large": record(aot.compile_for_tpu(program("v5e:2x2", {"fsdp": -1}, 200_000)[1]))}
 mesh, traced = program("v6e:4x4*2", {"fsdp": -1, "tensor": 4}, 1024)
 found["slices"] = [[device.slice_index for device in row.flat] for row in mesh.devices]
 found["shape"] = dict(mesh.shape)
-found["lowered"] = record(aot.compile(traced.lower(lowering_platforms=("tpu",))))
+found["lowered"] = record(aot.compile_for_tpu(traced.lower(lowering_platforms=("tpu",))))
 try:
-    aot.compile(traced, {"xla_no_such_option": "1"})
+    aot.compile_for_tpu(traced, {"xla_no_such_option": "1"})
 except jax.errors.JaxRuntimeError as error:
     found["error"] = str(error)
 print(json.dumps(found))

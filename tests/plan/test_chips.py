@@ -32,7 +32,7 @@ from mmrl.plan.chips import Topology, parse_topology
 )
 def test_names_are_read_as_google_cloud_means_them(text, topology):
     assert parse_topology(text) == topology
-    assert parse_topology(chips.name(topology)) == topology
+    assert parse_topology(str(topology)) == topology
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_names_are_read_as_google_cloud_means_them(text, topology):
         ("v5p-100", "100 TensorCores, two a chip; nearest are v5p:2x4x4, v5p:4x4x4"),
         ("v5e-3", "3 chips; nearest are v5e:1x1, v5e:2x2"),
         ("v7x:2x2x1", "did you mean 'tpu7x'"),
-        ("h100:2x2", "unknown generation; known are v4, v5e"),
+        ("h100:2x2", "unknown generation; there are 'tpu7x', 'v4', 'v5e'"),
         ("v5e:2x2*0", "at least one slice"),
         ("64 chips", "write a generation and its chips"),
         ("v5p:16x16x28", "nearest are .*16x16x24"),
@@ -57,9 +57,9 @@ def test_what_is_no_product_is_refused_with_the_nearest(text, message):
 
 def test_counts():
     four_slices = parse_topology("v6e:16x16*4")
-    assert (chips.chip_count(four_slices), chips.device_count(four_slices)) == (1024, 1024)
+    assert (four_slices.chips, four_slices.devices) == (1024, 1024)
     ironwood = parse_topology("tpu7x:4x4x4")
-    assert (chips.chip_count(ironwood), chips.device_count(ironwood)) == (64, 128)
+    assert (ironwood.chips, ironwood.devices) == (64, 128)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_counts():
     ],
 )
 def test_which_dimensions_are_rings(text, rings):
-    assert chips.wrap(parse_topology(text)) == rings
+    assert parse_topology(text).wrap == rings
 
 
 @pytest.mark.parametrize("generation", chips.TPUS)
 def test_slices_to_try_double_and_exist(generation):
     slices = chips.slices_to_try(generation)
-    counts = [chips.chip_count(topology) for topology in slices]
+    counts = [topology.chips for topology in slices]
     assert all(after in (2 * before, 4 * before) for before, after in itertools.pairwise(counts))
-    assert all(parse_topology(chips.name(topology)) == topology for topology in slices)
+    assert all(parse_topology(str(topology)) == topology for topology in slices)
     assert counts[-1] == {"v4": 2048, "v5e": 256, "v5p": 4096, "v6e": 256, "tpu7x": 8192}[generation]
 
 
@@ -100,7 +100,7 @@ def test_device_kinds():
     assert chips.chip_of(jax.devices("cpu")[0].device_kind) is None
 
 
-def test_without_libtpu_the_mend_is_named(monkeypatch):
+def test_without_libtpu_the_fix_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "mmrl\[tpu\]"'):
         chips.devices(parse_topology("v5p:4x4x4"))
@@ -127,6 +127,6 @@ def test_devices_are_as_many_and_of_the_kind_that_the_table_says():
     assert run.returncode == 0, run.stderr
     for text, (count, kind, slices) in json.loads(run.stdout).items():
         topology = parse_topology(text)
-        assert count == chips.device_count(topology), text
+        assert count == topology.devices, text
         assert chips.chip_of(kind) == chips.TPUS[topology.generation], text
         assert slices == topology.slices, text

@@ -86,9 +86,9 @@ def test_the_costlier_branch_counts_as_often_as_said():
         return jax.lax.cond(x[0, 0] > 0, lambda: (x @ w) @ w.T, lambda: x)
 
     assert counted(branch, x, w).total == 2 * 2 * M * K * N
-    assert counted(branch, x, w, costlier=0.25).total == M * K * N
+    assert counted(branch, x, w, expensive_fraction=0.25).total == M * K * N
     in_loop = lambda x, w: jax.lax.fori_loop(0, 8, lambda _, x: branch(x, w), x)  # noqa: E731
-    assert counted(in_loop, x, w, costlier=0.25).total == 8 * M * K * N
+    assert counted(in_loop, x, w, expensive_fraction=0.25).total == 8 * M * K * N
 
 
 def test_a_branch_by_platform_is_the_one_that_runs():

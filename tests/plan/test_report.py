@@ -7,17 +7,16 @@ from dataclasses import replace
 import pytest
 
 from mmrl.config import Config
-from mmrl.plan.aot import Memory
+from mmrl.plan.aot import MemoryUse
 from mmrl.plan.chips import GIB, parse_topology
 from mmrl.plan.hlo import Traffic
-from mmrl.plan.report import as_json, intensity, text
-from mmrl.plan.search import Attempt, Plan, Suggestion
-from mmrl.plan.verdict import Finding
+from mmrl.plan.report import intensity, plan_json, plan_text
+from mmrl.plan.search import Attempt, Finding, Plan, Suggestion
 
 LIMIT = 16 * GIB
 FITS = Finding(
     "decode", 16, 16, "fits", 9 * GIB, LIMIT, 2 * GIB,
-    memory=Memory(4 * GIB, GIB, 3 * GIB, 0, 0, 7 * GIB),
+    memory=MemoryUse(4 * GIB, GIB, 3 * GIB, 0, 0, 7 * GIB),
     flops=5e13, least_bytes=2 * 10**12, collectives={"all-reduce": Traffic(1234, 5.5e9)},
     roofline_seconds=2.5, cycle_seconds=3.25, compile_seconds=12.4,
 )  # fmt: skip
@@ -32,7 +31,7 @@ PLAN = Plan(parse_topology("v5e:4x4"), MESH, CONFIG, (FITS, NOT_COMPILED, REFUSE
 
 def cells(plan: Plan) -> dict[str, list[str]]:
     """Rows of the table by their titles, which two blanks or the end of the line follow."""
-    lines = text("a model", plan).split("\n\n")[1].splitlines()
+    lines = plan_text("a model", plan).split("\n\n")[1].splitlines()
     parts = [re.split(r"\s{2,}", line.strip()) for line in lines]
     head = lines[0].split()
     return {"": head} | {title: row for title, *row in parts if title != head[0]}
@@ -61,17 +60,17 @@ def test_the_table():
 
 
 def test_the_head_says_for_what():
-    head = text("Qwen2.5-VL-7B", PLAN).split("\n\n")[0]
+    head = plan_text("Qwen2.5-VL-7B", PLAN).split("\n\n")[0]
     assert "Qwen2.5-VL-7B on v5e:4x4: 16 devices of 15.75 GiB" in head
     assert "fsdp 4, tensor 4" in head
     assert "config.train.micro_prompts=16" in head
 
 
 def test_estimates_say_what_they_leave_out():
-    full = text("a model", PLAN)
+    full = plan_text("a model", PLAN)
     assert "Neither is a measured time" in full
     assert "leaves out\n  collectives, Pallas kernels" in full
-    quick = text("a model", replace(PLAN, quick=True))
+    quick = plan_text("a model", replace(PLAN, quick=True))
     assert "compiled without optimization" in quick
     assert "cycle sum" not in cells(replace(PLAN, quick=True))
     assert "compiler's cycle sum" not in quick
@@ -79,9 +78,9 @@ def test_estimates_say_what_they_leave_out():
 
 def test_a_rollout_that_does_not_fit_is_told_of_the_tensor_axis():
     hint = "cut over config.mesh.tensor alone"
-    assert hint not in text("a model", PLAN)
+    assert hint not in plan_text("a model", PLAN)
     refused = replace(PLAN, findings=(replace(REFUSED, program="decode"),))
-    assert hint in text("a model", refused)
+    assert hint in plan_text("a model", refused)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_a_rollout_that_does_not_fit_is_told_of_the_tensor_axis():
     ],
 )
 def test_suggestions(suggestion, line):
-    assert line in text("a model", replace(PLAN, suggestions=(suggestion,)))
+    assert line in plan_text("a model", replace(PLAN, suggestions=(suggestion,)))
 
 
 ATTEMPTS = (
@@ -110,16 +109,16 @@ ATTEMPTS = (
 
 
 def test_the_search_for_a_slice_is_told():
-    found = text("a model", PLAN, ATTEMPTS)
+    found = plan_text("a model", PLAN, ATTEMPTS)
     assert "v5e:2x2       fsdp 4                  update: needs 16.00 of 16.00 GiB (tight)" in found
     assert "v5e:4x4       fsdp 4 tensor 4         all fit" in found
     assert "the smallest slice is v5e:4x4" in found
-    assert text("a model", None, ATTEMPTS[:1]).endswith("no slice that was tried holds a model")
+    assert plan_text("a model", None, ATTEMPTS[:1]).endswith("no slice that was tried holds a model")
 
 
 def test_json():
     suggestion = Suggestion("rollout.lanes", 32, ((16, "fits"), (32, "fits")))
-    made = as_json("a model", replace(PLAN, suggestions=(suggestion,)), ATTEMPTS)
+    made = plan_json("a model", replace(PLAN, suggestions=(suggestion,)), ATTEMPTS)
     read = json.loads(json.dumps(made))
     assert read == made
     assert read["model"] == "a model"
@@ -143,7 +142,7 @@ def test_json():
         ("v5e:2x2", "tight"),
         ("v5e:4x4", None),
     ]
-    assert as_json("a model", None)["plan"] is None
+    assert plan_json("a model", None)["plan"] is None
 
 
 def test_intensity():

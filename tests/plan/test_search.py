@@ -9,8 +9,8 @@ from mmrl.config import Config, from_dict
 from mmrl.mesh import AXES
 from mmrl.models.qwen2_5_vl_config import read_config
 from mmrl.plan import search
-from mmrl.plan.chips import GIB, TPUS, Topology, device_count, name, parse_topology
-from mmrl.plan.verdict import Finding, fit
+from mmrl.plan.chips import GIB, TPUS, Topology, parse_topology
+from mmrl.plan.search import Finding, fit_verdict
 from mmrl.plan.workload import Workload
 
 
@@ -40,8 +40,8 @@ def sizes_of(made: Config) -> tuple[int, int, int, int]:
         (2, None, (4, 8, 16, 0)),
     ],
 )
-def test_sized(shards, per_shard, expected):
-    assert sizes_of(search.sized(config(), shards, per_shard)) == expected
+def test_with_batches(shards, per_shard, expected):
+    assert sizes_of(search.with_batches(config(), shards, per_shard)) == expected
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,7 @@ def test_sized(shards, per_shard, expected):
 )
 def test_batches_that_do_not_divide_are_refused(made, named):
     with pytest.raises(ValueError, match=named):
-        search.sized(made, 8, None)
-
-
-def test_per_shard_is_a_number_of_prompts():
-    with pytest.raises(ValueError, match=r"--per-shard=0 should be 1 or more"):
-        search.sized(config(), 8, 0)
+        search.with_batches(made, 8, None)
 
 
 @pytest.fixture
@@ -74,10 +69,10 @@ def needs(monkeypatch):
     def mesh_of(topology, sizes):
         shape = [sizes.get(axis, 1) for axis in AXES]
         known = int(np.prod([size for size in shape if size > 0]))
-        if device_count(topology) % known:
+        if topology.devices % known:
             raise ValueError("the mesh does not fit the devices")
-        shape = [size if size > 0 else device_count(topology) // known for size in shape]
-        return Mesh(np.array(jax.devices() * device_count(topology)).reshape(shape), AXES)
+        shape = [size if size > 0 else topology.devices // known for size in shape]
+        return Mesh(np.array(jax.devices() * topology.devices).reshape(shape), AXES)
 
     def given(gib) -> list[tuple[str, str, int]]:
         asked: list[tuple[str, str, int]] = []
@@ -85,10 +80,10 @@ def needs(monkeypatch):
         def examine(work: Workload, program_name: str, topology: Topology, *, quick: bool) -> Finding:
             rollout = program_name in ("prefill", "decode")
             prompts = work.lanes if rollout else work.config.train.micro_prompts
-            asked.append((name(topology), program_name, prompts))
+            asked.append((str(topology), program_name, prompts))
             limit = TPUS[topology.generation].hbm_bytes
             needed = int(gib(program_name, prompts, work.mesh) * GIB)
-            return Finding(program_name, prompts, prompts, fit(needed, limit), needed, limit, 0)
+            return Finding(program_name, prompts, prompts, fit_verdict(needed, limit), needed, limit, 0)
 
         monkeypatch.setattr(search, "examine", examine)
         monkeypatch.setattr(search.aot, "device_mesh", mesh_of)
@@ -143,11 +138,11 @@ def test_the_smallest_slice(needs, model):
     asked = needs(gib)
     plan, attempts = search.smallest(config(), model, "v5e", per_shard=1)
     assert plan is not None
-    assert name(plan.topology) == "v5e:2x4"
+    assert str(plan.topology) == "v5e:2x4"
     assert plan.mesh == {"replica": 1, "data": 1, "fsdp": 4, "tensor": 2}
     assert [found.program for found in plan.findings] == ["prefill", "decode", "score", "update"]
     assert [
-        (name(one.topology), one.mesh["tensor"], one.failed and one.failed.program) for one in attempts
+        (str(one.topology), one.mesh["tensor"], one.failed and one.failed.program) for one in attempts
     ] == [
         ("v5e:1x1", 1, "update"),
         ("v5e:2x2", 1, "update"),
@@ -163,13 +158,13 @@ def test_no_slice_is_large_enough(needs, model):
     plan, attempts = search.smallest(config(), model, "v5e", per_shard=1)
     assert plan is None
     assert {one.failed.fit for one in attempts} == {"tight"}
-    assert name(attempts[-1].topology) == "v5e:16x16"
+    assert str(attempts[-1].topology) == "v5e:16x16"
 
 
 def test_a_mesh_that_a_slice_has_no_devices_for_is_passed_by(needs, model):
     needs(lambda program, prompts, mesh: 30 / mesh.size)
     plan, attempts = search.smallest(config(tensor=4), model, "v5e", per_shard=1)
-    assert [(name(one.topology), one.mesh["tensor"]) for one in attempts] == [("v5e:1x1", 1), ("v5e:2x2", 4)]
+    assert [(str(one.topology), one.mesh["tensor"]) for one in attempts] == [("v5e:1x1", 1), ("v5e:2x2", 4)]
     assert plan is not None
     assert sizes_of(plan.config) == (1, 8, 16, 1)  # one part: both of the mesh's axes for batches have one
 

@@ -12,7 +12,7 @@ from mmrl.experiment import load
 from mmrl.mesh import make_mesh
 from mmrl.models.published import published
 from mmrl.plan import flops
-from mmrl.plan.workload import costlier_branches, program, workload
+from mmrl.plan.workload import program, workload
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "papo_qwen2_5_vl_7b.py"
 GROUP = 8
@@ -30,9 +30,10 @@ def operations(algorithm, group):
         train=replace(config.train, update_prompts=prompts, micro_prompts=prompts),
     )
     sizes = replace(published("7b"), dtype=jnp.bfloat16, remat="full")
-    function, arguments, static = program(workload(config, sizes, make_mesh({}, jax.devices()[:1])), "update")
+    work = workload(config, sizes, make_mesh({}, jax.devices()[:1]))
+    function, arguments, static = program(work, "update")
     traced = function.trace(*arguments, **static)
-    return flops.count(traced.jaxpr, costlier=costlier_branches(sizes)).total
+    return flops.count(traced.jaxpr, expensive_fraction=work.full_attention_fraction).total
 
 
 @pytest.mark.slow

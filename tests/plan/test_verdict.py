@@ -3,10 +3,10 @@
 import pytest
 
 from mmrl.plan import hlo
-from mmrl.plan.aot import Compiled, Memory
+from mmrl.plan.aot import Compiled, MemoryUse
 from mmrl.plan.chips import GIB, TPUS
 from mmrl.plan.flops import Flops
-from mmrl.plan.verdict import fit, judge, least_traffic, too_large
+from mmrl.plan.search import Finding, fit_verdict, judge, least_traffic
 
 V5E = TPUS["v5e"]
 # A loop that runs until its values say so, and in it one all-gather and one operation with an estimate.
@@ -33,13 +33,14 @@ ENTRY %main (p: s32[]) -> (s32[]) {
 """
 
 
-def memory(argument=4, output=1, temporary=2, peak=6.0) -> Memory:
-    return Memory(argument * GIB, output * GIB, temporary * GIB, 0, 0, int(peak * GIB))
+def memory(argument=4, output=1, temporary=2, peak=6.0) -> MemoryUse:
+    return MemoryUse(argument * GIB, output * GIB, temporary * GIB, 0, 0, int(peak * GIB))
 
 
 def judged(compiled: Compiled, *, quick=False, arguments=4 * GIB, resident=3 * GIB, tokens=10):
+    before = Finding("decode", 8, 8, "no", 0, V5E.hbm_bytes, resident)
     return judge(
-        "decode", 8, 8, compiled, arguments=arguments, resident=resident, flops=Flops(4 * 10**15),
+        before, compiled, argument_bytes=arguments, flops=Flops(4 * 10**15),
         devices=4, chip=V5E, tokens=tokens, per_token=3 * GIB, quick=quick,
     )  # fmt: skip
 
@@ -48,26 +49,26 @@ def judged(compiled: Compiled, *, quick=False, arguments=4 * GIB, resident=3 * G
     ("needed", "verdict"), [(0, "fits"), (900, "fits"), (901, "tight"), (1000, "tight"), (1001, "no")]
 )
 def test_fit(needed, verdict):
-    assert fit(needed, 1000) == verdict
+    assert fit_verdict(needed, 1000) == verdict
 
 
 @pytest.mark.parametrize(("peak", "verdict"), [(11.0, "fits"), (11.5, "tight"), (13.0, "no")])
 def test_what_is_resident_counts(peak, verdict):
     """Of 15.75 GiB, 3 are taken: 14.0, 14.5 and 16.0 are needed."""
-    found = judged(Compiled(True, 2.0, memory=memory(peak=peak), text=TEXT))
+    found = judged(Compiled(2.0, memory=memory(peak=peak), text=TEXT))
     assert found.fit == verdict
     assert found.needed_bytes == (peak + 3) * GIB
     assert found.limit_bytes == V5E.hbm_bytes
 
 
 def test_arguments_that_are_not_read_stay_resident():
-    found = judged(Compiled(True, 2.0, memory=memory(argument=4), text=TEXT), arguments=6 * GIB)
+    found = judged(Compiled(2.0, memory=memory(argument=4), text=TEXT), arguments=6 * GIB)
     assert found.resident_bytes == (3 + 2) * GIB
     assert found.needed_bytes == (6 + 3 + 2) * GIB
 
 
 def test_figures_of_one_call():
-    found = judged(Compiled(True, 2.0, memory=memory(), text=TEXT))
+    found = judged(Compiled(2.0, memory=memory(), text=TEXT))
     assert (found.prompts, found.in_call, found.compile_seconds, found.unbounded) == (8, 8, 2.0, False)
     assert found.flops == 10**15
     assert found.least_bytes == (4 + 1 + 2 + 9 * 3) * GIB
@@ -77,36 +78,22 @@ def test_figures_of_one_call():
 
 
 def test_a_loop_of_unknown_length_is_told():
-    assert judged(Compiled(True, 2.0, memory=memory(), text=TEXT), tokens=None).unbounded
+    assert judged(Compiled(2.0, memory=memory(), text=TEXT), tokens=None).unbounded
 
 
-def test_in_haste_neither_cycles_nor_links_count():
+def test_without_optimization_neither_cycles_nor_links_count():
     sent = TEXT.replace("bf16[1000]", f"bf16[{10**12}]")  # 60 TB in ten turns: 300 s at 200 GB/s
-    slow, quick = (
-        judged(Compiled(True, 2.0, memory=memory(), text=sent), quick=quick) for quick in (False, True)
-    )
+    slow, quick = (judged(Compiled(2.0, memory=memory(), text=sent), quick=quick) for quick in (False, True))
     assert slow.roofline_seconds == pytest.approx(300)
     assert quick.roofline_seconds == pytest.approx(1e15 / 197e12)
     assert quick.cycle_seconds is None
 
 
 def test_a_refusal():
-    found = judged(Compiled(False, 4.0, needed_bytes=20 * GIB, limit_bytes=V5E.hbm_bytes))
+    found = judged(Compiled(4.0, needed_bytes=20 * GIB, limit_bytes=V5E.hbm_bytes))
     assert (found.fit, found.needed_bytes, found.compile_seconds) == ("no", 23 * GIB, 4.0)
     assert (found.memory, found.least_bytes, found.roofline_seconds) == (None, None, None)
     assert found.flops == 10**15
-
-
-def test_arguments_alone_can_be_too_large():
-    assert too_large("update", 4, 8, 10 * GIB, 5 * GIB, V5E) is None
-    found = too_large("update", 4, 8, 10 * GIB, 6 * GIB, V5E)
-    assert found is not None
-    assert (found.fit, found.needed_bytes, found.resident_bytes, found.flops) == (
-        "no",
-        16 * GIB,
-        6 * GIB,
-        None,
-    )
 
 
 def test_least_traffic():

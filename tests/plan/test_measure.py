@@ -10,16 +10,25 @@ import numpy as np
 import pytest
 from tiny import noise_image
 
-from mmrl.bench.arguments import arguments, full_prompts
-from mmrl.bench.measure import Limits, Ready, called, limits, measure, operations, prepared, timed
-from mmrl.bench.report import least_bytes, report, table
 from mmrl.cli import main
 from mmrl.config import from_dict
 from mmrl.mesh import make_mesh
 from mmrl.models.prompts import collate, encode, messages
 from mmrl.models.qwen2_5_vl_config import read_config
 from mmrl.plan import flops
-from mmrl.plan.workload import PROGRAMS, program, workload
+from mmrl.plan.measure import (
+    Executable,
+    Limits,
+    compile_program,
+    least_bytes,
+    limits,
+    measure,
+    operations,
+    time_calls,
+    time_program,
+)
+from mmrl.plan.report import bench_json, bench_text
+from mmrl.plan.workload import PROGRAMS, arguments, full_prompts, program, workload
 from mmrl.train.metrics import CompileCounter
 
 P, N, G, R, LANES, UPDATE = 24, 32, 2, 5, 2, 2
@@ -52,9 +61,9 @@ def work(fixtures_dir):
 
 
 @pytest.fixture(scope="module")
-def ready(work):
+def executables(work):
     """Each program, compiled."""
-    return {name: prepared(work, name) for name in PROGRAMS}
+    return {name: compile_program(work, name) for name in PROGRAMS}
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +73,10 @@ def given(work):
 
 
 @pytest.fixture(scope="module")
-def measured(work, ready, given):
+def measured(work, executables, given):
     """Each program, timed; and how many programs were compiled in between."""
     with CompileCounter() as compiles:
-        found = {name: called(work, ready[name], kept(given[name]), 2) for name in PROGRAMS}
+        found = {name: time_program(work, executables[name], kept(given[name]), 2) for name in PROGRAMS}
     return found, compiles.count
 
 
@@ -76,15 +85,10 @@ def kept(given: tuple) -> tuple:
     return jax.tree.map(lambda leaf: leaf.copy(), given)
 
 
-def stand_in(leaf) -> jax.ShapeDtypeStruct:
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-
-
 def counted(work, name: str) -> int:
-    function, stand_ins, static = program(work, name)
+    function, abstract, static = program(work, name)
     with jax.set_mesh(work.mesh):
-        traced = function.trace(*stand_ins, **static)
+        traced = function.trace(*abstract, **static)
     return flops.count(traced.jaxpr, while_trips=R, platform="cpu").total
 
 
@@ -98,8 +102,7 @@ def test_prompts_are_those_of_the_processor(policy):
     encoded = encode(processor, messages("<image>How many?"), [image])
     p, n = len(encoded.tokens), len(encoded.patches)
     theirs = collate([encoded], processor, p, n)
-    like = jax.tree.map(stand_in, theirs)
-    ours = jax.device_get(full_prompts(sizes, like))
+    ours = jax.device_get(full_prompts(sizes, 1, p, n))
     np.testing.assert_array_equal(ours.images.position, theirs.images.position)
     np.testing.assert_array_equal(ours.images.image, theirs.images.image)
     assert ours.next_position == theirs.next_position
@@ -116,22 +119,14 @@ def test_prompts_are_those_of_the_processor(policy):
 
 @pytest.mark.parametrize(("p", "n", "windows"), [(24, 64, 4), (10, 64, 2), (3, 64, 0), (24, 48, 3)])
 def test_an_image_is_as_large_as_both_buckets_allow(work, p, n, windows):
-    like = program(work, "prefill")[1][2]
-    like = jax.tree.map(
-        lambda leaf: stand_in(np.broadcast_to(0, cut(leaf.shape, p, n)).astype(leaf.dtype)), like
-    )
-    made = full_prompts(work.model, like)
+    made = full_prompts(work.model, LANES, p, n)
     assert (made.image_token >= 0).sum(axis=1).tolist() == [4 * windows] * LANES
     assert (made.images.image >= 0).sum(axis=1).tolist() == [16 * windows] * LANES
     assert made.mask.all()
 
 
-def cut(shape: tuple[int, ...], p: int, n: int) -> tuple[int, ...]:
-    return tuple({P: p, N: n}.get(size, size) if axis == 1 else size for axis, size in enumerate(shape))
-
-
-def test_decoding_goes_on_to_the_last_token(ready, given):
-    state, made = ready["decode"].call(*kept(given["decode"]))
+def test_decoding_goes_on_to_the_last_token(executables, given):
+    state, made = executables["decode"].call(*kept(given["decode"]))
     assert made.tokens.shape == (LANES, G, R)
     assert (made.drawn == R).all()
     assert state.running.all()  # so that the next call can go on from there
@@ -139,9 +134,9 @@ def test_decoding_goes_on_to_the_last_token(ready, given):
     assert jnp.isfinite(made.logprob).all()
 
 
-def test_an_update_is_taken(ready, given):
+def test_an_update_is_taken(executables, given):
     before = np.asarray(given["update"][0].params["lm_head"])
-    state, metrics = ready["update"].call(*kept(given["update"]))
+    state, metrics = executables["update"].call(*kept(given["update"]))
     assert metrics["skipped"] == 0
     assert metrics["gradient_norm"] > 0
     assert state.updates == 1
@@ -161,7 +156,7 @@ def test_what_an_update_gives_is_what_the_next_is_given():
         seen.append((int(state), other))
         return state + 1, "metrics"
 
-    assert len(timed(call, (np.array(0), "batch"), 2, carried=0)) == 2
+    assert len(time_calls(call, (np.array(0), "batch"), 2, carried=0)) == 2
     assert seen == [(0, "batch"), (1, "batch"), (2, "batch")]
 
 
@@ -209,7 +204,7 @@ def test_an_update_moves_the_state_twice(work):
 
 def test_report(work, measured):
     measured, _ = measured
-    made = report("tiny", work, list(measured.values()), Limits(1e9, 1e9, "made up"))
+    made = bench_json("tiny", work, list(measured.values()), Limits(1e9, 1e9, "made up"))
     assert as_lists(made) == json.loads(json.dumps(made))
     rows = {row["program"]: row for row in made["programs"]}
     assert {name: row["tokens"] for name, row in rows.items()} == {
@@ -226,7 +221,7 @@ def test_report(work, measured):
         assert row["bytes_share"] == pytest.approx(least_bytes(work, name) / taken["median"] / 1e9)
         assert row["times_floor"] == pytest.approx(1 / max(row["flops_share"], row["bytes_share"]))
         assert row["memory"]["held"] >= row["memory"]["argument"]
-        assert f"{taken['median']:.4g}" in table(made)
+        assert f"{taken['median']:.4g}" in bench_text(made)
     assert rows["decode"]["step"]["seconds"] == pytest.approx(rows["decode"]["seconds"]["median"] / R)
     assert rows["update"]["shapes"]["micro_batches"] == UPDATE
 
@@ -262,7 +257,7 @@ def test_command(fixtures_dir, tmp_path, capsys):
     assert main(arguments_of_cli(fixtures_dir, "--repeats=1", f"--json={out}")) == 0
     made = json.loads(out.read_text())
     said = capsys.readouterr()
-    assert said.out == table(made) + "\n"
+    assert said.out == bench_text(made) + "\n"
     assert "prefill: compiled in" in said.err
     assert made["hardware"]["kind"] == jax.devices()[0].device_kind
     assert made["versions"]["jax"] == jax.__version__
@@ -296,10 +291,10 @@ def test_mistakes_are_one_line_before_anything_is_compiled(fixtures_dir, capsys,
     assert compiles.count == 0
 
 
-def test_out_of_memory_names_the_program_and_the_mend(work, monkeypatch):
-    def refuse(*_: object) -> Ready:
+def test_out_of_memory_names_the_program_and_the_fix(work, monkeypatch):
+    def refuse(*_: object) -> Executable:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
-    monkeypatch.setattr("mmrl.bench.measure.prepared", refuse)
+    monkeypatch.setattr("mmrl.plan.measure.compile_program", refuse)
     with pytest.raises(ValueError, match=r"update does not fit .* config\.train\.micro_prompts"):
         measure(work, "update", 1)
