@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from experiments.sweeps.shapes import STRONG
 from mmrl.analysis import Run, load_params, perceive, samples_of, tokens_of
 from mmrl.analysis.compare import compare_runs
-from mmrl.analysis.profile import PerceptionProfile, lorenz, perception_profile
+from mmrl.analysis.perception import PerceptionProfile, lorenz, perception_profile
 from mmrl.statistics import Interval, mean_interval
 from mmrl.sweep.results import Results, load_runs, load_sweep
 

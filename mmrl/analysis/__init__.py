@@ -1,10 +1,33 @@
 """What runs left behind: read, measured again, compared and drawn."""
 
-from mmrl.analysis.compare import Curve, compare_runs
-from mmrl.analysis.errors import Share, Transitions, error_breakdown, transitions
-from mmrl.analysis.occlusion import Occlusion, where_it_looks
-from mmrl.analysis.perception import TokenPerception, perceive, pieces_of, token_perception
-from mmrl.analysis.pictures import picture_of, pictures_seen, png
+from mmrl.analysis.compare import (
+    Change,
+    Curve,
+    Share,
+    Transitions,
+    by_module,
+    compare_runs,
+    diff_params,
+    error_breakdown,
+    transitions,
+)
+from mmrl.analysis.perception import (
+    PerceptionProfile,
+    TokenPerception,
+    perceive,
+    perception_profile,
+    pieces_of,
+    token_perception,
+)
+from mmrl.analysis.pictures import (
+    Occlusion,
+    Shown,
+    picture_of,
+    pictures_seen,
+    png,
+    rollout_sample,
+    where_it_looks,
+)
 from mmrl.analysis.plots import (
     plot_curves,
     plot_errors,
@@ -13,18 +36,16 @@ from mmrl.analysis.plots import (
     plot_tokens,
     plot_where_it_looks,
 )
-from mmrl.analysis.profile import PerceptionProfile, perception_profile
-from mmrl.analysis.rollouts import (
-    Shown,
+from mmrl.analysis.runs import (
+    Run,
     choose_evenly,
     error_kind,
+    load_params,
+    load_run,
     responses_of,
-    rollout_sample,
     samples_of,
     tokens_of,
 )
-from mmrl.analysis.runs import Run, load_params, load_run
-from mmrl.analysis.weights import Change, by_module, diff_params
 
 __all__ = [
     "Change",

@@ -1,22 +1,34 @@
-"""How much each token of a response owes to the image, measured again on any response by any weights."""
+"""Token perception: how much each token of a response owes to the image, for any response and any weights."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from mmrl.algorithms.divergences import k3
-from mmrl.analysis.scoring import Progress, Scores, scored
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
+from mmrl.mesh import batch_shards, put
 from mmrl.models.pieces import pieces_of
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import text_ids
-from mmrl.open import OpenModel, prompt_format
+from mmrl.models.prompts import Encoded, collate, padded, text_ids
+from mmrl.open import OpenModel, check_corruption, prompt_format
 from mmrl.sample import Sample
-from mmrl.types import Params
+from mmrl.train.programs import Batch, ImageCorruption, score
+from mmrl.types import Params, Responses
+
+ESTIMATES = ("exact", "k3")
+TOP = (0.05, 0.1, 0.2, 0.4)
+_PURPOSE = 4  # of random keys, apart from those of a run and of `mmrl generate`
+
+TokenScores = dict[str, Float[np.ndarray, "r"]]  # of one response
+ProgressCallback = Callable[[int, int], None]  # called with (responses done, of how many) after each batch
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,32 @@ class TokenPerception:
     entropy: Float[np.ndarray, "r"]
     exact: Float[np.ndarray, "r"]  # KL(image present || image corrupted) over the whole vocabulary
     k3: Float[np.ndarray, "r"]  # its estimate from the token alone, in [0, 10]: what VPPO's code takes
+
+
+@dataclass(frozen=True)
+class PerceptionProfile:
+    """Token perception of many responses, in nats: how few tokens carry it, and how far responses differ.
+
+    The two observations that VPPO (arXiv 2510.09285, section 3) begins with.
+    """
+
+    tokens: Float[np.ndarray, "n"]  # of all tokens, ascending
+    responses: Float[np.ndarray, "k"]  # mean over the tokens of each response, in order; NaN without tokens
+    gini: float  # 0: all tokens alike, 1: one token has all
+    top: dict[float, float]  # share of the tokens -> share of all perception that the highest have
+
+    @property
+    def mean(self) -> float:
+        return float(self.tokens.mean()) if len(self.tokens) else float("nan")
+
+    def percentile(self, percent: float) -> float:
+        return float(np.percentile(self.tokens, percent)) if len(self.tokens) else float("nan")
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the responses' means by their mean: how far responses differ."""
+        means = self.responses[~np.isnan(self.responses)]
+        return float(means.std() / means.mean()) if len(means) and means.mean() > 0 else float("nan")
 
 
 def token_perception(
@@ -57,7 +95,7 @@ def perceive(
     model: OpenModel,
     config: Config,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[TokenPerception]:
     """Logprob, entropy and perception of every token of ``responses``, in order.
 
@@ -70,7 +108,7 @@ def perceive(
       responses: token ids, as a run keeps them, or a text, whose tokens are then its usual ones.
       config: of the run: how prompts are made, the corruption, the temperature.
       seed: of the corruption.
-      progress: is told (responses done, of how many) after each batch.
+      progress: called with (responses done, of how many) after each batch.
 
     Raises:
       ValueError: a prompt cannot be made, a token is not one that a policy writes, the corruption is
@@ -78,28 +116,72 @@ def perceive(
     """
     if len(samples) != len(responses):
         raise ValueError(f"{len(samples)} samples, {len(responses)} responses: give each response its sample")
-    processor, form = model.processor, prompt_format(config)
-    written = [
-        ids_of(response, sample, processor) for sample, response in zip(samples, responses, strict=True)
-    ]
-    groups = _groups(samples, most=config.rollout.group)
-    scores = scored(
+    pairs = list(zip(samples, responses, strict=True))
+    tokens = [ids_of(response, sample, model.processor) for sample, response in pairs]
+    prompts: dict[tuple, list[int]] = {}
+    for k, sample in enumerate(samples):
+        prompts.setdefault((sample.id, sample.problem, sample.images), []).append(k)
+    most = config.rollout.group
+    groups = [members[k : k + most] for members in prompts.values() for k in range(0, len(members), most)]
+    firsts = [samples[members[0]] for members in groups]
+    scores = score_responses(
         params,
-        [encode_sample(samples[members[0]], processor, form) for members in groups],
-        [[written[k] for k in members] for members in groups],
-        [samples[members[0]].id for members in groups],
+        [encode_sample(sample, model.processor, prompt_format(config)) for sample in firsts],
+        [[tokens[k] for k in members] for members in groups],
+        [sample.id for sample in firsts],
         model=model,
         config=config,
         wanted=frozenset({"entropy", "corrupted", "perception"}),
         seed=seed,
         progress=progress,
     )
-    out = {
-        k: _told(written[k], row, processor)
-        for members, rows in zip(groups, scores, strict=True)
-        for k, row in zip(members, rows, strict=True)
-    }
+    out: dict[int, TokenPerception] = {}
+    for members, rows in zip(groups, scores, strict=True):
+        for k, row in zip(members, rows, strict=True):
+            out[k] = TokenPerception(
+                tokens=tokens[k],
+                pieces=pieces_of(tokens[k].tolist(), model.processor),
+                logprob=row["logprob"],
+                corrupted=row["corrupted"],
+                entropy=row["entropy"],
+                exact=row["perception"],
+                k3=np.asarray(k3(jnp.asarray(row["logprob"]), jnp.asarray(row["corrupted"]))),
+            )
     return [out[k] for k in range(len(samples))]
+
+
+def perception_profile(measured: Sequence[TokenPerception], estimate: str = "exact") -> PerceptionProfile:
+    """The profile of responses that `perceive` has measured; ``estimate`` is "exact" or "k3".
+
+    Raises ValueError for another estimate.
+    """
+    if estimate not in ESTIMATES:
+        raise ValueError(f"estimate={estimate!r} should be one of {ESTIMATES}")
+    values = [getattr(perception, estimate) for perception in measured]
+    # A KL is never negative but for rounding.
+    tokens = np.sort(np.maximum(np.concatenate([*values, np.zeros(0, np.float32)]), 0.0))
+    _, held = lorenz(tokens)
+    count, total = len(tokens), tokens.sum(dtype=float)
+    # Twice the area between the Lorenz curve and that of equal values.
+    ranked = 2 * (np.arange(1, count + 1) * tokens.astype(float)).sum()
+    return PerceptionProfile(
+        tokens=tokens,
+        responses=np.array([row.mean() if len(row) else np.nan for row in values], float),
+        gini=float(ranked / (count * total) - (count + 1) / count) if total > 0 else 0.0,
+        top={share: float(1 - held[count - int(np.ceil(share * count))]) for share in TOP},
+    )
+
+
+def lorenz(tokens: Float[np.ndarray, "n"]) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """The Lorenz curve of ascending values: share of the tokens from the lowest, share of the sum they hold.
+
+    Both from 0 to 1. The second is the first where the sum is 0.
+    """
+    places = np.linspace(0.0, 1.0, len(tokens) + 1)
+    total = tokens.sum(dtype=float)
+    if not total > 0:
+        return places, places
+    return places, np.concatenate([[0.0], np.cumsum(tokens, dtype=float) / total])
 
 
 def ids_of(response: str | Sequence[int], sample: Sample, processor: Processor) -> Int[np.ndarray, "r"]:
@@ -112,30 +194,105 @@ def ids_of(response: str | Sequence[int], sample: Sample, processor: Processor) 
     else:
         ids = [int(token) for token in response]
     known = range(len(processor.tokenizer))
-    wrong = [token for token in ids if token not in known or token in processor.placeholders]
-    if wrong:
-        raise ValueError(
-            f"{sample.id}: token {wrong[0]} of a response is none that this model writes; is the response of"
-            " another model?"
-        )
+    for token in ids:
+        if token not in known or token in processor.placeholders:
+            raise ValueError(
+                f"{sample.id}: token {token} of a response is none that this model writes; is the response"
+                " of another model?"
+            )
     return np.array(ids, np.int32)
 
 
-def _told(tokens: Int[np.ndarray, "r"], scores: Scores, processor: Processor) -> TokenPerception:
-    return TokenPerception(
-        tokens=tokens,
-        pieces=pieces_of(tokens.tolist(), processor),
-        logprob=scores["logprob"],
-        corrupted=scores["corrupted"],
-        entropy=scores["entropy"],
-        exact=scores["perception"],
-        k3=np.asarray(k3(jnp.asarray(scores["logprob"]), jnp.asarray(scores["corrupted"]))),
+def corruption_keys(ids: Sequence[str], seed: int) -> UInt32[np.ndarray, "b k"]:
+    """Data of the keys that corrupt the images of the rows called ``ids``: of (seed, purpose, id) alone."""
+    key = jax.random.fold_in(jax.random.key(seed), _PURPOSE)
+    names = np.array([zlib.crc32(name.encode()) for name in ids], np.uint32)
+    return np.asarray(jax.random.key_data(jax.vmap(lambda name: jax.random.fold_in(key, name))(names)))
+
+
+def score_responses(
+    params: Params,
+    prompts: Sequence[Encoded],
+    groups: Sequence[Sequence[Int[np.ndarray, "_"]]],
+    ids: Sequence[str],
+    *,
+    model: OpenModel,
+    config: Config,
+    wanted: frozenset[str],
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> list[list[TokenScores]]:
+    """`mmrl.train.programs.score` of the responses to each prompt, batch by batch in few shapes.
+
+    Args:
+      params, model, config: weights; the model; how its prompts are padded, the corruption and temperature.
+      prompts: unpadded; ``groups`` has the token ids of the responses to each, ``ids`` the name of its row,
+        which its image is corrupted by, together with ``seed``.
+      wanted: besides "logprob", as for `score`.
+      progress: called after each batch.
+
+    Raises ValueError if the corruption is unknown, and `OverBudget` if a prompt is over all buckets.
+    """
+    check_corruption(config)
+    if not prompts:
+        return []
+    longest = max(len(prompt.tokens) for prompt in prompts), max(len(prompt.patches) for prompt in prompts)
+    tokens, slots = padded(*longest, model.processor, config.data.prompt_buckets, config.data.patch_buckets)
+    length = _round_up(max(len(row) for group in groups for row in group), config.rollout.max_tokens)
+    width = _round_up(max(map(len, groups)), config.rollout.group)
+    most = config.train.micro_prompts or batch_shards(model.mesh)
+    size = min(_round_up(len(prompts), most), most)
+    size += -size % batch_shards(model.mesh)
+    policy = model.policy(config.rollout.temperature)
+    measure = partial(
+        score,
+        params,
+        # A few passes do not pay for compiling the layers apart.
+        replace(policy, model=replace(policy.model, unroll=1)),
+        corruption=ImageCorruption(config.corruption.method, config.corruption.probability),
+        wanted=wanted,
+        micro_batches=1,
+    )
+    total = sum(map(len, groups))
+    out: list[list[TokenScores]] = []
+    with jax.set_mesh(model.mesh):
+        for start in range(0, len(prompts), size):
+            # The last batch is filled up with its first prompt, without responses.
+            there = [*range(start, min(start + size, len(prompts)))]
+            missing = size - len(there)
+            rows = [prompts[k] for k in there] + [prompts[start]] * missing
+            batch = (
+                collate(rows, model.processor, tokens, slots),
+                _pad([groups[k] for k in there] + [()] * missing, width, length),
+                corruption_keys([ids[k] for k in there] + [""] * missing, seed),
+            )
+            asked, written, keys = put(batch, model.mesh)
+            scores = jax.device_get(measure(Batch(asked, written, jax.random.wrap_key_data(keys))))
+            for b, k in enumerate(there):
+                lengths = list(enumerate(map(len, groups[k])))
+                out.append([{name: scores[name][b, g, :count] for name in scores} for g, count in lengths])
+            if progress:
+                progress(sum(map(len, out)), total)
+    return out
+
+
+def _pad(groups: Sequence[Sequence[np.ndarray]], width: int, length: int) -> Responses:
+    """Responses padded to ``[b, width, length]``, on the host."""
+    shape = (len(groups), width, length)
+    tokens: Any = np.zeros(shape, np.int32)  # numpy until put on the device
+    mask: Any = np.zeros(shape, bool)
+    zeros: Any = np.zeros(shape, np.float32)
+    for b, members in enumerate(groups):
+        for g, ids in enumerate(members):
+            tokens[b, g, : len(ids)] = ids
+            mask[b, g, : len(ids)] = True
+    stop: Any = np.zeros(shape[:2], np.int32)
+    return Responses(
+        tokens=tokens, mask=mask, logprob=zeros, log_kept=zeros, stop=stop, valid=mask.any(axis=-1)
     )
 
 
-def _groups(samples: Sequence[Sample], most: int) -> list[list[int]]:
-    """Which responses have their prompt in common, at most ``most`` together."""
-    found: dict[tuple, list[int]] = {}
-    for k, sample in enumerate(samples):
-        found.setdefault((sample.id, sample.problem, sample.images), []).append(k)
-    return [members[k : k + most] for members in found.values() for k in range(0, len(members), most)]
+def _round_up(count: int, most: int) -> int:
+    """The power of two from ``count``, but ``most`` where that lies between: few shapes are compiled."""
+    power = 1 << max(count - 1, 0).bit_length()
+    return most if count <= most < power else power

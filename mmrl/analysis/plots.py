@@ -1,4 +1,4 @@
-"""Pictures of what the other files of this room compute: matplotlib figures, none of them global.
+"""Plots of what this package computes: matplotlib figures, none of them global.
 
 A figure shows itself in a notebook, and is written by ``figure.savefig("curves.png")``. Texts of models and
 data sets are drawn as they stand, never read as formulas.
@@ -15,14 +15,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mmrl.analysis.compare import Arms, Curve, compare_runs
-from mmrl.analysis.errors import Share
-from mmrl.analysis.occlusion import Occlusion
-from mmrl.analysis.perception import TokenPerception
-from mmrl.analysis.profile import PerceptionProfile, lorenz
-from mmrl.analysis.rollouts import KINDS
-from mmrl.analysis.runs import Run
-from mmrl.analysis.weights import Change
+from mmrl.analysis.compare import Change, Curve, RunsByArm, Share, compare_runs
+from mmrl.analysis.perception import PerceptionProfile, TokenPerception, lorenz
+from mmrl.analysis.pictures import Occlusion
+from mmrl.analysis.runs import KINDS, Run
 
 COLUMNS = 3  # most panels side by side
 LETTERS = 88  # of a line of tokens
@@ -30,12 +26,11 @@ POINT = 10.0  # size of their letters
 ADVANCE = 0.602 * POINT / 72  # inches from one monospaced letter to the next
 LINE = 1.9 * POINT / 72  # inches from one line to the next
 SHORTEST = 1e-4  # nats; perception below is drawn as this much, on a scale of logarithms
-_KIND_COLOURS = dict(
-    zip(KINDS, ("#4c9f70", "#d1495b", "#edae49", "#8d96a3", "#b36a5e", "#d9d9d9"), strict=True)
-)
+_COLOURS = ("#4c9f70", "#d1495b", "#edae49", "#8d96a3", "#b36a5e", "#d9d9d9")  # of `KINDS`
+_LEGEND = {"frameon": False, "fontsize": 8}
 
 
-def plot_curves(runs: Sequence[Run] | Arms, metrics: Sequence[str], baseline: str = "") -> Figure:
+def plot_curves(runs: Sequence[Run] | RunsByArm, metrics: Sequence[str], baseline: str = "") -> Figure:
     """A panel a metric: each arm's mean over seeds, its 95 % interval as a band, its runs as thin lines.
 
     Arguments as for `compare_runs`; with ``baseline``, the differences from it are drawn instead. Raises
@@ -43,20 +38,19 @@ def plot_curves(runs: Sequence[Run] | Arms, metrics: Sequence[str], baseline: st
     """
     figure, axes = _panels(len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
-        curves = compare_runs(runs, metric, baseline)
-        for number, curve in enumerate(curves):
+        for number, curve in enumerate(compare_runs(runs, metric, baseline)):
             if not baseline or curve.differences:
                 _draw_curve(axis, curve, f"C{number % 10}", of_differences=bool(baseline))
         if baseline:
             axis.axhline(0.0, color="0.4", linewidth=0.8)
         _label(axis, metric, "step", f"difference from {baseline}" if baseline else "")
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(**_LEGEND)
     return figure
 
 
 def _draw_curve(axis: Axes, curve: Curve, colour: str, of_differences: bool) -> None:
     points = curve.differences if of_differences else curve.means
-    table = np.array([(one.mean, one.low, one.high) for one in points])
+    table = np.array([(point.mean, point.low, point.high) for point in points])
     there = ~np.isnan(table[:, 0])
     steps, (mean, low, high) = curve.steps[there], table[there].T
     marker = "o" if len(steps) < 12 else None
@@ -64,13 +58,8 @@ def _draw_curve(axis: Axes, curve: Curve, colour: str, of_differences: bool) -> 
     axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     if len(curve.seeds) > 1 and not of_differences:
         for values in curve.values:
-            axis.plot(
-                curve.steps[~np.isnan(values)],
-                values[~np.isnan(values)],
-                color=colour,
-                alpha=0.35,
-                linewidth=0.7,
-            )
+            there = ~np.isnan(values)
+            axis.plot(curve.steps[there], values[there], color=colour, alpha=0.35, linewidth=0.7)
 
 
 def plot_tokens(
@@ -86,21 +75,15 @@ def plot_tokens(
       highest: nats of the darkest colour; by default the largest value there is.
     """
     several = {"": measured} if isinstance(measured, TokenPerception) else measured
-    every = np.concatenate([*(getattr(one, estimate) for one in several.values()), np.zeros(1)])
-    scale = ScalarMappable(Normalize(0.0, highest or max(float(every.max()), 1e-6)), colormaps["YlOrRd"])
-    laid = {title: _lines(one.pieces) for title, one in several.items()}
+    values = {title: getattr(response, estimate) for title, response in several.items()}
+    largest = float(np.concatenate([*values.values(), np.zeros(1)]).max())
+    scale = ScalarMappable(Normalize(0.0, highest or max(largest, 1e-6)), colormaps["YlOrRd"])
+    laid = {title: _wrap(response.pieces) for title, response in several.items()}
     last = {title: max((row for row, *_ in cells), default=0) for title, cells in laid.items()}
     lines = sum(row + (3.2 if title else 2.2) for title, row in last.items())
-    figure = Figure(figsize=(LETTERS * ADVANCE + 0.4, lines * LINE + 0.8))
-    height = figure.get_figheight()
-    axis = figure.add_axes(
-        (
-            0.2 / figure.get_figwidth(),
-            0.7 / height,
-            LETTERS * ADVANCE / figure.get_figwidth(),
-            1 - 0.8 / height,
-        )
-    )
+    width, height = LETTERS * ADVANCE + 0.4, lines * LINE + 0.8
+    figure = Figure(figsize=(width, height))
+    axis = figure.add_axes((0.2 / width, 0.7 / height, LETTERS * ADVANCE / width, 1 - 0.8 / height))
     axis.set(xlim=(0, LETTERS), ylim=((height - 0.8) / LINE, 0))
     axis.set_axis_off()
     top = 0.3
@@ -108,29 +91,21 @@ def plot_tokens(
         if title:
             axis.text(0, top + 0.5, title, fontsize=POINT, color="0.35", va="center", parse_math=False)
             top += 1
-        values = getattr(several[title], estimate)
         for row, column, token, text in cells:
-            _draw_token(
-                axis, column, top + row, text, tuple(np.asarray(scale.to_rgba(values[token])).tolist())
-            )
+            _draw_token(axis, column, top + row, text, np.asarray(scale.to_rgba(values[title][token])))
         top += 2.2 + last[title]
-    bar = figure.add_axes((0.2 / figure.get_figwidth(), 0.45 / height, 0.3, 0.1 / height))
-    figure.colorbar(scale, cax=bar, orientation="horizontal", label=f"{_names(estimate)} (nats)")
+    bar = figure.add_axes((0.2 / width, 0.45 / height, 0.3, 0.1 / height))
+    name = {"exact": "perception, exact KL", "k3": "perception, k3"}.get(estimate, estimate)
+    figure.colorbar(scale, cax=bar, orientation="horizontal", label=f"{name} (nats)")
     return figure
 
 
-def _names(estimate: str) -> str:
-    return {"exact": "perception, exact KL", "k3": "perception, k3"}.get(estimate, estimate)
-
-
-def _lines(pieces: Sequence[str]) -> list[tuple[int, int, int, str]]:
+def _wrap(pieces: Sequence[str]) -> list[tuple[int, int, int, str]]:
     """(row, column, token, text) of every part of a piece that stands on one line of ``LETTERS``."""
     cells, row, column = [], 0, 0
     for token, piece in enumerate(pieces):
-        text = (
-            "".join(letter if letter.isprintable() else "↵" if letter == "\n" else "·" for letter in piece)
-            or "∎"
-        )
+        shown = (letter if letter.isprintable() else "↵" if letter == "\n" else "·" for letter in piece)
+        text = "".join(shown) or "∎"
         if column + len(text) > LETTERS and len(text) <= LETTERS:
             row, column = row + 1, 0
         while text:
@@ -144,21 +119,12 @@ def _lines(pieces: Sequence[str]) -> list[tuple[int, int, int, str]]:
     return cells
 
 
-def _draw_token(axis: Axes, column: int, row: float, text: str, colour: tuple[float, ...]) -> None:
-    axis.add_patch(
-        Rectangle((column, row), len(text), 0.94, facecolor=colour, edgecolor="white", linewidth=0.8)
-    )
-    dark = 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] < 0.45
-    axis.text(
-        column,
-        row + 0.5,
-        text,
-        fontsize=POINT,
-        family="monospace",
-        va="center",
-        color="white" if dark else "black",
-        parse_math=False,
-    )
+def _draw_token(axis: Axes, column: int, row: float, text: str, colour: np.ndarray) -> None:
+    face = tuple(colour.tolist())
+    axis.add_patch(Rectangle((column, row), len(text), 0.94, facecolor=face, edgecolor="w", linewidth=0.8))
+    ink = "white" if 0.3 * face[0] + 0.6 * face[1] + 0.1 * face[2] < 0.45 else "black"
+    place = (column, row + 0.5, text)
+    axis.text(*place, fontsize=POINT, family="monospace", va="center", color=ink, parse_math=False)
 
 
 def plot_perception_histogram(profiles: Mapping[str, PerceptionProfile]) -> Figure:
@@ -169,51 +135,44 @@ def plot_perception_histogram(profiles: Mapping[str, PerceptionProfile]) -> Figu
     figure, (tokens, curve, responses) = _panels(3)
     most = max((float(one.tokens.max(initial=SHORTEST)) for one in profiles.values()), default=1.0)
     edges = np.geomspace(SHORTEST, max(most, 10 * SHORTEST), 40).tolist()
-    means = [one.responses[~np.isnan(one.responses)] for one in profiles.values()]
-    bins = np.linspace(0, max((float(one.max(initial=0)) for one in means), default=0.0) or 1.0, 30).tolist()
-    for (name, one), of_responses in zip(profiles.items(), means, strict=True):
-        share = np.full(len(one.tokens), 1 / max(len(one.tokens), 1))
-        tokens.hist(
-            np.clip(one.tokens, edges[0], edges[-1]),
-            edges,
-            weights=share,
-            label=name,
-            histtype="step",
-            linewidth=1.5,
-        )
-        curve.plot(*lorenz(one.tokens), label=f"{name} (Gini {one.gini:.2f})")
-        share = np.full(len(of_responses), 1 / max(len(of_responses), 1))
-        responses.hist(of_responses, bins, weights=share, label=name, histtype="step", linewidth=1.5)
+    means = [profile.responses[~np.isnan(profile.responses)] for profile in profiles.values()]
+    bins = np.linspace(0, max((float(row.max(initial=0)) for row in means), default=0.0) or 1.0, 30).tolist()
+    for (name, profile), of_responses in zip(profiles.items(), means, strict=True):
+        _histogram(tokens, np.clip(profile.tokens, edges[0], edges[-1]), edges, name)
+        curve.plot(*lorenz(profile.tokens), label=f"{name} (Gini {profile.gini:.2f})")
+        _histogram(responses, of_responses, bins, name)
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     tokens.set_xscale("log")
     _label(tokens, "perception of a token", "nats", "share of tokens")
     _label(curve, "how few tokens carry it", "share of tokens, lowest first", "share of all perception")
     _label(responses, "mean perception of a response", "nats", "share of responses")
     for axis in (tokens, curve, responses):
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(**_LEGEND)
     return figure
 
 
+def _histogram(axis: Axes, values: np.ndarray, bins: list[float], name: str) -> None:
+    weights = np.full(len(values), 1 / max(len(values), 1))
+    axis.hist(values, bins, weights=weights, label=name, histtype="step", linewidth=1.5)
+
+
 def plot_errors(breakdowns: Mapping[str, Sequence[Share]]) -> Figure:
-    """Bars of what responses were: a bar a group of questions, a panel a breakdown of `error_breakdown`.
+    """Bars of the kinds of responses: a bar a group of questions, a panel a breakdown of `error_breakdown`.
 
     Raises ValueError if there is none.
     """
     if not breakdowns:
         raise ValueError("plot_errors: give at least one breakdown, with a name")
     figure, axes = _panels(len(breakdowns), height=2.6)
-    kinds = [
-        kind for kind in KINDS if any(one.kind == kind for shares in breakdowns.values() for one in shares)
-    ]
+    there = {share.kind for shares in breakdowns.values() for share in shares}
+    colours = {kind: colour for kind, colour in zip(KINDS, _COLOURS, strict=True) if kind in there}
     for axis, (name, shares) in zip(axes, breakdowns.items(), strict=True):
-        groups = list(dict.fromkeys(one.group for one in shares))
+        groups = list(dict.fromkeys(share.group for share in shares))
         left = np.zeros(len(groups))
-        for kind in kinds:
-            of_kind = {one.group: one.share.mean for one in shares if one.kind == kind}
-            widths = np.array([of_kind.get(group, 0.0) for group in groups])
-            axis.barh(
-                range(len(groups)), widths, left=left, color=_KIND_COLOURS[kind], label=kind.replace("_", " ")
-            )
+        for kind, colour in colours.items():
+            means = {share.group: share.share.mean for share in shares if share.kind == kind}
+            widths = np.array([means.get(group, 0.0) for group in groups])
+            axis.barh(range(len(groups)), widths, left=left, color=colour, label=kind.replace("_", " "))
             left += widths
         axis.set_yticks(range(len(groups)), groups, parse_math=False)
         axis.invert_yaxis()
@@ -221,7 +180,7 @@ def plot_errors(breakdowns: Mapping[str, Sequence[Share]]) -> Figure:
         _label(axis, name, "share of responses")
         axis.grid(visible=False)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(colours), **_LEGEND)
     return figure
 
 
@@ -230,15 +189,15 @@ def plot_param_changes(changes: Sequence[Change], most: int = 30) -> Figure:
 
     The ``most`` that moved furthest are drawn. Raises ValueError if there is none.
     """
-    shown = [one for one in changes if math.isfinite(one.relative)][:most]
+    shown = [change for change in changes if math.isfinite(change.relative)][:most]
     if not shown:
         raise ValueError("plot_param_changes: no change to draw")
     figure = Figure(figsize=(7.5, 0.22 * len(shown) + 1.0), layout="constrained")
     axis = figure.subplots()
     places = range(len(shown))
-    colours = ["C1" if one.path.startswith("vision") else "C0" for one in shown]
-    axis.barh(places, [one.relative for one in shown], color=colours)
-    axis.set_yticks(places, [one.path for one in shown], fontsize=8, parse_math=False)
+    colours = ["C1" if change.path.startswith("vision") else "C0" for change in shown]
+    axis.barh(places, [change.relative for change in shown], color=colours)
+    axis.set_yticks(places, [change.path for change in shown], fontsize=8, parse_math=False)
     axis.invert_yaxis()
     _label(axis, "change of the weights (orange: vision tower)", "norm of the difference / norm before")
     return figure
@@ -254,18 +213,18 @@ def plot_where_it_looks(occlusion: Occlusion, most: int = 5) -> Figure:
         raise ValueError("plot_where_it_looks: the response has no tokens")
     drop = occlusion.drop
     order = np.argsort(-np.abs(drop).max(axis=(0, 1)), kind="stable")[:most]
-    maps = {"whole response": drop.sum(axis=2)} | {
-        f"{place}: {occlusion.pieces[place].strip() or '∎'}": drop[:, :, place]
-        for place in sorted(order.tolist())
-    }
+    maps = {"whole response": drop.sum(axis=2)}
+    for token in sorted(order.tolist()):
+        maps[f"{token}: {occlusion.pieces[token].strip() or '∎'}"] = drop[:, :, token]
     figure, (first, *axes) = _panels(1 + len(maps), height=3.2)
     first.imshow(occlusion.picture, interpolation="nearest")
-    _bare(first, "what the model sees")
+    _label(first, "what the model sees")
+    grey = occlusion.picture.convert("L").convert("RGB")
     wide, high = occlusion.picture.size
+    rows, columns = drop.shape[:2]
     limit = max(max(float(np.abs(values).max()) for values in maps.values()), 1e-6)
     for axis, (name, values) in zip(axes, maps.items(), strict=True):
-        rows, columns = values.shape
-        axis.imshow(occlusion.picture.convert("L").convert("RGB"), interpolation="nearest")
+        axis.imshow(grey, interpolation="nearest")
         drawn = axis.imshow(
             values,
             cmap="RdBu_r",
@@ -277,7 +236,9 @@ def plot_where_it_looks(occlusion: Occlusion, most: int = 5) -> Figure:
         )
         axis.set(xlim=(-0.5, wide - 0.5), ylim=(high - 0.5, -0.5))
         figure.colorbar(drawn, ax=axis, shrink=0.8, label="nats lost")
-        _bare(axis, name)
+        _label(axis, name)
+    for axis in (first, *axes):
+        axis.set_axis_off()
     return figure
 
 
@@ -292,14 +253,9 @@ def _panels(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def _label(axis: Axes, title: str, along: str, up: str = "") -> None:
+def _label(axis: Axes, title: str, along: str = "", up: str = "") -> None:
     axis.set_title(title, fontsize=10, parse_math=False)
     axis.set_xlabel(along)
     axis.set_ylabel(up, parse_math=False)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
-
-
-def _bare(axis: Axes, title: str) -> None:
-    axis.set_title(title, fontsize=10, parse_math=False)
-    axis.set_axis_off()

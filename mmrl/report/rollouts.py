@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from mmrl.analysis import Run, Shown, error_kind, rollout_sample
-from mmrl.analysis.rollouts import choose_evenly
+from mmrl.analysis.runs import choose_evenly
 from mmrl.data.inspection_examples import encoded
 from mmrl.report.page import rounded
 

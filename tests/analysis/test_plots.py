@@ -11,8 +11,8 @@ from PIL import Image
 
 from mmrl import analysis
 from mmrl.analysis import Occlusion, Share, TokenPerception
+from mmrl.analysis.compare import Change
 from mmrl.analysis.plots import LETTERS
-from mmrl.analysis.weights import Change
 from mmrl.config import Config
 from mmrl.statistics import Interval
 

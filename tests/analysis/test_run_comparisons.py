@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmrl.analysis import Run, TokenPerception, by_module, compare_runs, diff_params, perception_profile
-from mmrl.analysis.profile import lorenz
+from mmrl.analysis.perception import lorenz
 from mmrl.config import Config
 from mmrl.statistics import mean_interval
 
