@@ -1,6 +1,6 @@
 """Four tasks in one batch, from nothing: counts, boxes, choices and jigsaws of the mixed world, then GRPO.
 
-Each task has a data set and a verifier of its own (`mmrl.data.mixed_world`). ``mixed.py`` takes about ten
+Each task has a data set and a verifier of its own (`mmrl.tasks.mixed_world`). ``mixed.py`` takes about ten
 minutes on two cores; ``mixed.py:smoke`` takes seconds and learns nothing.
 """
 

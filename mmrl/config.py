@@ -209,9 +209,11 @@ class ColdStartConfig:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """A built-in world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
+    """A world, written to ``{workdir}/world`` before the run; 0 rows switch it off."""
 
-    name: str = "shapes"  # or "zoom", or "mixed": train and heldout are then rows of each of its four tasks
+    # Or "zoom"; or "mixed": train and heldout are then rows of each of its four tasks; or one of yours:
+    # "FILE.py:function", as the function ``write`` of a module of `mmrl.tasks`.
+    name: str = "shapes"
     train: int = 0
     heldout: int = 0
     cold_start: int = 0
@@ -356,7 +358,8 @@ def _check(config: Config) -> None:
     _choice("model.remat", config.model.remat, ("none", "dots", "full"))
     _choice("data.overlong", config.data.overlong, ("drop", "resize", "error"))
     _choice("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine"))
-    _choice("world.name", config.world.name, ("shapes", "zoom", "mixed"))
+    if ":" not in config.world.name:
+        _choice("world.name", config.world.name, ("shapes", "zoom", "mixed"))
     if config.rollout.group < 2:
         raise ValueError(
             f"config.rollout.group={config.rollout.group}: a group of one has no advantage; use 2 or more"

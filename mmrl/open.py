@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 
 from mmrl import hosts, hub
 from mmrl.config import Config
-from mmrl.data.corruption import METHODS
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
 from mmrl.data.rounds import Mixture
 from mmrl.data.sources import Source, mixture, read
@@ -24,6 +23,7 @@ from mmrl.grading import row_check
 from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, make_mesh, shardings
 from mmrl.models import checkpoint, qwen2_5_vl_config
+from mmrl.models.corruption import METHODS
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.sampling import Policy, Sampling

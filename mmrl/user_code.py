@@ -1,5 +1,6 @@
-"""What a Python file of the user's defines: experiments, verifiers and recipes of one's own."""
+"""User-defined code: experiments, verifiers and recipes that a Python file or module defines."""
 
+import importlib
 import importlib.util
 import os
 import traceback
@@ -31,26 +32,33 @@ def run_user_code(where: str, path: str) -> Iterator[None]:
 
 
 def load_name(where: str, path: str, name: str) -> Any:
-    """What the Python file ``path`` defines as ``name``. The file is run, as an import would.
+    """Value of ``name`` in a Python file, "FILE.py", or in a module, "package.module". Either is run.
 
-    ``where`` says in messages who asked, such as "--config=FILE". Raises ValueError if there is no such file,
-    it cannot be run, or it does not define the name.
+    ``where`` says in messages who asked, such as "--config=FILE". Raises ValueError if there is no such file
+    or module, it cannot be run, or it does not define the name.
     """
-    if not os.path.isfile(path):
+    if os.path.isfile(path):
+        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{where}: {path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        with run_user_code(where, path):
+            spec.loader.exec_module(module)
+    elif path.endswith(".py") or "." not in path or not all(map(str.isidentifier, path.split("."))):
         raise ValueError(f"{where}: the file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{where}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    with run_user_code(where, path):
-        spec.loader.exec_module(module)
+    else:
+        with run_user_code(where, path):
+            module = importlib.import_module(path)
     if not hasattr(module, name):
         raise ValueError(f"{where}: {path} does not define {name}")
     return getattr(module, name)
 
 
 def load_function(where: str, text: str) -> Any:
-    """The function that ``text``, "FILE.py:function", names. Raises ValueError, like `load_name`."""
+    """Function by its name, "FILE.py:function" or "package.module:function".
+
+    Raises ValueError, like `load_name`.
+    """
     path, _, name = text.rpartition(":")
     found = load_name(where, path, name)
     if not callable(found):

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from mmrl.cli import main
-from mmrl.data.shapes_files import write_world
-from mmrl.data.shapes_model import write_model
 from mmrl.data.sources import read
+from mmrl.tasks.shapes_world import write_data, write_model
 
 PAPO = Path(__file__).parents[1] / "experiments" / "papo_qwen2_5_vl_3b.py"
 
@@ -18,7 +17,7 @@ PAPO = Path(__file__).parents[1] / "experiments" / "papo_qwen2_5_vl_3b.py"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    write_world(folder, 0, cold_start=4, train=40, heldout=4)
+    write_data(folder, 0, cold_start=4, train=40, heldout=4)
     write_model(folder / "model", 0)
     return folder
 

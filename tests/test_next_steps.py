@@ -11,8 +11,8 @@ from launch.__main__ import parse as launcher
 from mmrl import cli
 from mmrl.commands.next_steps import after_training
 from mmrl.config import algorithm, resolve
-from mmrl.data.registry import described, read_registry
 from mmrl.experiment import load
+from mmrl.tasks.catalogue import described, read_registry
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))

@@ -15,6 +15,7 @@ def file(tmp_path, monkeypatch):
 def test_what_a_file_defines(file):
     assert load_name("asked", file, "NUMBER") == 3
     assert load_function("asked", f"{file}:double")(4) == 8
+    assert load_function("asked", "os.path:basename")("a/b") == "b"
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,8 @@ def test_what_a_file_defines(file):
         ("none.py:double", "^asked: the file none.py does not exist$"),
         ("mine.py:treble", "^asked: mine.py does not define treble$"),
         ("mine.py:NUMBER", "^asked: NUMBER of mine.py is not a function$"),
+        ("mmrl.none:double", "^asked: mmrl.none: ModuleNotFoundError: No module named 'mmrl.none'$"),
+        ("os.path:nothing", "^asked: os.path does not define nothing$"),
         ("notes.txt:double", "^asked: notes.txt is not a Python file$"),
     ],
 )

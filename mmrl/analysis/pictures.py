@@ -30,8 +30,8 @@ from mmrl.analysis.runs import (
     tokens_of,
 )
 from mmrl.config import Config
-from mmrl.data.corruption import corrupt
 from mmrl.data.pipeline import encode_sample
+from mmrl.models.corruption import corrupt
 from mmrl.open import OpenModel, prompt_format
 from mmrl.sample import Sample
 from mmrl.types import Images, Params

@@ -14,11 +14,11 @@ from mmrl.terminal import command, rewrite, tell
 
 if TYPE_CHECKING:
     from mmrl.config import Config
-    from mmrl.data.convert import Converted
     from mmrl.data.inspection import Findings, Prompt
-    from mmrl.data.pretext import Material
     from mmrl.data.sources import Source
     from mmrl.sample import Sample
+    from mmrl.tasks.convert import Converted
+    from mmrl.tasks.pretext import Material
 
 PATIENCE_S = 2.0  # after which a command shows its progress
 LISTED = 20  # broken entries
@@ -29,13 +29,11 @@ def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     from mmrl.atomic import atomic_file
     from mmrl.data.contact_sheet import contact_sheet
     from mmrl.data.inspection_examples import example
-    from mmrl.data.shapes import PRIOR
-    from mmrl.data.shapes_files import write_world
-    from mmrl.data.shapes_model import write_model
     from mmrl.data.sources import read
+    from mmrl.tasks.shapes_world import PRIOR, write_data, write_model
 
     prior = PRIOR if options.prior is None else options.prior
-    paths = write_world(
+    paths = write_data(
         options.out,
         options.seed,
         cold_start=options.cold_start,
@@ -134,9 +132,9 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
 
 def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data convert``."""
-    from mmrl.data.convert import convert as run
-    from mmrl.data.convert_entries import Options
     from mmrl.rewards.verifier import names_of
+    from mmrl.tasks.convert import convert as run
+    from mmrl.tasks.convert_entries import Options
 
     of_layout = {
         "llava": ("turns", "verifier"),
@@ -186,8 +184,8 @@ def _say_converted(made: "Converted", out: Path) -> None:
 
 def pretext(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data pretext``."""
-    from mmrl.data.pretext import rows
     from mmrl.data.writing import write_rows
+    from mmrl.tasks.pretext import rows
 
     if options.out.suffix != ".parquet":
         raise ValueError(f"--out={options.out}: pictures are written into a .parquet file")
@@ -210,10 +208,10 @@ def pretext(options: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _material(options: argparse.Namespace) -> "Material":
-    from mmrl.data.pretext import CAPTION_ERROR, Material
-    from mmrl.data.pretext_captions import read_captions, vocabulary
-    from mmrl.data.pretext_images import captioned_pictures, find_pictures
-    from mmrl.data.pretext_tasks import TASKS, Options
+    from mmrl.tasks.pretext import CAPTION_ERROR, Material
+    from mmrl.tasks.pretext_captions import read_captions, vocabulary
+    from mmrl.tasks.pretext_images import captioned_pictures, find_pictures
+    from mmrl.tasks.pretext_tasks import TASKS, Options
 
     tasks = tuple(options.tasks.split(",")) if options.tasks else tuple(TASKS)
     if bool(options.captions) != (CAPTION_ERROR in tasks):

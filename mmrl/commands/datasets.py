@@ -15,7 +15,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data list``."""
-    from mmrl.data.registry import described, entry, read_registry, table
+    from mmrl.tasks.catalogue import described, entry, read_registry, table
 
     registry = read_registry()
     if options.dataset:
@@ -55,8 +55,8 @@ def question_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError naming what is not of its form.
     """
-    from mmrl.data.convert_questions import ROLES
     from mmrl.data.files import parse_json
+    from mmrl.tasks.convert_questions import ROLES
 
     read = dict(given)
     for name in ("columns", "say"):

@@ -1,4 +1,4 @@
-"""Batches of prompts for rollouts, evaluation and imitation, by Grain.
+"""Batches of prompts, by Grain.
 
 The order of rows is a pure function of the seed, and slot b of batch k holds the row at position k B + b of
 that order. So the whole state of an iterator is the number of batches it has given, whatever the number of
@@ -11,10 +11,10 @@ leaves its slot empty: the order of all others stays as it is.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import grain
 import jax
@@ -26,12 +26,8 @@ from mmrl import hosts
 from mmrl.data.sources import Source
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, OverBudget, budget, collate, encode, messages, padded, text_ids
-from mmrl.rollout.episodes import Episode
-from mmrl.rollout.generate import gather
-from mmrl.rollout.replay import at_once, replay
-from mmrl.rollout.trajectory import Trajectory, Written, assemble
 from mmrl.sample import Sample
-from mmrl.types import Prompts, Responses, StopReason
+from mmrl.types import Prompts
 
 OVERLONG = ("drop", "error", "resize")
 Order: TypeAlias = grain.MapDataset | Sequence[tuple[int, int]]  # (source, row) at each position
@@ -82,20 +78,11 @@ class Batch:
     prompts: Prompts
     keep: Bool[np.ndarray, "b"]  # False: an empty slot
     skipped: tuple[Skipped, ...]  # why slots are empty; an evaluation's last batch may just not be full
-
-
-@dataclass(frozen=True)
-class SolutionBatch:
-    """Prompts with one response each to imitate, as if it had been sampled (numpy arrays)."""
-
-    samples: list[Sample]
-    prompts: Prompts
-    responses: Responses  # groups of one; those of empty slots hold no token
-    facts: list[Mapping[str, float]]  # of each row's episode; none for a solution
-    skipped: tuple[Skipped, ...]
+    extras: tuple[Any, ...] = ()  # of each slot, what ``extra`` made of it (see `prompts`)
 
 
 B = TypeVar("B")
+C = TypeVar("C")
 
 
 class Batches(Generic[B]):
@@ -118,6 +105,10 @@ class Batches(Generic[B]):
         self.given = given
         self._rest = self._start(given)
 
+    def map(self, function: Callable[[B], C]) -> Batches[C]:
+        """Batches that ``function`` makes of these."""
+        return Batches(lambda given: map(function, self._start(given)))
+
 
 def prompts(
     sources: Sequence[Source],
@@ -130,6 +121,7 @@ def prompts(
     rows: Int[np.ndarray, "b"] | None = None,
     readers: Readers = Readers(),
     part: Callable[[int], tuple[int, Order]] | None = None,
+    extra: Callable[[Sample], Any] | None = None,
 ) -> Batches[Batch]:
     """Batches for ever; a batch may span epochs, so short sources repeat.
 
@@ -144,9 +136,10 @@ def prompts(
       part: of an order that is made as the run goes on, instead of one by ``seed`` and ``weights``: gives the
         part that holds a batch, as the number of its first batch and (source, row) at each position. Called
         when that batch is asked for; no reader goes beyond the part.
+      extra: made of each sample besides, by the readers. If it raises ValueError the slot stays empty.
     """
     mine = np.arange(batch_size) if rows is None else rows
-    work = partial(_item, sources=tuple(sources), processor=processor, form=form)
+    work = partial(_item, sources=tuple(sources), processor=processor, form=form, make_extra=extra)
     endless = _order(sources, weights, seed)
 
     def worked(given: int) -> Iterator[list[_Item]]:
@@ -158,59 +151,6 @@ def prompts(
 
     def start(given: int) -> Iterator[Batch]:
         return (_batch(mine, items, processor, form) for items in worked(given))
-
-    return Batches(start)
-
-
-def solutions(
-    source: Source,
-    processor: Processor,
-    form: PromptFormat,
-    *,
-    episode: Callable[[Sample], Episode],
-    max_tokens: int,
-    observation_patches: int = 0,
-    seed: int,
-    batch_size: int,
-    rows: Int[np.ndarray, "b"] | None = None,
-    readers: Readers = Readers(),
-) -> Batches[SolutionBatch]:
-    """Batches for the supervised stage, like `prompts`. A response over ``max_tokens`` leaves its slot empty.
-
-    A row with ``turns`` is replayed, tools included (`mmrl.rollout.replay`); others give their ``solution``.
-
-    Args:
-      source, processor, form, seed, batch_size, rows, readers: as for `prompts`.
-      episode: in which a row's turns are played.
-      max_tokens: of a response, what it reads included; responses are padded to it.
-      observation_patches: slots of all images that a response may read; 0 if episodes read nothing.
-    """
-    mine = np.arange(batch_size) if rows is None else rows
-    demonstrate = partial(_demonstration, processor=processor, episode=episode, longest=max_tokens)
-    work = partial(_item, sources=(source,), processor=processor, form=form, demonstrate=demonstrate)
-    order = _order([source], None, seed)
-
-    def batch(items: list[_Item]) -> SolutionBatch:
-        made = _batch(mine, items, processor, form)
-        width = made.prompts.images.patches.shape[-1]
-        told = [(k, item.response) for k, item in enumerate(items) if item.response is not None]
-        return SolutionBatch(
-            samples=made.samples,
-            prompts=made.prompts,
-            responses=gather(
-                (replace(one, group=k) for k, one in told),
-                len(items),
-                1,
-                max_tokens,
-                observation_patches,
-                width,
-            ),
-            facts=[one.facts for _, one in told],
-            skipped=made.skipped,
-        )
-
-    def start(given: int) -> Iterator[SolutionBatch]:
-        return map(batch, _ahead(order, work, mine, batch_size, given, sys.maxsize, readers))
 
     return Batches(start)
 
@@ -248,29 +188,13 @@ def solution_tokens(sample: Sample, processor: Processor) -> Int32[np.ndarray, "
     return np.array([*text_ids(processor, sample.solution, sample.id), processor.eos], np.int32)
 
 
-def _demonstration(
-    sample: Sample, processor: Processor, episode: Callable[[Sample], Episode], longest: int
-) -> Trajectory:
-    """What to imitate of a row. Raises `OverBudget` if that has over ``longest`` tokens."""
-    if sample.turns:
-        ((_, response),) = replay(episode(sample), sample.turns, processor, at_once, sample.id)
-    else:
-        written = Written(solution_tokens(sample, processor).tolist())
-        text = sample.solution or ""
-        response = assemble([written], group=0, member=0, stop=StopReason.EOS, text=text, facts={})
-    if len(response.tokens) > longest:
-        what = "its episode" if sample.turns else "the solution"
-        raise OverBudget(f"{sample.id}: {what} has {len(response.tokens)} tokens, over {longest}")
-    return response
-
-
 @dataclass(frozen=True)
 class _Item:
     """What became of a row."""
 
     sample: Sample
     encoded: Encoded | None  # None: an empty slot
-    response: Trajectory | None = None  # to imitate
+    extra: Any = None
     reason: str = ""  # why the slot is empty, where a row was to fill it
 
 
@@ -334,13 +258,13 @@ def _item(
     sources: Sequence[Source],
     processor: Processor,
     form: PromptFormat,
-    demonstrate: Callable[[Sample], Trajectory] | None = None,
+    make_extra: Callable[[Sample], Any] | None = None,
 ) -> _Item:
     source = sources[number]
     try:
         sample = source[row]
-        response = None if demonstrate is None else demonstrate(sample)
-        return _Item(sample, encode_sample(sample, processor, form), response)
+        extra = None if make_extra is None else make_extra(sample)
+        return _Item(sample, encode_sample(sample, processor, form), extra)
     except ValueError as error:
         if isinstance(error, OverBudget) and form.overlong == "error":
             raise
@@ -374,4 +298,5 @@ def _batch(
         prompts=collate(encoded, processor, tokens, slots),
         keep=np.array([item.encoded is not None for item in items]),
         skipped=tuple(Skipped(item.sample.id, item.reason) for item in items if item.reason),
+        extras=tuple(item.extra for item in items),
     )

@@ -12,8 +12,8 @@ from pathlib import PurePath
 from typing import Any
 
 from mmrl.config import Config, CorruptionConfig, EvaluationConfig, RewardConfig
-from mmrl.data.corruption import METHODS
 from mmrl.experiment import call
+from mmrl.models.corruption import METHODS
 from mmrl.rewards.composition import rule
 from mmrl.rollout.sampling import Sampling
 from mmrl.suggest import suggest

@@ -14,10 +14,10 @@ from jaxtyping import Array, UInt32
 from mmrl import hosts
 from mmrl.atomic import is_number, write_jsonl
 from mmrl.config import Config, CorruptionConfig
-from mmrl.data.corruption import corrupt
 from mmrl.data.pipeline import Batch, evaluation
 from mmrl.data.sources import Source
 from mmrl.mesh import batch_shards, local_mesh, local_rows
+from mmrl.models.corruption import corrupt
 from mmrl.open import OpenModel, prompt_format, readers
 from mmrl.rewards.pool import RewardPool
 from mmrl.rollout.sampling import Policy, Sampling

@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import Algorithm, Targets
-from mmrl.data.corruption import corrupt
 from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, local, sharded_over
 from mmrl.models import qwen2_5_vl as model
+from mmrl.models.corruption import corrupt
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.sampling import Policy
 from mmrl.types import Params, Prompts, Responses
@@ -47,7 +47,7 @@ class Batch:
 
 @struct.dataclass
 class ImageCorruption:
-    """How the contrast view of an image is made (see `mmrl.data.corruption`)."""
+    """How the contrast view of an image is made (see `mmrl.models.corruption`)."""
 
     method: str = struct.field(pytree_node=False)
     probability: float = struct.field(pytree_node=False)

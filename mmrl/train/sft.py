@@ -10,7 +10,7 @@ import optax
 
 from mmrl import hosts
 from mmrl.config import ColdStartConfig, Config, OptimizerConfig
-from mmrl.data import pipeline
+from mmrl.data.pipeline import Batches, Skipped
 from mmrl.data.sources import Source
 from mmrl.hosts import say
 from mmrl.mesh import local_rows, put, to_host
@@ -18,6 +18,7 @@ from mmrl.models import checkpoint as hf
 from mmrl.open import OpenModel, prompt_format, readers
 from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.train import checkpoint, programs
+from mmrl.train.demonstrations import Demonstrations, demonstrations
 from mmrl.train.incidents import count_skipped
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress
 from mmrl.train.optimizer import initial_state, make_optimizer
@@ -93,9 +94,9 @@ def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Pa
             hf.save(params, model.description, out, base=model.directory)
 
 
-def _batches(config: Config, model: OpenModel, source: Source) -> pipeline.Batches[pipeline.SolutionBatch]:
+def _batches(config: Config, model: OpenModel, source: Source) -> Batches[Demonstrations]:
     stage = config.cold_start
-    return pipeline.solutions(
+    return demonstrations(
         source,
         model.processor,
         prompt_format(config),
@@ -115,7 +116,7 @@ def _update(
     policy: Policy,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: pipeline.SolutionBatch,
+    batch: Demonstrations,
 ) -> tuple[TrainState, dict[str, float]]:
     state, made = programs.imitate(
         state,
@@ -127,16 +128,16 @@ def _update(
     return state, {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
 
 
-def _told(batch: pipeline.SolutionBatch) -> tuple[list[pipeline.Skipped], dict[str, float]]:
+def _told(batch: Demonstrations) -> tuple[list[Skipped], dict[str, float]]:
     """Rows of all processes that could not be used, and metrics of the rows that could."""
     told = hosts.gather(
         [[[one.id, one.reason] for one in batch.skipped], [dict(facts) for facts in batch.facts]]
     )
-    skipped = [pipeline.Skipped(*pair) for pairs, _ in told for pair in pairs]
+    skipped = [Skipped(*pair) for pairs, _ in told for pair in pairs]
     return skipped, {**_means([row for _, rows in told for row in rows]), "data/skipped": float(len(skipped))}
 
 
-def _say_skipped(step: int, batch: pipeline.SolutionBatch) -> None:
+def _say_skipped(step: int, batch: Demonstrations) -> None:
     ids = ", ".join(name for part in hosts.gather([one.id for one in batch.samples]) for name in part)
     say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
 

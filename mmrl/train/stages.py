@@ -1,4 +1,4 @@
-"""A whole run: the built-in world and the cold start if asked for, reinforcement learning, a summary."""
+"""A whole run: the world and the cold start if asked for, reinforcement learning, a summary."""
 
 import json
 import time
@@ -9,11 +9,7 @@ import numpy as np
 from mmrl import hosts
 from mmrl.atomic import atomic_write
 from mmrl.config import Config, algorithm
-from mmrl.data.mixed_world import write_mixed_model, write_mixed_world
-from mmrl.data.shapes_files import write_world
-from mmrl.data.shapes_model import write_model
 from mmrl.data.sources import Source, fingerprint
-from mmrl.data.zoom_world import write_zoom_model, write_zoom_world
 from mmrl.grading import check_sources
 from mmrl.hosts import say
 from mmrl.open import (
@@ -42,6 +38,7 @@ from mmrl.train.preemption import Notice, watch
 from mmrl.train.sft import sft
 from mmrl.train.workdir import hold, open_workdir, record_start
 from mmrl.train.writers import check_wandb
+from mmrl.user_code import load_function, run_user_code
 
 _TABLE = (
     ("accuracy", "heldout/accuracy"),
@@ -95,7 +92,7 @@ def run_cold_start(config: Config, workdir: Path) -> OpenModel:
     with hold(workdir), hosts.exit_on_lost_process(), watch() as notice:
         check_start(config, workdir)
         open_workdir(config, workdir)
-        write_built_in_world(config, workdir)
+        write_world(config, workdir)
         model = open_model(config, model_directory(config, workdir))
         model.check()
         demonstrations = fingerprint(open_data(config, config.cold_start.data, workdir))
@@ -110,7 +107,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, TrainingD
       The config, with what data and memory decide; the model, the training data and the held-out sources
       (none where the config names none).
     """
-    write_built_in_world(config, workdir)
+    write_world(config, workdir)
     model = open_model(config, model_directory(config, workdir))
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
@@ -139,30 +136,19 @@ def prepare(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, TrainingD
     return fitted, model, data, heldout
 
 
-def write_built_in_world(config: Config, workdir: Path) -> None:
-    """Data and untrained model of ``config.world`` under ``{workdir}/world``, unless they are there."""
+def write_world(config: Config, workdir: Path) -> None:
+    """Write data and untrained model of ``config.world`` to ``{workdir}/world``, unless they are there."""
     if config.world.train:
         with hosts.on_main_process() as writes:
-            if writes:
-                _write_world(config, workdir / "world")
-
-
-def _write_world(config: Config, directory: Path) -> None:
-    world = config.world
-    if (directory / "model" / "config.json").is_file():  # it is written last
-        return
-    say(f"writing the {world.name} world to {directory}")
-    sizes = {"cold_start": world.cold_start, "train": world.train, "heldout": world.heldout}
-    if world.name == "mixed":
-        write_mixed_world(directory, config.seed, **sizes)
-        write_mixed_model(directory / "model", config.seed)
-        return
-    if world.name == "zoom":
-        write_zoom_world(directory, config.seed, **sizes, zooming=world.zooming)
-        write_zoom_model(directory / "model", config.seed)
-        return
-    write_world(directory, config.seed, **sizes, prior=world.prior, kinds=world.kinds, levels=world.levels)
-    write_model(directory / "model", config.seed)
+            directory, name = workdir / "world", config.world.name
+            if writes and not (directory / "model" / "config.json").is_file():  # it is written last
+                say(f"writing the {name} world to {directory}")
+                where, function = (
+                    "config.world.name",
+                    name if ":" in name else f"mmrl.tasks.{name}_world:write",
+                )
+                with run_user_code(where, function.rpartition(":")[0]):
+                    load_function(where, function)(directory, config.seed, config.world)
 
 
 def cold_start(config: Config, model: OpenModel, workdir: Path, notice: Notice) -> OpenModel:

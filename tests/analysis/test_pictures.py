@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import noise_image
 
 from mmrl.analysis import picture_of, pictures_seen, png
-from mmrl.data.corruption import GRAY, METHODS
+from mmrl.models.corruption import GRAY, METHODS
 from mmrl.models.prompts import encode, messages
 
 

@@ -22,9 +22,9 @@ from mmrl.data.inspection_examples import example, examples
 from mmrl.data.inspection_html import page
 from mmrl.data.inspection_report import as_text, histogram, sections, shown
 from mmrl.data.pipeline import PromptFormat
-from mmrl.data.shapes_files import write_world
 from mmrl.data.sources import read
 from mmrl.rewards.verifier import reports
+from mmrl.tasks.shapes_world import write_data
 
 CASES = Path(__file__).parent.parent / "cases"
 HOSTILE = (
@@ -260,7 +260,7 @@ def test_pictures_of_the_page_are_small_and_made_anew(tmp_path):
 
 
 def test_a_sheet_shows_every_example(tmp_path):
-    source = read(write_world(tmp_path, 0, cold_start=1, train=7, heldout=1)["train"])
+    source = read(write_data(tmp_path, 0, cold_start=1, train=7, heldout=1)["train"])
     shown_ones = examples(source, look(source), 7)
     sheet = contact_sheet(shown_ones, columns=3)
     high = sheet.height // 3

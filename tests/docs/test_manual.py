@@ -29,9 +29,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from launch.__main__ import parse as launcher
 from mmrl import cli
 from mmrl.config import resolve, template
-from mmrl.data.shapes import example
 from mmrl.data.sources import read
 from mmrl.experiment import FREE, load
+from mmrl.tasks.shapes_world import example
 
 ROOT = Path(__file__).parents[2]
 START = sorted((ROOT / "docs" / "start").glob("*.md"))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mmrl.config import resolve
-from mmrl.data.mixed_world import TASKS
 from mmrl.experiment import load
 from mmrl.run_folder import read_metrics
+from mmrl.tasks.mixed_world import TASKS
 
 MIXED = Path(__file__).parents[2] / "experiments" / "mixed.py"
 FINER = {"count": "near_count", "box": "iou", "jigsaw": "positions"}
@@ -41,13 +41,13 @@ def test_smoke(tmp_path, haste):
 
 
 def test_held_out_data_sets_have_names_of_their_own(tmp_path):
-    from mmrl.data.mixed_world import write_mixed_model, write_mixed_world
     from mmrl.open import open_heldout, open_model
+    from mmrl.tasks.mixed_world import write_data, write_model
 
     config = resolve(load(f"{MIXED}:smoke"))
-    write_mixed_world(tmp_path / "world", 0, cold_start=1, train=1, heldout=2)
+    write_data(tmp_path / "world", 0, cold_start=1, train=1, heldout=2)
     small = {"num_hidden_layers": 1, "vision_config": {"depth": 1, "fullatt_block_indexes": [0]}}
-    write_mixed_model(tmp_path / "model", 0, **small)
+    write_model(tmp_path / "model", 0, **small)
     model = open_model(config, tmp_path / "model")
     found = open_heldout(config, config.data.heldout, tmp_path, model)
     assert [(source.name, len(source)) for source in found] == [(task, 2) for task in TASKS]

@@ -8,8 +8,8 @@ import pytest
 
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.config import resolve
-from mmrl.data.registry import read_registry
 from mmrl.experiment import load
+from mmrl.tasks.catalogue import read_registry
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 

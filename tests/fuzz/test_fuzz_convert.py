@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_fuzz_data import csv_of, table_of
 
-from mmrl.data.pretext_captions import read_captions, vocabulary
 from mmrl.data.sources import read
+from mmrl.tasks.pretext_captions import read_captions, vocabulary
 
 LLAVA = [
     {

@@ -7,9 +7,9 @@ import pytest
 import vectors
 from exclusions import exclusion
 from PIL import Image
+from reference_masks import blacken, fill, random_cells, resized
 
-from mmrl.data import corruption
-from mmrl.data.reference_corruption import blacken, fill, random_cells, resized
+from mmrl.models import corruption
 from mmrl.types import Images
 
 CASES = [case for case in vectors.cases("06") if not exclusion(case)]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmrl.config import Config, CorruptionConfig, DataConfig, ModelConfig, RewardConfig
-from mmrl.data.registry import read_registry
 from mmrl.suite import Benchmark, Suite
 from mmrl.suite.suite import config_for, data_path, from_dict, load_suite, masking, overruled
+from mmrl.tasks.catalogue import read_registry
 
 PAPERS = Path(__file__).parents[2] / "experiments" / "suites" / "papers.py"
 

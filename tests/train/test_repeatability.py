@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import mmrl
 from mmrl.config import resolve
-from mmrl.data import pipeline
 from mmrl.experiment import load
 from mmrl.rollout.sampling import Sampling
 from mmrl.train import programs
 from mmrl.open import open_model, open_source, prompt_format
+from mmrl.train.demonstrations import demonstrations
 from mmrl.train.optimizer import initial_state, make_optimizer
 from mmrl.train.rollouts import episodes_of
 from pathlib import Path
@@ -30,7 +30,7 @@ config = resolve(load(sys.argv[1] + ":smoke"))
 workdir = Path(sys.argv[2])
 model = open_model(config, workdir / "world" / "model")
 source = open_source(config, config.cold_start.data, workdir, model, key="data", longest=12)
-batch = next(pipeline.solutions(
+batch = next(demonstrations(
     source,
     model.processor,
     prompt_format(config),

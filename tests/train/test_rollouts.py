@@ -10,8 +10,6 @@ import pytest
 
 from mmrl.config import resolve
 from mmrl.data import pipeline
-from mmrl.data.shapes_model import write_model
-from mmrl.data.zoom_world import BOXES, world, write_zoom_world, zoom_call
 from mmrl.experiment import load
 from mmrl.kernels.vocab import BANNED
 from mmrl.models.prompts import text_ids
@@ -20,6 +18,8 @@ from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.generate import gather
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
+from mmrl.tasks.tiny_model import write_model
+from mmrl.tasks.zoom_world import BOXES, model_spec, write_data, zoom_call
 from mmrl.train import programs
 from mmrl.train.rollouts import (
     observed_slots,
@@ -43,10 +43,10 @@ def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
     """Real episodes of an untrained policy whose few words are whole calls, so that it zooms by chance."""
     config = resolve(load(f"{ZOOM}:smoke", ["--config.model.unroll=1"]))
     calls = [zoom_call(cell) for cell in BOXES]
-    known = world()
+    known = model_spec()
     known = replace(known, texts=(*known.texts, *calls), words=r"<zoom>[^<]*</zoom>|" + known.words)
     write_model(tmp_path / "model", 0, known, num_hidden_layers=2, vision_config=VISION)
-    write_zoom_world(tmp_path, 0, cold_start=1, train=4, heldout=1)
+    write_data(tmp_path, 0, cold_start=1, train=4, heldout=1)
     model = open_model(config, tmp_path / "model")
     source = open_source(config, str(tmp_path / "train.parquet"), tmp_path, model, key="data.train")
     batch = next(pipeline.prompts([source], model.processor, prompt_format(config), seed=0, batch_size=4))

@@ -10,14 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mmrl.data import convert_choice, convert_coco, convert_llava, convert_questions
-from mmrl.data.convert_entries import Entry, Images, Options
 from mmrl.data.rows import sample_of
 from mmrl.data.validation import EVERY, SHOWN, reason
 from mmrl.data.writing import SCHEMA, check_kind, write_rows
 from mmrl.models.images import image_size
 from mmrl.models.prompts import IMAGE, check_placeholders
 from mmrl.sample import Sample
+from mmrl.tasks import convert_choice, convert_coco, convert_llava, convert_questions
+from mmrl.tasks.convert_entries import Entry, Images, Options
 
 # Each layout: its entries in a file, and the rows of one. Both raise ValueError.
 LAYOUTS: Mapping[

@@ -5,14 +5,29 @@ import io
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmrl.data.shapes import LEVELS, SPLITS, example, preferred_answer
-from mmrl.data.shapes_questions import KINDS, PLURALS
-from mmrl.data.shapes_scenes import CELL, COLOURS, DIGITS, SHAPES, board_colour, mask
 from mmrl.rewards.shapes import shapes
 from mmrl.sample import Sample
+from mmrl.tasks import shapes_world
+from mmrl.tasks.shapes_world import (
+    CELL,
+    COLOURS,
+    DIGITS,
+    KINDS,
+    LEVELS,
+    PLURALS,
+    SCHEMA,
+    SHAPES,
+    SPLITS,
+    board_colour,
+    example,
+    mask,
+    preferred_answer,
+    write_data,
+)
 
 RECORDS = [example(5, "heldout", index) for index in range(1200)]
 
@@ -211,3 +226,51 @@ def test_a_certain_prior_always_gives_the_preferred_answer():
 def test_bad_arguments_name_themselves(arguments, message):
     with pytest.raises(ValueError, match=message):
         example(**{"seed": 0, "split": "train", "index": 0, **arguments})
+
+
+SIZES = {"cold_start": 20, "train": 12, "heldout": 8}
+
+
+def test_rows_are_the_worlds_examples(tmp_path):
+    paths = write_data(tmp_path / "world", 3, **SIZES)
+    assert {split: path.name for split, path in paths.items()} == {s: f"{s}.parquet" for s in SPLITS}
+    for split, path in paths.items():
+        table = pq.read_table(path)
+        assert table.schema.equals(SCHEMA)
+        assert table.to_pylist() == [example(3, split, i) for i in range(SIZES[split])]
+
+
+def test_public_schema(tmp_path):
+    row = pq.read_table(write_data(tmp_path, 0, **SIZES)["train"]).slice(0, 1).to_pylist()[0]
+    assert row["problem"].count("<image>") == len(row["images"]) == 1
+    assert row["images"][0]["bytes"].startswith(b"\x89PNG")
+    assert row["images"][0]["path"] == "train_0.png"
+    assert row["verifier"] == "shapes"
+    assert set(json.loads(row["facts"])) == {"kind", "seen", "grid", "objects"}
+
+
+def test_choices_reach_the_examples(tmp_path):
+    paths = write_data(tmp_path, 0, **SIZES, prior=1.0, kinds=("read",), levels=(1,))
+    rows = pq.read_table(paths["cold_start"]).to_pylist()
+    assert {(row["kind"], row["difficulty"]) for row in rows} == {("read", 1)}
+    assert len({row["answer"] for row in rows}) == 1
+
+
+def test_a_failure_leaves_the_old_files_and_no_rubbish(tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in write_data(tmp_path, 0, **SIZES).values()}
+
+    def fails_late(seed, split, index, **choices):
+        if split == "heldout":
+            raise OSError("disk full")
+        return example(seed, split, index, **choices)
+
+    monkeypatch.setattr(shapes_world, "example", fails_late)
+    with pytest.raises(OSError, match="disk full"):
+        write_data(tmp_path, 1, **SIZES)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="heldout has 0 examples"):
+        write_data(tmp_path, 0, cold_start=1, train=1, heldout=0)
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ the whole picture is half its size, and there all pictures are one and the same 
 ``<zoom>`` (``mmrl.rollout.tools``) an answer is a guess. Zoomed at, a cell keeps its pixels, and its texture
 is plain. So accuracy above chance is the accuracy of using the tool.
 
-A world is a pure function, as in ``mmrl.data.shapes``: ``example(seed, split, index)``.
+A world is a pure function, as in ``mmrl.tasks.shapes_world``: ``example(seed, split, index)``.
 """
 
 import json
@@ -17,10 +17,10 @@ import pyarrow as pa
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from mmrl.data.shapes import SPLITS
-from mmrl.data.shapes_files import SCHEMA, write_splits
-from mmrl.data.shapes_model import WORDS, World, write_model
-from mmrl.data.shapes_scenes import BACKGROUND, CELL, cell_name, indexed_png
+from mmrl.config import WorldConfig
+from mmrl.tasks import tiny_model
+from mmrl.tasks.shapes_world import BACKGROUND, SCHEMA, SPLITS, cell_name, indexed_png, write_splits
+from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
 
 SIDE = 2 * CELL  # pixels of a cell: four image tokens, as many as the whole picture gets
 GREY = BACKGROUND[1]
@@ -54,7 +54,7 @@ def example(seed: int, split: str, index: int, *, zooming: float = ZOOMING) -> d
 
     Args:
         seed: names the world, 0 or more.
-        split: one of ``mmrl.data.shapes.SPLITS``.
+        split: one of ``mmrl.tasks.shapes_world.SPLITS``.
         index: position in the split, 0 or more.
         zooming: share of the cold start that demonstrates zooming; the rest guesses.
 
@@ -151,8 +151,8 @@ def _hidden(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     )
 
 
-def world() -> World:
-    """What the tiny model of this world must be able to say and to see.
+def model_spec() -> ModelSpec:
+    """The words and picture sizes of this world.
 
     The largest view is that of a cell at its own size; the whole picture is halved to it.
     """
@@ -161,25 +161,18 @@ def world() -> World:
     answers = [boxed(pattern) for pattern in PATTERNS]
     texts = ("user\n", "assistant\n", "system\n", *numbers, *questions, *answers, *ERRORS)
     words = r"</?zoom>| ?\p{N}+|" + WORDS
-    return World(texts, words, (CELL**2, SIDE**2))
+    return ModelSpec(texts, words, (CELL**2, SIDE**2))
 
 
-def write_zoom_model(directory: Path, seed: int, **overrides: Any) -> None:
-    """Write a directory with the tiny model of this world, weights random; see ``write_model``."""
-    write_model(directory, seed, world(), **overrides)
+def write_model(directory: Path, seed: int, **overrides: Any) -> None:
+    """Write the tiny model of this world; see `mmrl.tasks.tiny_model.write_model`."""
+    tiny_model.write_model(directory, seed, model_spec(), **overrides)
 
 
-def write_zoom_world(
+def write_data(
     directory: Path, seed: int, *, cold_start: int, train: int, heldout: int, zooming: float = ZOOMING
 ) -> dict[str, Path]:
-    """Write ``{split}.parquet`` for each split, of the given numbers of examples; all or none of them appear.
-
-    Returns:
-        The path of each split's file.
-
-    Raises:
-        ValueError: a size below 1, or what ``example`` refuses.
-    """
+    """`write_splits` of this world, each of so many examples. Raises ValueError as `example` does."""
     return write_splits(
         directory,
         dict(zip(SPLITS, (cold_start, train, heldout), strict=True)),
@@ -187,3 +180,16 @@ def write_zoom_world(
         SCHEMA.append(pa.field("turns", pa.list_(pa.string()))),
         "zoom world",
     )
+
+
+def write(directory: Path, seed: int, world: WorldConfig) -> None:
+    """Write data, and the tiny model to ``directory / "model"``."""
+    write_data(
+        directory,
+        seed,
+        cold_start=world.cold_start,
+        train=world.train,
+        heldout=world.heldout,
+        zooming=world.zooming,
+    )
+    write_model(directory / "model", seed)

@@ -11,21 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmrl.data.shapes import SPLITS
-from mmrl.data.shapes_model import model_config, write_config, write_processor, write_tokenizer
-from mmrl.data.zoom_world import (
-    BOXES,
-    ERRORS,
-    PATTERNS,
-    boxed,
-    example,
-    question,
-    texture,
-    world,
-    write_zoom_model,
-    write_zoom_world,
-    zoom_call,
-)
 from mmrl.models.checkpoint import load
 from mmrl.models.params import initialise
 from mmrl.models.processor import load_processor
@@ -38,6 +23,21 @@ from mmrl.rollout.replay import replay
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.tools import TOOLS, Answer
 from mmrl.sample import Sample
+from mmrl.tasks.shapes_world import SPLITS
+from mmrl.tasks.tiny_model import model_config, write_config, write_processor, write_tokenizer
+from mmrl.tasks.zoom_world import (
+    BOXES,
+    ERRORS,
+    PATTERNS,
+    boxed,
+    example,
+    model_spec,
+    question,
+    texture,
+    write_data,
+    write_model,
+    zoom_call,
+)
 
 SAMPLING = Sampling(max_tokens=16)
 
@@ -45,9 +45,9 @@ SAMPLING = Sampling(max_tokens=16)
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("zoom_model")
-    write_tokenizer(path, world())
-    write_config(path, model_config(world()))
-    write_processor(path, world())
+    write_tokenizer(path, model_spec())
+    write_config(path, model_config(model_spec()))
+    write_processor(path, model_spec())
     return path
 
 
@@ -220,7 +220,7 @@ def test_what_is_refused(arguments, reason):
 
 
 def test_files(tmp_path):
-    paths = write_zoom_world(tmp_path, 7, cold_start=5, train=3, heldout=2, zooming=1.0)
+    paths = write_data(tmp_path, 7, cold_start=5, train=3, heldout=2, zooming=1.0)
     assert list(paths) == list(SPLITS)
     for split, size in zip(SPLITS, (5, 3, 2), strict=True):
         rows = pq.read_table(paths[split]).to_pylist()
@@ -228,7 +228,7 @@ def test_files(tmp_path):
 
 
 def test_the_model_is_read(tmp_path, directory):
-    write_zoom_model(tmp_path / "model", 0, num_hidden_layers=1)
+    write_model(tmp_path / "model", 0, num_hidden_layers=1)
     description = describe(read_config(tmp_path / "model"))
     drawn, read = initialise(description, 0), load(tmp_path / "model", description)
     jax.tree.map(np.testing.assert_array_equal, read, drawn)

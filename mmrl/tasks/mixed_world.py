@@ -5,7 +5,7 @@
 ``jigsaw``: a board whose pieces are shuffled; of each piece, the place where it belongs. Every task states
 what it sees and then concludes, ``<think> b1 a2 </think> \\boxed{2}``: one policy and one format for all.
 
-A world is a pure function, as in ``mmrl.data.shapes``: ``example(seed, task, split, index)``. Answers are
+A world is a pure function, as in ``shapes_world``: ``example(seed, task, split, index)``. Answers are
 balanced in every split: no text of a question suggests its answer.
 """
 
@@ -18,13 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.shapes import SPLITS
-from mmrl.data.shapes_files import SCHEMA, write_splits
-from mmrl.data.shapes_model import WORDS, World, write_model
-from mmrl.data.shapes_questions import count as count_question
-from mmrl.data.shapes_scenes import CELL, COLOURS, SHAPES, Look, Scene, cell_name, draw_scene, render
-
-Cell = tuple[int, int]  # (row, column), from 0
+from mmrl.config import WorldConfig
+from mmrl.tasks import shapes_world, tiny_model
+from mmrl.tasks.shapes_world import (
+    COLOURS,
+    SCHEMA,
+    SHAPES,
+    SPLITS,
+    Cell,
+    Look,
+    Scene,
+    cell_name,
+    draw_scene,
+    render,
+    write_splits,
+)
+from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
 
 SIDE = 2  # cells of a board's row and column
 CELLS = tuple((row, column) for row in range(SIDE) for column in range(SIDE))  # in reading order
@@ -47,7 +56,7 @@ class Puzzle:
 
 def count(rng: np.random.Generator) -> Puzzle:
     """How many objects have a colour, 0 to 3."""
-    question = count_question(rng, 1, lambda _, options: _pick(rng, options))
+    question = shapes_world.count(rng, 1, lambda _, options: _pick(rng, options))
     return Puzzle(question.problem, question.answer, question.seen, question.scene)
 
 
@@ -129,7 +138,7 @@ def example(seed: int, task: str, split: str, index: int) -> dict[str, Any]:
     Args:
         seed: names the world, 0 or more.
         task: a key of TASKS.
-        split: one of ``mmrl.data.shapes.SPLITS``.
+        split: one of ``mmrl.tasks.shapes_world.SPLITS``.
         index: position in the split of this task, 0 or more.
 
     Returns:
@@ -165,8 +174,8 @@ def solution(puzzle: Puzzle) -> str:
     return f"<think> {' '.join(puzzle.seen)} </think> \\boxed{{{puzzle.answer}}}"
 
 
-def world() -> World:
-    """What the tiny model of this world must be able to say and to see; all its pictures have one size."""
+def model_spec() -> ModelSpec:
+    """The words and picture sizes of this world: all its pictures have one size."""
     rng = np.random.default_rng(0)
     texts = {"user\n", "assistant\n", "system\n"}
     for make, _ in TASKS.values():
@@ -175,15 +184,15 @@ def world() -> World:
     pixels = SIDE**2 * CELL**2
     # An option's letter with its dot, a coordinate with its comma and the ends of a list are one word each.
     words = r" ?[A-D]\.|, \p{N}|\[\p{N}|\]\}|" + WORDS
-    return World(tuple(sorted(texts)), words, (pixels, pixels))
+    return ModelSpec(tuple(sorted(texts)), words, (pixels, pixels))
 
 
-def write_mixed_model(directory: Path, seed: int, **overrides: Any) -> None:
-    """Write a directory with the tiny model of this world, weights random; see ``write_model``."""
-    write_model(directory, seed, world(), **overrides)
+def write_model(directory: Path, seed: int, **overrides: Any) -> None:
+    """Write the tiny model of this world; see `mmrl.tasks.tiny_model.write_model`."""
+    tiny_model.write_model(directory, seed, model_spec(), **overrides)
 
 
-def write_mixed_world(directory: Path, seed: int, *, cold_start: int, train: int, heldout: int) -> None:
+def write_data(directory: Path, seed: int, *, cold_start: int, train: int, heldout: int) -> None:
     """Write ``train/{task}`` and ``heldout/{task}``, of so many examples each, and ``cold_start``, of all.
 
     Each is a folder with one parquet file, so that its data set is called as the task is.
@@ -205,6 +214,12 @@ def write_mixed_world(directory: Path, seed: int, *, cold_start: int, train: int
     for split, size in (("train", train), ("heldout", heldout)):
         for task in tasks:
             write(f"{split}/{task}", size, partial(example, seed, task, split))
+
+
+def write(directory: Path, seed: int, world: WorldConfig) -> None:
+    """Write data, and the tiny model to ``directory / "model"``."""
+    write_data(directory, seed, cold_start=world.cold_start, train=world.train, heldout=world.heldout)
+    write_model(directory / "model", seed)
 
 
 _PAIRS = tuple((a, b) for a in range(SIDE + 1) for b in range(a + 1, SIDE + 1))

@@ -8,8 +8,23 @@ import sys
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from mmrl.data.shapes import LEVELS, SPLITS, example
-from mmrl.data.shapes_model import (
+from mmrl.models.processor import load_processor
+from mmrl.models.prompts import encode, messages
+from mmrl.tasks.shapes_world import (
+    CELL,
+    COLOURS,
+    DIGITS,
+    GRIDS,
+    LEVELS,
+    NONE,
+    PLURALS,
+    SHAPES,
+    SPLITS,
+    cell_name,
+    example,
+    model_spec,
+)
+from mmrl.tasks.tiny_model import (
     SPECIAL_TOKENS,
     build_tokenizer,
     model_config,
@@ -17,18 +32,14 @@ from mmrl.data.shapes_model import (
     write_processor,
     write_tokenizer,
 )
-from mmrl.data.shapes_questions import GRIDS, NONE, PLURALS
-from mmrl.data.shapes_scenes import CELL, COLOURS, DIGITS, SHAPES, cell_name
-from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, messages
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    write_tokenizer(path)
-    write_config(path, model_config())
-    write_processor(path)
+    write_tokenizer(path, model_spec())
+    write_config(path, model_config(model_spec()))
+    write_processor(path, model_spec())
     return path
 
 
@@ -106,7 +117,10 @@ def test_special_tokens_are_never_split_and_vanish_in_decoding(tokenizer):
 
 def test_training_the_tokenizer_again_gives_the_same_file(directory):
     """In a process of its own, so with another hash seed and other threads."""
-    code = "from mmrl.data.shapes_model import build_tokenizer as b; print(b().to_str(), end='')"
+    code = (
+        "from mmrl.tasks import shapes_world, tiny_model;"
+        "print(tiny_model.build_tokenizer(shapes_world.model_spec()).to_str(), end='')"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(other) == json.loads((directory / "tokenizer.json").read_text())
 
@@ -128,13 +142,13 @@ def test_config_is_qwen2_5_vl(directory, tokenizer):
 
 
 def test_overrides():
-    config = model_config(hidden_size=96, vision_config={"depth": 2})
+    config = model_config(model_spec(), hidden_size=96, vision_config={"depth": 2})
     assert config["hidden_size"] == config["vision_config"]["out_hidden_size"] == 96
     assert config["vision_config"]["depth"] == 2
     with pytest.raises(ValueError, match="no entry 'hidden'"):
-        model_config(hidden=96)
+        model_config(model_spec(), hidden=96)
     with pytest.raises(ValueError, match="no entry 'layers'"):
-        model_config(vision_config={"layers": 2})
+        model_config(model_spec(), vision_config={"layers": 2})
 
 
 def test_the_world_keeps_its_ids(directory):
@@ -143,11 +157,11 @@ def test_the_world_keeps_its_ids(directory):
     def digest(value):
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
-    assert digest(build_tokenizer().get_vocab()) == "f37ddb7f4b96d41b"
-    assert digest(model_config()) == "3e69257be471b2a8"
+    assert digest(build_tokenizer(model_spec()).get_vocab()) == "f37ddb7f4b96d41b"
+    assert digest(model_config(model_spec())) == "3e69257be471b2a8"
     preprocessor = json.loads((directory / "preprocessor_config.json").read_text())
     assert (preprocessor["min_pixels"], preprocessor["max_pixels"]) == (4 * 784, 16 * 784)
 
 
 def test_tokenizer_size():
-    assert 400 <= build_tokenizer().get_vocab_size() <= 600
+    assert 400 <= build_tokenizer(model_spec()).get_vocab_size() <= 600

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrl.data import convert_choice
-from mmrl.data.convert_entries import Entry, Images, Options, first_of, read_entries
 from mmrl.data.sources import ANSWERS, QUESTIONS
+from mmrl.tasks import convert_choice
+from mmrl.tasks.convert_entries import Entry, Images, Options, first_of, read_entries
 
 # What a column may be named for, and the columns that it then replaces.
 ROLES: Mapping[str, tuple[str, ...]] = {

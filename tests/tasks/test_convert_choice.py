@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmrl.data.convert import convert
-from mmrl.data.convert_choice import rows
-from mmrl.data.convert_entries import Images, Options
 from mmrl.data.sources import read
 from mmrl.rewards.verifier import VERIFIERS, reports
+from mmrl.tasks.convert import convert
+from mmrl.tasks.convert_choice import rows
+from mmrl.tasks.convert_entries import Images, Options
 
 CASES = Path(__file__).parents[1] / "cases" / "14_labelled_options"
 NOWHERE = Images(Path("/nowhere"))

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrl.data.convert import convert
-from mmrl.data.convert_choice import rows as choice_rows
-from mmrl.data.convert_entries import Images, Options
 from mmrl.data.sources import read
 from mmrl.models.prompts import IMAGE
 from mmrl.rewards.verifier import VERIFIERS, reports
+from mmrl.tasks.convert import convert
+from mmrl.tasks.convert_choice import rows as choice_rows
+from mmrl.tasks.convert_entries import Images, Options
 
 SIZE = (200, 100)  # width and height of the photos
 

@@ -13,12 +13,12 @@ import pytest
 
 from mmrl import cli
 from mmrl.commands.datasets import question_options
-from mmrl.data.registry import described, entry, read_registry, table
 from mmrl.data.sources import read
 from mmrl.models.images import image_size
 from mmrl.models.prompts import IMAGE
 from mmrl.rewards.verifier import VERIFIERS, names_of, reports
-from tests.data.registry_rows import OTHERS, PNG, papers_rows
+from mmrl.tasks.catalogue import described, entry, read_registry, table
+from tests.tasks.catalogue_rows import OTHERS, PNG, papers_rows
 
 REGISTRY = read_registry()
 FORMS = [

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmrl.data.convert_entries import Images
 from mmrl.data.folders import METADATA
 from mmrl.data.sources import Source, read
 from mmrl.models.images import open_image, to_rgb
+from mmrl.tasks.convert_entries import Images
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")

@@ -5,7 +5,6 @@ patches of the image are blackened. Here cells are cut *after* resizing, on the 
 so a blackened cell is exactly one patch. The released code of PAPO cuts the original image into cells of 14
 pixels and resizes afterwards, which shifts and blurs their edges against the patches; VPPO's resizes first,
 but draws a new mask for each response of a group where one per prompt is drawn here.
-`mmrl.data.reference_corruption` holds their ways.
 """
 
 from __future__ import annotations

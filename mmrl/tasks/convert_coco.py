@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.data.convert_entries import Entry, Images, Options, first_of, read_entries, read_json
 from mmrl.models.images import image_size
+from mmrl.tasks.convert_entries import Entry, Images, Options, first_of, read_entries, read_json
 
 OVERSHOOT = 2.0  # pixels that a box may reach beyond its image, by rounding; it is cut off
 NAMES = ("file_name", "image", "image_path", "img_path", "filename")

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrl.data.pretext import NAMES, Material, example, rows
-from mmrl.data.pretext_captions import Caption, caption_error, places, read_captions, vocabulary
-from mmrl.data.pretext_images import Pictures, captioned_pictures, find_pictures
-from mmrl.data.pretext_tasks import CELLS, LETTERS, TASKS, Options, Unsuited
 from mmrl.data.sources import read
 from mmrl.data.writing import write_rows
 from mmrl.models.prompts import IMAGE
 from mmrl.rewards.verifier import VERIFIERS, reports
+from mmrl.tasks.pretext import NAMES, Material, example, rows
+from mmrl.tasks.pretext_captions import Caption, caption_error, places, read_captions, vocabulary
+from mmrl.tasks.pretext_images import Pictures, captioned_pictures, find_pictures
+from mmrl.tasks.pretext_tasks import CELLS, LETTERS, TASKS, Options, Unsuited
 
 SIDE = 120
 CAPTIONS = [

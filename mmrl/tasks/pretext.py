@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from mmrl.data.pretext_captions import Caption, caption_error
-from mmrl.data.pretext_images import Pictures, square, whole
-from mmrl.data.pretext_tasks import TASKS, Options, Question
+from mmrl.tasks.pretext_captions import Caption, caption_error
+from mmrl.tasks.pretext_images import Pictures, square, whole
+from mmrl.tasks.pretext_tasks import TASKS, Options, Question
 
 CAPTION_ERROR = "caption_error"
 NAMES = (*TASKS, CAPTION_ERROR)

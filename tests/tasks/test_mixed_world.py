@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.data.mixed_world import CELLS, GROUNDS, LETTERS, TASKS, example, world, write_mixed_world
-from mmrl.data.shapes_model import build_tokenizer
-from mmrl.data.shapes_scenes import CELL, COLOURS, board_colour, cell_name
 from mmrl.data.sources import read
 from mmrl.rewards.verifier import VERIFIERS
 from mmrl.sample import Sample
+from mmrl.tasks.mixed_world import CELLS, GROUNDS, LETTERS, TASKS, example, model_spec, write_data
+from mmrl.tasks.shapes_world import CELL, COLOURS, board_colour, cell_name
+from mmrl.tasks.tiny_model import build_tokenizer
 
 ROWS = {task: [example(3, task, "train", index) for index in range(240)] for task in TASKS}
 ALL = [(task, row) for task, rows in ROWS.items() for row in rows]
@@ -125,7 +125,7 @@ def test_the_text_of_a_choice_says_nothing():
 
 
 def test_everything_is_few_tokens():
-    tokenizer = build_tokenizer(world())
+    tokenizer = build_tokenizer(model_spec())
     assert tokenizer.get_vocab_size() <= 448
     for task, row in ALL:
         assert len(tokenizer.encode(row["problem"].removeprefix("<image>")).ids) <= 14
@@ -139,7 +139,7 @@ def test_what_is_refused(task, split):
 
 
 def test_files(tmp_path):
-    write_mixed_world(tmp_path, 7, cold_start=6, train=3, heldout=2)
+    write_data(tmp_path, 7, cold_start=6, train=3, heldout=2)
     tasks = list(TASKS)
     for split, size in (("train", 3), ("heldout", 2)):
         sources = [read(tmp_path / split / task) for task in tasks]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.data.convert_entries import Entry, Images, Options, first_of, read_entries
 from mmrl.models.prompts import IMAGE
+from mmrl.tasks.convert_entries import Entry, Images, Options, first_of, read_entries
 
 ROLES = {"human": "human", "user": "human", "gpt": "reply", "assistant": "reply"}
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.data.convert_entries import Entry, Images, Options, first_of, read_entries
 from mmrl.data.files import parse_json
 from mmrl.data.rows import LONGEST_PATH
 from mmrl.models.prompts import IMAGE
+from mmrl.tasks.convert_entries import Entry, Images, Options, first_of, read_entries
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ANSWERS = ("letter", "index", "text")

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from reference_masks import blacken, random_cells
 
-from mmrl.data.corruption import METHODS, corrupt
-from mmrl.data.reference_corruption import blacken, random_cells
+from mmrl.models.corruption import METHODS, corrupt
 from mmrl.models.images import ImageSpec, patchify
 from mmrl.types import Images
 

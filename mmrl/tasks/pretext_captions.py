@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmrl.data.convert_entries import first_of, read_entries, read_json
-from mmrl.data.pretext_tasks import Question, Unsuited
 from mmrl.models.prompts import IMAGE
+from mmrl.tasks.convert_entries import first_of, read_entries, read_json
+from mmrl.tasks.pretext_tasks import Question, Unsuited
 
 KINDS: Mapping[str, frozenset[str]] = MappingProxyType(
     {

@@ -1,22 +1,19 @@
-"""The tiny model of the shapes world, or of another, as a Hugging Face directory with random weights."""
+"""Tiny models of the built-in worlds, as Hugging Face directories with random weights."""
 
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mmrl.atomic import atomic_folder
-from mmrl.data.shapes import LEVELS, solution
-from mmrl.data.shapes_questions import GRIDS, KINDS
-from mmrl.data.shapes_scenes import CELL
 from mmrl.models import checkpoint
 from mmrl.models.params import initialise
 from mmrl.models.processor import SPECIAL_TOKENS
 from mmrl.models.qwen2_5_vl_config import describe, read_config
+
+CELL = 28  # pixels of a side that one image token of the model covers
 
 # A cell's name, a tag and an opening box are one word each; the rest splits as Qwen2 splits, but for numbers,
 # which take the space before them as words do.
@@ -43,35 +40,20 @@ CHAT_TEMPLATE = """\
 
 
 @dataclass(frozen=True)
-class World:
-    """What a tiny model must be able to say and to see."""
+class ModelSpec:
+    """Words and picture sizes that a tiny model must know."""
 
     texts: tuple[str, ...]  # every pre-token of these becomes one token
     words: str  # a regular expression of pre-tokens
     pixels: tuple[int, int]  # bounds of an image's area, min and max
 
 
-@cache
-def shapes_world() -> World:
-    """The world of ``mmrl.data.shapes``."""
-    rng = np.random.default_rng(0)
-    texts = {"user\n", "assistant\n", "system\n"}
-    for kind in KINDS.values():
-        for level in LEVELS:
-            for _ in range(60):
-                question = kind(rng, level, lambda _, options: options[int(rng.integers(len(options)))])
-                texts |= {question.problem, solution(question)}
-    cells = [rows * columns for grids in GRIDS.values() for rows, columns in grids]
-    return World(tuple(sorted(texts)), WORDS, (min(cells) * CELL**2, max(cells) * CELL**2))
-
-
-def build_tokenizer(world: World | None = None) -> Tokenizer:
-    """Byte-level BPE trained on the own words of a world (None: of shapes) until each is a single token."""
-    world = world or shapes_world()
+def build_tokenizer(spec: ModelSpec) -> Tokenizer:
+    """Byte-level BPE trained on the words of ``spec`` until each is a single token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(world.words), behavior="isolated"),
+            pre_tokenizers.Split(Regex(spec.words), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -82,15 +64,15 @@ def build_tokenizer(world: World | None = None) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(world.texts, trainer)
+    tokenizer.train_from_iterator(spec.texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
     return tokenizer
 
 
-def write_tokenizer(directory: Path, world: World | None = None) -> None:
+def write_tokenizer(directory: Path, spec: ModelSpec) -> None:
     """Write tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and chat_template.jinja."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(world)
+    tokenizer = build_tokenizer(spec)
     tokenizer.save(str(directory / "tokenizer.json"))
     tokenizer.model.save(str(directory))
     added = {
@@ -121,7 +103,7 @@ def write_tokenizer(directory: Path, world: World | None = None) -> None:
     _write_json(directory / "tokenizer_config.json", config)
 
 
-def model_config(world: World | None = None, **overrides: Any) -> dict[str, Any]:
+def model_config(spec: ModelSpec, **overrides: Any) -> dict[str, Any]:
     """Contents of config.json, in the flat layout of the published Qwen2.5-VL models.
 
     ``overrides`` replace entries by name; ``vision_config`` takes a dict of the entries to replace in it.
@@ -129,7 +111,7 @@ def model_config(world: World | None = None, **overrides: Any) -> dict[str, Any]
     Raises:
         ValueError: an override names no entry.
     """
-    tokenizer = build_tokenizer(world)
+    tokenizer = build_tokenizer(spec)
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     config: dict[str, Any] = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -190,15 +172,15 @@ def model_config(world: World | None = None, **overrides: Any) -> dict[str, Any]
     return config | {"vision_config": vision | vision_overrides}
 
 
-def write_model(directory: Path, seed: int, world: World | None = None, **overrides: Any) -> None:
+def write_model(directory: Path, seed: int, spec: ModelSpec, **overrides: Any) -> None:
     """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``seed``.
 
-    ``world``: what the model is for; None: the shapes world. ``overrides``: see ``model_config``.
+    ``overrides``: see ``model_config``.
     """
     with atomic_folder(directory) as part:
-        write_tokenizer(part, world)
-        write_config(part, model_config(world, **overrides))
-        write_processor(part, world)
+        write_tokenizer(part, spec)
+        write_config(part, model_config(spec, **overrides))
+        write_processor(part, spec)
         description = describe(read_config(part))
         checkpoint.write_weights(initialise(description, seed), description, part)
 
@@ -217,13 +199,10 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
     _write_json(directory / "generation_config.json", generation)
 
 
-def write_processor(directory: Path, world: World | None = None) -> None:
-    """Write preprocessor_config.json: Qwen's normalisation, the world's pixel bounds.
-
-    Those of the shapes world leave its pictures as they are.
-    """
+def write_processor(directory: Path, spec: ModelSpec) -> None:
+    """Write preprocessor_config.json: Qwen's normalisation, the pixel bounds of ``spec``."""
     directory.mkdir(parents=True, exist_ok=True)
-    low, high = (world or shapes_world()).pixels
+    low, high = spec.pixels
     config = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
