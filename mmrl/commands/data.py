@@ -133,8 +133,8 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
 def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data convert``."""
     from mmrl.rewards.verifier import names_of
+    from mmrl.tasks.convert import ConvertOptions
     from mmrl.tasks.convert import convert as run
-    from mmrl.tasks.convert_entries import Options
 
     of_layout = {
         "llava": ("turns", "verifier"),
@@ -150,7 +150,7 @@ def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
     wrong = [name for name in given if name not in of_layout[options.layout]]
     if wrong:
         raise ValueError(f"--{wrong[0]} says nothing about --from={options.layout}; leave it out")
-    choices = Options(**question_options(given))
+    choices = ConvertOptions(**question_options(given))
     for verifier in choices.verifier.split(","):
         names_of(verifier)
     count = _counter(f"converting {options.data}", "entries")

@@ -51,12 +51,12 @@ def question_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def question_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, as fields of ``convert_entries.Options``.
+    """What was given, as fields of ``ConvertOptions``.
 
     Raises ValueError naming what is not of its form.
     """
     from mmrl.data.files import parse_json
-    from mmrl.tasks.convert_questions import ROLES
+    from mmrl.tasks.convert import ROLES
 
     read = dict(given)
     for name in ("columns", "say"):

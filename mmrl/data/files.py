@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -118,35 +118,52 @@ def jsonl_table(files: Sequence[Path]) -> Table:
     return Table(len(table), row, tuple(files), place=place)
 
 
-def csv_table(file: Path) -> tuple[Table, list[str]]:
-    """Rows of a CSV file with a header, all text, in memory; and the header. An empty cell is absent.
+def csv_rows(file: Path, delimiter: str = ",") -> tuple[list[str], Iterator[dict[str, str] | ValueError]]:
+    """The header of a CSV file, and its rows one after the other: all text, an empty cell absent.
 
-    Raises ValueError naming the file if its header cannot be read.
+    A row that cannot be read is its ValueError. Raises ValueError naming the file for a bad header.
     """
     refuse_pointer(file)
-    if file.stat().st_size > LARGEST_CSV:
-        raise ValueError(f"{file} is over {LARGEST_CSV >> 20} MiB: write a parquet file of it")
-    rows: list[list[str] | str] = []  # text: why the row cannot be read
+    csv.field_size_limit(LONGEST_LINE)
+    lines = _csv_lines(file, delimiter)
+    header = next(lines, [])
+    if isinstance(header, ValueError) or len(set(header)) < len(header):
+        why = header if isinstance(header, ValueError) else "it names a column twice"
+        raise ValueError(f"{file}: the header cannot be used: {why}")
+
+    def row(cells: list[str] | ValueError) -> dict[str, str] | ValueError:
+        if isinstance(cells, ValueError):
+            return cells
+        if len(cells) != len(header):
+            return ValueError(f"{len(cells)} cells under a header of {len(header)}")
+        return {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+
+    return header, (row(cells) for cells in lines if cells)
+
+
+def _csv_lines(file: Path, delimiter: str) -> Iterator[list[str] | ValueError]:
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-        lines = csv.reader(handle, strict=True)
+        lines = csv.reader(handle, delimiter=delimiter, strict=True)
         while True:
             try:
-                rows.append(next(lines))
+                yield next(lines)
             except StopIteration:
-                break
+                return
             except csv.Error as error:
-                rows.append(f"not CSV: {error}")
-    header, rows = (rows[0], [row for row in rows[1:] if row]) if rows else ([], [])
-    if isinstance(header, str) or len(set(header)) < len(header):
-        why = header if isinstance(header, str) else "it names a column twice"
-        raise ValueError(f"{file}: the header cannot be used: {why}")
+                yield ValueError(f"not CSV: {error}")
+
+
+def csv_table(file: Path) -> tuple[Table, list[str]]:
+    """Rows of a CSV file in memory, and its header. Raises ValueError as `csv_rows` does."""
+    if file.stat().st_size > LARGEST_CSV:
+        raise ValueError(f"{file} is over {LARGEST_CSV >> 20} MiB: write a parquet file of it")
+    header, found = csv_rows(file)
+    rows = list(found)
 
     def row(index: int) -> Mapping[str, Any]:
         cells = rows[index]
-        if isinstance(cells, str):
-            raise ValueError(cells)
-        if len(cells) != len(header):
-            raise ValueError(f"{len(cells)} cells under a header of {len(header)}")
-        return {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+        if isinstance(cells, ValueError):
+            raise cells
+        return cells
 
-    return Table(len(rows), row, (file,)), list(header)
+    return Table(len(rows), row, (file,)), header

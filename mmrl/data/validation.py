@@ -142,7 +142,7 @@ def usable(source: Source, report: Report, *, max_broken: float, overlong: str) 
     """
     if len(report.broken) > max_broken * report.rows:
         raise ValueError(
-            f"{_broken_rows(source, report)}\nMend or remove them, or raise the share that may be broken,"
+            f"{_broken_rows(source, report)}\nFix or remove them, or raise the share that may be broken,"
             f" config.data.max_broken={max_broken:g}."
         )
     if overlong == "error" and report.over_budget:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mmrl.models.prompts import IMAGE
-from mmrl.tasks.convert_entries import first_of, read_entries, read_json
+from mmrl.tasks.entries import first_of, read_entries, read_json
 from mmrl.tasks.pretext_tasks import Question, Unsuited
 
 KINDS: Mapping[str, frozenset[str]] = MappingProxyType(

@@ -13,7 +13,7 @@ from PIL import Image
 from mmrl.data.folders import METADATA
 from mmrl.data.sources import Source, read
 from mmrl.models.images import open_image, to_rgb
-from mmrl.tasks.convert_entries import Images
+from mmrl.tasks.entries import ImageFolder
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
@@ -47,7 +47,7 @@ def captioned_pictures(spec: str, names: list[str]) -> Pictures:
     """The images of a folder that have these names. Raises ValueError if it is no folder."""
     if not Path(spec).is_dir():
         raise ValueError(f"{spec} is no folder: captions name the images of one")
-    images = Images(Path(spec).absolute())
+    images = ImageFolder(Path(spec).absolute())
     return Pictures(len(names), lambda k: names[k], lambda k: images.path(names[k]))
 
 

@@ -15,7 +15,7 @@ import mmrl.data.columnar as columnar
 from mmrl.data.inspection_columns import columns_of
 from mmrl.data.sources import fingerprint, read
 from mmrl.rewards.verifier import VERIFIERS
-from mmrl.tasks.convert_entries import read_entries
+from mmrl.tasks.entries import read_entries
 
 CASES = Path(__file__).parents[1] / "cases"
 SHORT = ("0.1", "12.3", "12345.67", "99.9", "3.14159", "0.001", "250000.5")

@@ -14,9 +14,9 @@ from PIL import Image
 from mmrl.data.sources import read
 from mmrl.models.prompts import IMAGE
 from mmrl.rewards.verifier import VERIFIERS, reports
-from mmrl.tasks.convert import convert
-from mmrl.tasks.convert_choice import rows as choice_rows
-from mmrl.tasks.convert_entries import Images, Options
+from mmrl.tasks.convert import ConvertOptions as Options
+from mmrl.tasks.convert import choice_rows, convert
+from mmrl.tasks.entries import ImageFolder
 
 SIZE = (200, 100)  # width and height of the photos
 
@@ -219,7 +219,7 @@ def test_tables_with_images_in_base_64_or_bytes(photos):
     text = f'index\tquestion\tA\tB\tanswer\timage\n1\t"two\nlines"\tx\ty\tB\t{photo}\n2\tshort\n'
     made, (row,) = converted("choice", text, photos, name="in.tsv", out="o.parquet", max_broken=0.5)
     assert (row.problem, row.answer, row.images) == ("<image>two\nlines\nA. x\nB. y", "B", (noise,))
-    assert made.broken == (("in.tsv", "2 cells under a header of 6"),)
+    assert made.broken == (("in.tsv:1", "2 cells under a header of 6"),)
     table = pa.Table.from_pylist(
         [{"question": "?", "choices": ["x", "y"], "answer": 0, "image": {"bytes": png(), "path": None}}]
     )
@@ -276,7 +276,7 @@ def test_sciences_questions_by_name_with_images_in_folders(photos):
 )
 def test_an_answer_has_one_reading_or_none(photos, answer, options, form, right):
     entry = {"question": "?", "options": options, "answer": answer}
-    images = Images(photos)
+    images = ImageFolder(photos)
     if right is None:
         with pytest.raises(ValueError, match=r"options|option|read as|list"):
             choice_rows(entry, images, Options(answer=form))

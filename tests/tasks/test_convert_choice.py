@@ -10,12 +10,13 @@ from PIL import Image
 
 from mmrl.data.sources import read
 from mmrl.rewards.verifier import VERIFIERS, reports
+from mmrl.tasks.convert import ConvertOptions as Options
+from mmrl.tasks.convert import choice_rows as rows
 from mmrl.tasks.convert import convert
-from mmrl.tasks.convert_choice import rows
-from mmrl.tasks.convert_entries import Images, Options
+from mmrl.tasks.entries import ImageFolder
 
 CASES = Path(__file__).parents[1] / "cases" / "14_labelled_options"
-NOWHERE = Images(Path("/nowhere"))
+NOWHERE = ImageFolder(Path("/nowhere"))
 
 
 def row(options, answer, question="Which?", **entry):
@@ -158,7 +159,7 @@ def test_images_in_base_64(tmp_path, form, size):
     ways = [plain, lines, wide, plain.rstrip("="), f" {plain}\r\n"]
     ways += [f"data:image/{form.lower()};base64,{way}" for way in (plain, lines, wide)]
     ways += [f"data:;base64,{plain}", f"data:image/png;charset=utf-8;base64,{plain}"]
-    pictures = Images(tmp_path)
+    pictures = ImageFolder(tmp_path)
     for way in ways:
         assert pictures.picture(way) == pictures.picture({"bytes": way, "path": None}) == image, way[:40]
 
@@ -182,13 +183,13 @@ def test_images_in_base_64(tmp_path, form, size):
 )
 def test_images_that_are_neither(tmp_path, text, why):
     with pytest.raises(ValueError, match=why):
-        Images(tmp_path).picture(text)
+        ImageFolder(tmp_path).picture(text)
 
 
 def test_the_name_of_a_file_comes_first(tmp_path):
     name = "Qk0AAA" + "A" * 60
     (tmp_path / name).write_bytes(encoded())
-    assert Images(tmp_path).picture(name) == str(tmp_path / name)
+    assert ImageFolder(tmp_path).picture(name) == str(tmp_path / name)
 
 
 @pytest.mark.parametrize(
