@@ -1,10 +1,12 @@
-"""Running commands of other tools: shown first, with a time limit, tried again where that may help."""
+"""Commands of other tools: shown first, with a time limit, retried where that may help; and signals."""
 
 import re
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmrl.terminal import command, printable, tell
@@ -13,19 +15,26 @@ MISSING = 127  # status of a command that is not installed, as shells say it
 TOO_LONG = 124  # status of one that ran past its limit, as timeout(1) says it
 
 
-def _print(line: str) -> None:
-    tell(line, error=True)
-
-
 @dataclass(frozen=True)
 class Shell:
-    """How commands are run: shown only (``dry_run``), or run; time is given so that tests need not wait."""
+    """Commands are shown only (``dry_run``), or run; time is given so that tests need not wait."""
 
     dry_run: bool = False
-    show: bool = False  # also say each command that is run
-    say: Callable[[str], None] = _print
+    say: Callable[[str], None] = lambda line: tell(line, error=True)
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+
+    def say_lines(self, text: str, most: int) -> None:
+        """Say the last lines of what another program wrote."""
+        for line in text.rstrip().splitlines()[-most:]:
+            self.say(f"  | {clean(line)}")
+
+    def say_commands_only(self) -> "Shell":
+        """In a dry run, a shell for all that follows: commands are shown, and nothing else is said."""
+        if not self.dry_run:
+            return self
+        self.say("commands  in their order, where nothing goes wrong; none is run")
+        return replace(self, say=lambda line: None)
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,12 @@ class Done:
     status: int
     out: str
     err: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line of what it wrote: of one that failed, why."""
+        lines = [line.strip() for line in (self.err.strip() or self.out.strip()).splitlines() if line.strip()]
+        return lines[-1] if lines else f"{self.words[0]} ended with status {self.status}"
 
 
 @dataclass(frozen=True)
@@ -54,8 +69,6 @@ def run(
     assumed: str = "",
     timeout: float = 600.0,
     retry: Retry | None = None,
-    input: str | None = None,
-    environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Done:
     """Run a command to its end and capture what it writes; a dry run shows it and takes ``assumed`` for that.
@@ -64,28 +77,20 @@ def run(
     such program.
     """
     if shell.dry_run:
-        tell(shown(words))
+        tell(command(*words))
         return Done(tuple(words), 0, assumed, "")
     wait = retry.first_wait if retry else 0.0
     for left in range(retry.times if retry else 0, -1, -1):
-        if shell.show:
-            shell.say(f"$ {shown(words)}")
-        done = _run(words, timeout, input, environment, folder)
+        done = _run(words, timeout, folder)
         if not (left and retry and done.status and retry.transient.search(done.err + done.out)):
             break
-        shell.say(f"{last_line(done)}; trying again in {wait:g} s ({left} left)")
+        shell.say(f"{done.last_line}; trying again in {wait:g} s ({left} left)")
         shell.sleep(wait)
         wait *= 2
     return done
 
 
-def _run(
-    words: Sequence[str],
-    timeout: float,
-    input: str | None,
-    environment: Mapping[str, str] | None,
-    folder: Path | None,
-) -> Done:
+def _run(words: Sequence[str], timeout: float, folder: Path | None) -> Done:
     try:
         ended = subprocess.run(
             list(words),
@@ -93,9 +98,7 @@ def _run(
             text=True,
             errors="replace",
             timeout=timeout,
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            env=environment,
+            stdin=subprocess.DEVNULL,
             cwd=folder,
             check=False,
         )
@@ -106,22 +109,20 @@ def _run(
     return Done(tuple(words), ended.returncode, ended.stdout, ended.stderr)
 
 
-def shown(words: Sequence[str]) -> str:
-    """A command as one could paste it into a shell."""
-    return command(*words)
-
-
-def last_line(done: Done) -> str:
-    """What a command that failed said at last, on one line."""
-    lines = [line.strip() for line in (done.err.strip() or done.out.strip()).splitlines() if line.strip()]
-    return lines[-1] if lines else f"{done.words[0]} ended with status {done.status}"
-
-
 def clean(line: str) -> str:
     """A line of a log without what a terminal would act on: a model may write it."""
     return printable(line.replace("\r", ""))
 
 
-def tail(text: str, lines: int = 30) -> str:
-    """The last lines of a log."""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+class Terminated(KeyboardInterrupt):
+    """The launcher itself was asked to end by SIGTERM."""
+
+
+def handle_sigterm() -> None:
+    """Have SIGTERM, which a sweep sends, be treated as Ctrl-C is: with a clean-up."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)

@@ -46,7 +46,7 @@ def cloud(tmp_path, clone, monkeypatch) -> Iterator[Cloud]:
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("LAUNCH_STANDIN", str(state))
     monkeypatch.chdir(root)
-    monkeypatch.setattr(tpu, "with_signals", lambda: None)
+    monkeypatch.setattr(tpu, "handle_sigterm", lambda: None)
     made = Cloud(state, root)
     made.set()
     made.endings()

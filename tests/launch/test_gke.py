@@ -10,7 +10,7 @@ import pytest
 from workloads import CHECKS, IMAGE, NAME, PLACE, TWO_SLICES, WORKDIR, Workloads
 
 from launch import __main__ as main
-from launch import gke, gke_types
+from launch import gke, slices
 from mmrl.plan.chips import parse_topology
 
 STANDIN = Path(__file__).parent / "standins" / "gke"
@@ -30,7 +30,7 @@ def workloads(tmp_path, clone, monkeypatch) -> Workloads:
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("LAUNCH_STANDIN", str(state))
     monkeypatch.chdir(clone)
-    monkeypatch.setattr(gke, "with_signals", lambda: None)
+    monkeypatch.setattr(gke, "handle_sigterm", lambda: None)
     made = Workloads(state, clone)
     made.set()
     return made
@@ -321,13 +321,12 @@ def test_an_image_is_built_of_the_commit_alone(workloads, tmp_path):
 def test_an_image_that_cannot_be_made_is_why_nothing_is_sent(workloads, monkeypatch, command, says, message):
     whole = Path(__file__).parents[2]
     workloads.set(fail=[{"command": command, "say": says}])
-    from launch import gke_image
     from launch.shell import Shell
 
     shell = Shell(say=workloads.said.append, sleep=workloads.sleep)
     tree = subprocess.run(["git", "write-tree"], cwd=whole, capture_output=True, text=True, check=True).stdout
     with pytest.raises(ValueError, match=message):
-        gke_image.build(shell, IMAGE, tree.strip(), whole)
+        gke.build_image(shell, IMAGE, tree.strip(), whole)
 
 
 def test_a_dry_run_shows_the_commands_in_their_order_and_runs_none(workloads, capsys):
@@ -381,9 +380,9 @@ def test_the_command_line_leads_here(capsys):
 )
 def test_slices_as_xpk_has_them(text, kind, machines, devices):
     topology = parse_topology(text)
-    assert gke_types.tpu_type(topology) == kind
-    assert gke_types.machines(topology) == machines
-    assert gke_types.devices_a_machine(topology) == devices
+    assert slices.xpk_type(topology) == kind
+    assert slices.gke_machines(topology) == machines
+    assert slices.gke_machine_devices(topology) == devices
 
 
 def test_the_image_is_made_of_files_that_are_there():

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from launch import checks, shell, tpu_types
-from launch.job import Job, check_name, name_of
+from launch import request, shell, slices
+from launch.request import LaunchJob, check_name, name_of
 from launch.shell import Retry, Shell
 from mmrl.plan.chips import parse_topology
 
@@ -44,7 +44,7 @@ def test_commands_are_tried_again_only_where_it_may_help(tmp_path):
 def test_failures_of_starting_are_statuses():
     assert shell.run(Shell(), ["no-such-program"]).status == shell.MISSING
     slow = shell.run(Shell(), [sys.executable, "-c", "import time; time.sleep(9)"], timeout=0.2)
-    assert (slow.status, shell.last_line(slow)) == (
+    assert (slow.status, slow.last_line) == (
         shell.TOO_LONG,
         f"{sys.executable} took longer than 0.2 s",
     )
@@ -69,21 +69,21 @@ def test_a_dry_run_shows_what_a_shell_would_take(capsys):
     ],
 )
 def test_slices_by_their_names_at_google_cloud(text, type_, hosts, quota):
-    topology = tpu_types.slice_of(text)
-    assert tpu_types.accelerator_flags(topology) == [f"--accelerator-type={type_}"]
-    assert tpu_types.host_count(topology) == hosts
-    assert tpu_types.quota(topology, "spot") == quota
-    assert tpu_types.quota(topology, "on-demand") == quota.replace("Preemptible", "")
-    assert tpu_types.quota(topology, "reserved") is None
+    topology = slices.tpu_slice(text)
+    assert slices.accelerator_flags(topology) == [f"--accelerator-type={type_}"]
+    assert slices.tpu_hosts(topology) == hosts
+    assert slices.quota_name(topology, "spot") == quota
+    assert slices.quota_name(topology, "on-demand") == quota.replace("Preemptible", "")
+    assert slices.quota_name(topology, "reserved") is None
 
 
 def test_a_shape_of_v4_that_its_number_does_not_mean():
-    flags = tpu_types.accelerator_flags(tpu_types.slice_of("v4:4x4x16"))
+    flags = slices.accelerator_flags(slices.tpu_slice("v4:4x4x16"))
     assert flags == ["--type=v4", "--topology=4x4x16"]
 
 
 def test_the_cost_in_chips():
-    assert checks.cost(parse_topology("v5p-128*2"), 1.5) == (
+    assert request.cost(parse_topology("v5p-128*2"), 1.5) == (
         "128 chips of v5p: 128 chip-hours an hour, 192 in 1.5 h"
     )
 
@@ -93,13 +93,13 @@ def test_the_real_plan_has_a_verdict(fixtures_dir):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip('mmrl plan needs libtpu: pip install "mmrl[tpu]"')
     model = f"--config.model.path={fixtures_dir / 'qwen2_5_vl'}"
-    job = Job("j", "experiments/quickstart.py", "runs/j", (model,), "0" * 40)
-    line = checks.fits(job, parse_topology("v5e:1x1"), None, checks.planner(Shell()))
+    job = LaunchJob("j", "experiments/quickstart.py", "runs/j", (model,))
+    line = request.fits(job, parse_topology("v5e:1x1"), None, request.planner(Shell()))
     assert re.fullmatch(r".*qwen2_5_vl on v5e:1x1: all programs fit, \w+ with \d+ % of the memory", line)
     with pytest.raises(ValueError, match=r"mmrl plan says nothing for v5e:1x1: .*--no-plan goes without"):
-        checks.fits(
-            Job("j", job.config, "runs/j", (), job.commit),
+        request.fits(
+            LaunchJob("j", job.config, "runs/j"),
             parse_topology("v5e:1x1"),
             None,
-            checks.planner(Shell()),
+            request.planner(Shell()),
         )

@@ -12,9 +12,8 @@ import pytest
 from devices import IN_HASTE
 
 from launch import __main__ as main
-from launch import local_devices
-from launch.local import keep_running
-from launch.local_devices import Shares, cpu_devices, shares
+from launch import local
+from launch.local import Shares, cpu_devices, device_shares, keep_running
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,8 +84,7 @@ def doing(words: list[str], what: str) -> list[str]:
 def launched(words: list[str], what: str, folder: Path, count: int = 3) -> subprocess.Popen[str]:
     """A process that launches, whose children have all started."""
     program = (
-        "import sys; from pathlib import Path; from launch.local import keep_running; "
-        "from launch.local_devices import Shares; "
+        "import sys; from pathlib import Path; from launch.local import Shares, keep_running; "
         f"sys.exit(keep_running({doing(words, what)!r}, Shares('CPU', 1, ({{}},) * {count}), "
         f"Path({str(folder)!r}), 0))"
     )
@@ -202,27 +200,27 @@ def test_a_mesh_decides_how_many_virtual_devices():
 def test_flags_of_the_caller_are_kept_but_for_the_count():
     environment = {"XLA_FLAGS": "--xla_a=1 --xla_force_host_platform_device_count=8 --xla_b=2"}
     environment["JAX_PLATFORMS"] = "cpu"
-    given = shares(2, {"fsdp": -1}, environment)
+    given = device_shares(2, {"fsdp": -1}, environment)
     assert (given.kind, given.each) == ("CPU", 1)
     flags = "--xla_a=1 --xla_b=2 --xla_force_host_platform_device_count=1"
     assert given.variables == ({"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},) * 2
 
 
 def test_gpus_are_shared_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_devices.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: name)
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\n[ "$*" = "--query-gpu=index --format=csv,noheader" ] && seq 0 7\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     machine = {"PATH": os.environ["PATH"]}
-    given = shares(4, {"fsdp": -1}, machine)
+    given = device_shares(4, {"fsdp": -1}, machine)
     assert (given.kind, given.each) == ("GPU", 2)
     assert [one["CUDA_VISIBLE_DEVICES"] for one in given.variables] == ["0,1", "2,3", "4,5", "6,7"]
-    few = shares(2, {"fsdp": -1}, {**machine, "CUDA_VISIBLE_DEVICES": "5, 3"})
+    few = device_shares(2, {"fsdp": -1}, {**machine, "CUDA_VISIBLE_DEVICES": "5, 3"})
     assert [one["CUDA_VISIBLE_DEVICES"] for one in few.variables] == ["5", "3"]
     with pytest.raises(ValueError, match=r"8 GPUs .* take 1 or 2 or 4 or 8, or the CPU"):
-        shares(3, {"fsdp": -1}, machine)
-    assert shares(3, {"fsdp": -1}, {**machine, "JAX_PLATFORMS": "cpu"}).kind == "CPU"
+        device_shares(3, {"fsdp": -1}, machine)
+    assert device_shares(3, {"fsdp": -1}, {**machine, "JAX_PLATFORMS": "cpu"}).kind == "CPU"
 
 
 def test_a_dry_run_prints_the_commands_and_makes_nothing(tmp_path, capsys):

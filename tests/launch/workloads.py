@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch import gke
-from launch.job import name_of
+from launch.request import name_of
 from launch.shell import Shell
 
 WORKDIR = "/gcs/runs/papo"

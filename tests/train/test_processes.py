@@ -11,8 +11,7 @@ import pytest
 from devices import IN_HASTE
 from runs import assert_same_run
 
-from launch.local import together
-from launch.local_devices import shares
+from launch.local import device_shares, together
 from mmrl.hosts import LOST
 from mmrl.run_folder import read_metrics
 
@@ -26,7 +25,7 @@ def start(processes: int, workdir: Path) -> list[subprocess.Popen[str]]:
     env = dict(os.environ)
     if processes > 1:  # each compiles for itself: let that be in haste
         env |= IN_HASTE
-        parts = shares(processes, {"fsdp": -1}, env)
+        parts = device_shares(processes, {"fsdp": -1}, env)
         started = [(one.words, one.environment) for one in together(command, parts, workdir, env)]
     else:
         started = [(command, env)]
@@ -38,7 +37,7 @@ def test_processes_that_differ_are_refused(tmp_path):
     """Both end at once, each with the same one line, and no folder is made."""
     command = [sys.executable, "-m", "mmrl.cli", "train", f"--config={EXPERIMENT}:smoke"]
     command += [f"--workdir={tmp_path / 'run'}"]
-    parts = shares(2, {"fsdp": -1}, dict(os.environ))
+    parts = device_shares(2, {"fsdp": -1}, dict(os.environ))
     started = together(command, parts, tmp_path, dict(os.environ))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = [
