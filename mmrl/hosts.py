@@ -137,3 +137,15 @@ def gather_rows(rows: Int[np.ndarray, "b"], values: Sequence[Any]) -> list[Any]:
     """What all processes know of the rows of a batch, in their order; each gives its own ``rows``."""
     pairs = [pair for part in gather(list(zip(rows.tolist(), values, strict=True))) for pair in part]
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def gather_arrays(rows: Int[np.ndarray, "b"], tree: Any) -> Any:
+    """Numpy arrays of all processes' rows, in the order of the batch; each gives those of its own ``rows``.
+
+    Processes must have the same number of rows, and arrays of the same shapes.
+    """
+    if jax.process_count() == 1:
+        return tree
+    numbers, parts = multihost_utils.process_allgather((np.asarray(rows, np.int32), tree))
+    order = np.argsort(numbers.reshape(-1))
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[order], parts)

@@ -43,8 +43,8 @@ def run(options: Any, workdir: Path) -> float | None:
     """Two steps more than are timed; returns the processors that others kept busy meanwhile."""
     from mmrl.models.qwen2_5_vl_config import read_config
     from mmrl.open import open_model, open_training_data
-    from mmrl.train.loop import train
-    from mmrl.train.preemption import Notice
+    from mmrl.train.rl import train
+    from mmrl.train.stop_signal import StopSignal
 
     sizes = read_config(options.model)
     data = options.prompts / ("text.jsonl" if options.text else "images.jsonl")
@@ -54,7 +54,7 @@ def run(options: Any, workdir: Path) -> float | None:
     model = dataclasses.replace(model, processor=dataclasses.replace(model.processor, stop=(-1,)))
     source = open_training_data(config, workdir, model)
     clock = Clock()
-    train(config, model, source, None, workdir, Notice())
+    train(config, model, source, None, workdir, StopSignal())
     return clock.read()["others"]
 
 

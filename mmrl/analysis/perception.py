@@ -20,7 +20,7 @@ from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, collate, padded, text_ids
 from mmrl.open import OpenModel, check_corruption, prompt_format
 from mmrl.sample import Sample
-from mmrl.train.programs import Batch, ImageCorruption, score
+from mmrl.train.programs import ImageCorruption, TrainBatch, score
 from mmrl.types import Params, Responses
 
 ESTIMATES = ("exact", "k3")
@@ -267,7 +267,7 @@ def score_responses(
                 corruption_keys([ids[k] for k in there] + [""] * missing, seed),
             )
             asked, written, keys = put(batch, model.mesh)
-            scores = jax.device_get(measure(Batch(asked, written, jax.random.wrap_key_data(keys))))
+            scores = jax.device_get(measure(TrainBatch(asked, written, jax.random.wrap_key_data(keys))))
             for b, k in enumerate(there):
                 lengths = list(enumerate(map(len, groups[k])))
                 out.append([{name: scores[name][b, g, :count] for name in scores} for g, count in lengths])

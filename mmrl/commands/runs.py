@@ -52,7 +52,7 @@ def _sft(config: "Config", workdir: Path) -> None:
 def _together(options: argparse.Namespace, run: Callable[[], None]) -> None:
     """Run with the other processes, if there are any; a failure of one is then the end of it at once."""
     from mmrl import hosts
-    from mmrl.train.preemption import Interrupted
+    from mmrl.train.stop_signal import Interrupted
 
     if options.coordinator:
         hosts.join(options.coordinator, options.processes, options.process)

@@ -63,27 +63,21 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.atomic import as_json, atomic_file
     from mmrl.open import open_heldout
     from mmrl.train.evaluate import evaluate as measure
-    from mmrl.train.graded_rollouts import reward_pool
-    from mmrl.train.preemption import Notice
-    from mmrl.train.rollouts import tool_pool
+    from mmrl.train.rollouts import open_rollouts
 
     sources = open_heldout(config, options.data, Path(), model, key="data")
     _check_out(options.out, "--data", [file for source in sources for file in source.table.files])
     _, params = load()
-    policy = model.policy(config.evaluation.temperature)
     total = config.evaluation.samples * sum(
         min(len(source), config.evaluation.limit or len(source)) for source in sources
     )
     with (
         atomic_file(options.out) if options.out else nullcontext() as part,
         jax.set_mesh(model.mesh),
-        reward_pool(config, options.workdir) as pool,
-        tool_pool(config) as tools,
+        open_rollouts(config, model, options.workdir) as context,
     ):
-        with _progress(total) as heard:
-            values, responses = measure(
-                params, policy, model, sources, pool, tools, config, Notice(), heard=heard
-            )
+        with _progress(total) as show:
+            values, responses = measure(context, params, sources, on_response=show)
         if part:
             part.write_text("".join(as_json(row) + "\n" for row in responses), encoding="utf-8")
     told = {"rows": sum(map(len, sources)), "samples": config.evaluation.samples, **values}
@@ -103,17 +97,17 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config, model, load = opened(options, settings)
     from mmrl.atomic import as_json, atomic_file
     from mmrl.data.sources import read
-    from mmrl.train.completions import check, complete
+    from mmrl.train.completions import choose_buckets, complete
 
     source = read(options.prompts, image_root=config.data.image_root or None, answered=False)
     _check_out(options.out, "--prompts", source.table.files)
     samples = list(_prompts(source))
-    shape = check(samples, config, model)
+    buckets = choose_buckets(samples, config, model)
     total = len(samples) * options.n
     with atomic_file(options.out) as part, part.open("w", encoding="utf-8") as file:
         _, params = load()
-        with _progress(total) as heard:
-            for row in complete(samples, shape, config, model, params, n=options.n, heard=heard):
+        with _progress(total) as show:
+            for row in complete(samples, buckets, config, model, params, n=options.n, on_response=show):
                 file.write(as_json(row) + "\n")
                 file.flush()
     tell(f"{total} responses to {len(samples)} prompts in {options.out}")

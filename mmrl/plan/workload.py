@@ -31,7 +31,7 @@ from mmrl.rollout.orders import STOP_SLOTS
 from mmrl.rollout.sampling import Policy, options_of
 from mmrl.train import programs
 from mmrl.train.optimizer import make_optimizer, state_sharding
-from mmrl.train.programs import Batch, ImageCorruption, TrainState
+from mmrl.train.programs import ImageCorruption, TrainBatch, TrainState
 from mmrl.types import Images, Params, Prompts, Responses, StopReason
 
 PROGRAMS = ("prefill", "decode", "score", "update")
@@ -234,7 +234,7 @@ def _prompts(work: Workload, b: int) -> Prompts:
     return full_prompts(work.model, b, max(data.prompt_buckets), max(data.patch_buckets))
 
 
-def _batch(work: Workload, key: Key[Array, ""]) -> Batch:
+def _batch(work: Workload, key: Key[Array, ""]) -> TrainBatch:
     b, of_tokens, of_corruption = work.config.train.update_prompts, *jax.random.split(key)
     rows = (b, work.config.rollout.group)
     shape = (*rows, work.config.rollout.max_tokens)
@@ -246,7 +246,7 @@ def _batch(work: Workload, key: Key[Array, ""]) -> Batch:
         stop=jnp.full(rows, StopReason.LENGTH, jnp.int32),
         valid=jnp.ones(rows, bool),
     )
-    return Batch(_prompts(work, b), responses, jax.random.split(of_corruption, b))
+    return TrainBatch(_prompts(work, b), responses, jax.random.split(of_corruption, b))
 
 
 def _policy(work: Workload) -> Policy:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mmrl.atomic import atomic_write, read_jsonl
+from mmrl.atomic import atomic_write, read_jsonl, write_jsonl
 from mmrl.config import Config
 from mmrl.data.sources import Source
 from mmrl.grading import rules_of
@@ -23,10 +23,8 @@ from mmrl.suite.layouts import write_layouts
 from mmrl.suite.suite import Benchmark, Suite, config_for, data_path, masking
 from mmrl.train.checksums import digest
 from mmrl.train.environment import environment
-from mmrl.train.evaluate import evaluate, write_responses, wrong_response
-from mmrl.train.graded_rollouts import reward_pool
-from mmrl.train.preemption import Notice
-from mmrl.train.rollouts import tool_pool
+from mmrl.train.evaluate import evaluate, wrong_response
+from mmrl.train.rollouts import open_rollouts
 from mmrl.types import Params
 
 Rows = Sequence[Mapping[str, Any]]
@@ -225,27 +223,18 @@ def _measured(one: Opened, params: Params, workdir: Path | None, out: Path) -> d
     start = time.perf_counter()
     passes = {"": None, **({"masked": masking(one.benchmark)} if one.benchmark.masked else {})}
     told = {}
-    with (
-        jax.set_mesh(one.model.mesh),
-        reward_pool(one.config, workdir) as pool,
-        tool_pool(one.config) as tools,
-    ):
+    with jax.set_mesh(one.model.mesh), open_rollouts(one.config, one.model, workdir) as context:
         for name, corruption in passes.items():
             told[name] = evaluate(
+                context,
                 params,
-                one.model.policy(one.benchmark.temperature),
-                one.model,
                 [one.source],
-                pool,
-                tools,
-                one.config,
-                Notice(),
                 masked=corruption,
-                progress=_progress(name, len(one.source), one.benchmark.samples),
+                on_batch=_progress(name, len(one.source), one.benchmark.samples),
             )
             if not told[name][1]:
                 raise ValueError(f"benchmark {one.benchmark.name}: no response could be graded")
-            write_responses(out / _file(one.benchmark.name, name), told[name][1])
+            write_jsonl(out / _file(one.benchmark.name, name), told[name][1])
     values, rows = told[""]
     masked = told["masked"][1] if "masked" in told else None
     return {

@@ -35,6 +35,7 @@ class Saved:
     step: int
     state: TrainState
     facts: dict[str, Any]  # what `save` was given
+    metrics: dict[str, float]  # of the step, likewise
 
 
 class NotWritten(ValueError):
@@ -181,7 +182,7 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, say: Callable[[str
             _set_aside(directory, damaged, f"going on from step {step}", say)
             manager.reload()
         state = TrainState(tree["params"], tree["optimizer"]["state"], tree["optimizer"]["updates"])
-        return Saved(step, state, run["facts"])
+        return Saved(step, state, run["facts"], run["metrics"])
     if damaged:
         faults = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
         raise ValueError(

@@ -11,7 +11,7 @@ from mmrl.data.curriculum import State, beginning, update
 from mmrl.data.rounds import Mixture, Rows, plan, weights_by_rows
 from mmrl.data.sources import Source
 from mmrl.open import TrainingData
-from mmrl.train.experience import Overview
+from mmrl.train.rollout_batch import RowStats
 
 
 @dataclass
@@ -99,7 +99,7 @@ def _planned(course: Course) -> State:
     return course.state._replace(round=made)
 
 
-def learn(course: Course, whole: Overview) -> None:
+def learn(course: Course, whole: RowStats) -> None:
     """Remember what came of a batch, groups that are passed over included."""
     starts = dict(zip((source.name for source in course.sources), course.rows.starts.tolist(), strict=False))
     names = [name.rpartition(":") for name in whole.ids]

@@ -1,12 +1,12 @@
-"""What a run tells: its figures to the writers that there are, and a progress line for people."""
+"""Metrics of a run, given to its writers; its clock, its count of compilations and its progress line."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax.monitoring
+import jax
 
 from mmrl import hosts
 from mmrl.atomic import set_aside, write_jsonl
@@ -20,20 +20,23 @@ class Metrics:
 
     Opened to go on after ``step`` steps (-1: from nothing): rows of later steps, left by an interrupted run,
     are cut off, so that every step has one row. Lines that are damaged are set aside. ``more`` opens further
-    writers, in the first process.
+    writers, in the first process. ``last_step`` is that of the last row that is kept, -1 without any.
     """
 
     def __init__(self, directory: Path, step: int, more: Callable[[], Sequence[Writer]] = tuple) -> None:
         self._writers: Sequence[Writer] = ()
+        self.last_step = -1
         if not hosts.is_main_process():
             return
         directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / "metrics.jsonl"
+        path = directory / "metrics.jsonl"
         rows, damaged = metrics_of(directory)
         set_aside(damaged, hosts.say)
-        write_jsonl(self._path, [row for row in rows if row["step"] <= step])
+        rows = [row for row in rows if row["step"] <= step]
+        self.last_step = max((row["step"] for row in rows), default=-1)
+        write_jsonl(path, rows)
         board = TensorBoard(directory / "tensorboard", max(step + 1, 0))
-        self._writers = (JsonLines(self._path), board, *more())
+        self._writers = (JsonLines(path), board, *more())
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add the row of ``step``; it is on the disk when this returns."""
@@ -55,6 +58,10 @@ class Phases:
     """Wall-clock seconds of the named parts of a step."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again from nothing."""
         self.seconds: dict[str, float] = {}
         self._start = time.perf_counter()
 
@@ -72,6 +79,11 @@ class Phases:
         total = time.perf_counter() - self._start
         out = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         return {**out, "time/step": total, "time/other": total - sum(self.seconds.values())}
+
+
+def to_floats(arrays: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Scalars of the devices as numbers of the host."""
+    return {name: float(value) for name, value in jax.device_get(dict(arrays)).items()}
 
 
 class CompileCounter:

@@ -37,7 +37,7 @@ class TrainState:
 
 
 @struct.dataclass
-class Batch:
+class TrainBatch:
     """One batch of prompts with their sampled groups."""
 
     prompts: Prompts
@@ -47,7 +47,7 @@ class Batch:
 
 @struct.dataclass
 class ImageCorruption:
-    """How the contrast view of an image is made (see `mmrl.models.corruption`)."""
+    """The corruption that makes the contrast view of an image (see `mmrl.models.corruption`)."""
 
     method: str = struct.field(pytree_node=False)
     probability: float = struct.field(pytree_node=False)
@@ -75,7 +75,7 @@ def join(tree: Any) -> Any:
 def token_scores(
     params: Params,
     policy: Policy,
-    batch: Batch,
+    batch: TrainBatch,
     corruption: ImageCorruption,
     wanted: frozenset[str],
     corrupted_gradient: bool = False,
@@ -112,7 +112,7 @@ def token_scores(
     return {name: jnp.where(responses.mask, value, 0.0) for name, value in out.items()}
 
 
-def _corrupted(batch: Batch, corruption: ImageCorruption) -> tuple[Prompts, Responses]:
+def _corrupted(batch: TrainBatch, corruption: ImageCorruption) -> tuple[Prompts, Responses]:
     """Prompts and responses with all their images corrupted, those that a response has looked at included."""
     prompts, responses = batch.prompts, batch.responses
     method, probability = corruption.method, corruption.probability
@@ -167,7 +167,7 @@ def vocabulary_statistics(
 def score(
     params: Params,
     policy: Policy,
-    batch: Batch,
+    batch: TrainBatch,
     corruption: ImageCorruption,
     *,
     wanted: frozenset[str],
@@ -175,10 +175,55 @@ def score(
 ) -> dict[str, Float[Array, "b g r"]]:
     """`token_scores` of the whole batch, micro-batch by micro-batch, without gradients."""
 
-    def one(micro: Batch) -> dict[str, Array]:
+    def score_micro(micro: TrainBatch) -> dict[str, Array]:
         return token_scores(params, policy, micro, corruption, wanted)
 
-    return join(jax.lax.map(one, split(batch, micro_batches)))
+    return join(jax.lax.map(score_micro, split(batch, micro_batches)))
+
+
+@jax.jit
+def score_metrics(
+    scores: dict[str, Float[Array, "b g r"]], responses: Responses
+) -> dict[str, Float[Array, ""]]:
+    """Metrics of scores: how far sampler and scorer disagree, what truncation cut, entropy and perception.
+
+    Sampler and scorer are compared under one distribution, the tempered one before top-k, top-p and min-p,
+    so that rounding is all that they can differ by ("sampler/logprob_difference_..."). How much of its mass
+    these have cut off where a token was drawn is "sampler/cut_mass_...". Zeros if no response is valid.
+    """
+    mask = responses.mask & responses.valid[..., None]
+    count = jnp.maximum(mask.sum(), 1)
+
+    def mean(values: Array) -> Array:
+        return jnp.where(mask, values, 0.0).sum() / count
+
+    logprob = scores["logprob"]
+    difference = jnp.where(mask, jnp.abs(logprob - (responses.logprob + responses.log_kept)), 0.0)
+    cut = jnp.where(mask, -jnp.expm1(responses.log_kept), 0.0)
+    out = {
+        "sampler/logprob_difference_mean": mean(difference),
+        "sampler/logprob_difference_max": difference.max(),
+        "sampler/cut_mass_mean": mean(cut),
+        "sampler/cut_mass_max": cut.max(),
+        "policy/sampled_entropy": -mean(logprob),
+    }
+    if "entropy" in scores:
+        out["policy/entropy"] = mean(scores["entropy"])
+    perception = scores.get("perception")
+    if perception is None and "corrupted" in scores:
+        # The sampled-token estimate k3 of KL(image present || corrupted).
+        log_ratio = jnp.clip(scores["corrupted"] - logprob, -20, 20)
+        perception = jnp.clip(jnp.expm1(log_ratio) - log_ratio, 0, 10)
+    if perception is not None:
+        out["perception/mean"] = mean(perception)
+        present = jnp.where(mask, perception, jnp.nan)
+        for percent in (50, 90):
+            value = jnp.nanpercentile(present, percent)
+            out[f"perception/p{percent}"] = jnp.where(mask.any(), value, 0.0)
+    if "reference" in scores:
+        log_ratio = jnp.clip(scores["reference"] - logprob, -20, 20)
+        out["policy/reference_kl"] = mean(jnp.expm1(log_ratio) - log_ratio)
+    return out
 
 
 @partial(jax.jit, static_argnames=("algorithm", "total_steps"))
@@ -209,7 +254,7 @@ def prepare(
 def update(
     state: TrainState,
     policy: Policy,
-    batch: Batch,
+    batch: TrainBatch,
     targets: Targets,
     corruption: ImageCorruption,
     *,
@@ -224,7 +269,7 @@ def update(
       also "logprob", that of each token ``b g r`` before the step.
     """
 
-    def loss(params: Params, micro: tuple[Batch, Targets]) -> tuple[Array, tuple[dict, dict]]:
+    def loss(params: Params, micro: tuple[TrainBatch, Targets]) -> tuple[Array, tuple[dict, dict]]:
         inputs, goals = micro
         live = token_scores(params, policy, inputs, corruption, algorithm.live, algorithm.corrupted_gradient)
         value, metrics = algorithms.loss(algorithm, goals, live)

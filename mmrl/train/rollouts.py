@@ -1,20 +1,26 @@
-"""Playing the episodes of a batch of prompts."""
+"""Playing episodes: what all rollouts have in common, and the responses to a batch of prompts."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, UInt32
+from jaxtyping import Array, UInt32
 
 from mmrl.config import Config
+from mmrl.data.pipeline import Batch
+from mmrl.hosts import say
 from mmrl.mesh import local_copy, local_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
-from mmrl.open import OpenModel
+from mmrl.open import OpenModel, expand_workdir
+from mmrl.rewards.composition import own
+from mmrl.rewards.judge_client import JudgePool
+from mmrl.rewards.pool import RewardPool
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import groups_of
@@ -27,8 +33,77 @@ from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train.fit import most_lanes
 from mmrl.train.memory import Widths
+from mmrl.train.metrics import Phases
+from mmrl.train.stop_signal import StopSignal
 from mmrl.types import Params, Prompts
 from mmrl.workers.pool import WorkerPool
+
+
+@dataclass(frozen=True)
+class RolloutContext:
+    """All that rollouts have in common: the config, the model without its weights, pools of processes."""
+
+    config: Config
+    model: OpenModel
+    policy: Policy
+    tools: WorkerPool | None = None
+    rewards: RewardPool | None = None  # needed to grade
+    stop: StopSignal = field(default_factory=StopSignal)
+    phases: Phases = field(default_factory=Phases)  # where time is booked
+    stats: Stats = field(default_factory=Stats)  # of sampling, added to
+
+
+@contextmanager
+def open_rollouts(
+    config: Config, model: OpenModel, workdir: Path | None, stop: StopSignal | None = None
+) -> Iterator[RolloutContext]:
+    """A context with the pools of tools and of rewards that ``config`` asks for.
+
+    Raises ValueError for a judge that cannot work.
+    """
+    policy = model.policy(config.rollout.temperature)
+    with reward_pool(config, workdir) as rewards, tool_pool(config) as tools:
+        yield RolloutContext(config, model, policy, tools, rewards, stop or StopSignal())
+
+
+@contextmanager
+def reward_pool(config: Config, workdir: Path | None) -> Iterator[RewardPool]:
+    """Processes that grade as ``config.reward`` says, and where an endpoint is named the judge's threads.
+
+    Without a ``workdir``, a judge's cache that would lie in it is in memory. Of several processes each has a
+    cache of its own, as not all share a disk that locks files, and its part of the budget.
+    """
+    reward, judge = config.reward, config.reward.judge
+    cache = judge.cache
+    if workdir is None and expand_workdir(cache, Path()) != cache:
+        cache = ""
+    cache, processes = expand_workdir(cache, workdir or Path()), jax.process_count()
+    if processes > 1:
+        most = judge.max_requests and max(judge.max_requests // processes, 1)
+        judge = replace(judge, max_requests=most)
+        cache = cache and f"{cache}.{jax.process_index()}"
+    judge = replace(judge, cache=cache)
+    asked = JudgePool(judge, seed=config.seed, say=say) if judge.endpoint else nullcontext()
+    names = tuple(own(asdict(reward)))
+    with (
+        asked as judges,
+        RewardPool(reward.workers, reward.deadline_seconds, judge=judges, own=names) as pool,
+    ):
+        yield pool
+
+
+def tool_pool(config: Config) -> AbstractContextManager[WorkerPool | None]:
+    """Processes for the tools of ``config.episode``; none where it has none."""
+    if not config.episode.tools:
+        return nullcontext()
+    return WorkerPool(config.episode.workers, TABLE, config.episode.deadline_seconds)
+
+
+def rollout_weights(params: Params, model: OpenModel) -> Params:
+    """The weights as this process samples with them, on its own part of the mesh (`decoding_weights`)."""
+    weights = decoding_weights(params, model.config)
+    mesh = local_mesh(model.mesh)
+    return weights if mesh is model.mesh else local_copy(weights, mesh)
 
 
 def prompt_keys(seed: int, purpose: int, step: int, count: int, start: int = 0) -> UInt32[np.ndarray, "b k"]:
@@ -49,26 +124,12 @@ def _prompt_keys(
     return jax.random.key_data(keys)
 
 
-def acting_weights(params: Params, model: OpenModel) -> Params:
-    """The weights as this process samples with them, on its own part of the mesh (`decoding_weights`)."""
-    weights = decoding_weights(params, model.config)
-    mesh = local_mesh(model.mesh)
-    return weights if mesh is model.mesh else local_copy(weights, mesh)
-
-
-def tool_pool(config: Config) -> AbstractContextManager[WorkerPool | None]:
-    """Processes for the tools of ``config.episode``; none where it has none."""
-    if not config.episode.tools:
-        return nullcontext()
-    return WorkerPool(config.episode.workers, TABLE, config.episode.deadline_seconds)
-
-
-def episodes_of(config: Config, processor: Processor, sampling: Sampling) -> Callable[[Sample], Episode]:
-    """How an episode of a sample is made, as ``config.episode`` has it; ``sampling`` is that of a turn."""
+def episode_maker(config: Config, processor: Processor, sampling: Sampling) -> Callable[[Sample], Episode]:
+    """A function that makes the episode of a sample as ``config.episode`` says; ``sampling`` is of a turn."""
     limits = config.episode
     sampling = replace(sampling, stop_ids=processor.stop)
 
-    def episode(sample: Sample) -> Episode:
+    def make_episode(sample: Sample) -> Episode:
         if not limits.tools:
             return single_turn(sampling)
         return with_tools(
@@ -83,16 +144,16 @@ def episodes_of(config: Config, processor: Processor, sampling: Sampling) -> Cal
             name=sample.id,
         )
 
-    return episode
+    return make_episode
 
 
-def observed_slots(config: Config) -> int:
+def observation_slots(config: Config) -> int:
     """Patch slots of all images that one response may read; 0 where it reads nothing."""
     limits = config.episode
     return max(limits.images, 1) * limits.observation_patches if limits.tools else 0
 
 
-def lanes_of(config: Config, model: OpenModel, prompts: Prompts, group: int, max_tokens: int) -> Shape:
+def choose_shape(config: Config, model: OpenModel, prompts: Prompts, group: int, max_tokens: int) -> Shape:
     """How much is decoded at once of ``prompts``, by ``config.rollout`` or by what memory is free."""
     count, width = prompts.tokens.shape
     config = replace(config, rollout=replace(config.rollout, group=group, max_tokens=max_tokens))
@@ -113,39 +174,32 @@ def lanes_of(config: Config, model: OpenModel, prompts: Prompts, group: int, max
 
 
 def play(
+    context: RolloutContext,
     params: Params,
-    policy: Policy,
-    model: OpenModel,
-    samples: Sequence[Sample],
-    prompts: Prompts,
+    batch: Batch,
     keys: UInt32[np.ndarray, "b k"],
     *,
     group: int,
     sampling: Sampling,
-    config: Config,
-    stats: Stats,
-    tools: WorkerPool | None = None,
-    keep: Bool[np.ndarray, "b"] | None = None,
-    given_up: Callable[[], bool] = bool,
 ) -> Iterator[Trajectory]:
     """Play ``group`` episodes of each prompt; a trajectory is given out when it ends, while others go on.
 
-    Prompts are left out where ``keep`` is False; ``given_up`` is as for `mmrl.rollout.scheduler.roll_out`.
-    Neither ``config.rollout.lanes``, ``columns`` nor ``chunk`` changes what is sampled.
+    ``params`` are `rollout_weights`. Prompts are left out where ``batch.keep`` is False; after a stop signal
+    nothing more is sampled and the rest is lost. How much is decoded at once never changes what is sampled.
     """
-    prompts = jax.tree.map(np.asarray, prompts)
-    processor = model.processor
-    episode = episodes_of(config, processor, sampling)
-    shape = lanes_of(config, model, prompts, group, sampling.max_tokens)
+    processor, tools = context.model.processor, context.tools
+    prompts = jax.tree.map(np.asarray, batch.prompts)
+    make_episode = episode_maker(context.config, processor, sampling)
+    shape = choose_shape(context.config, context.model, prompts, group, sampling.max_tokens)
     return roll_out(
         params,
-        policy.model,
-        jnp.asarray(np.asarray(policy.bias)),  # on this process's devices
-        groups_of(prompts, keys, group, lambda b: episode(samples[b]), keep),
+        context.policy.model,
+        jnp.asarray(np.asarray(context.policy.bias)),  # on this process's devices
+        groups_of(prompts, keys, group, lambda b: make_episode(batch.samples[b]), batch.keep),
         shape,
         text=partial(processor.tokenizer.decode, skip_special_tokens=True),
         collate=lambda encoded: collate([encoded], processor, shape.prompt, prompts.images.image.shape[1]),
-        stats=stats,
+        stats=context.stats,
         tools=None if tools is None else lambda call: tools.submit(call.tool, call.arguments),
-        given_up=given_up,
+        given_up=context.stop.should_stop,
     )

@@ -1,15 +1,15 @@
 """The supervised stage: imitate demonstrations, with the model, data path and optimizer of the RL stage."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 
 from mmrl import hosts
-from mmrl.config import ColdStartConfig, Config, OptimizerConfig
+from mmrl.config import ColdStartConfig, Config
 from mmrl.data.pipeline import Batches, Skipped
 from mmrl.data.sources import Source
 from mmrl.hosts import say
@@ -17,138 +17,142 @@ from mmrl.mesh import local_rows, put, to_host
 from mmrl.models import checkpoint as hf
 from mmrl.open import OpenModel, prompt_format, readers
 from mmrl.rollout.sampling import Policy, Sampling
-from mmrl.train import checkpoint, programs
+from mmrl.train import programs
 from mmrl.train.demonstrations import Demonstrations, demonstrations
-from mmrl.train.incidents import count_skipped
-from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress
+from mmrl.train.guards import Guards, open_guards
+from mmrl.train.loop import Stage, run_stage
+from mmrl.train.metrics import Phases, to_floats
 from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.train.preemption import Interrupted, Notice, interrupt
 from mmrl.train.programs import TrainState
-from mmrl.train.rollouts import episodes_of, observed_slots
-from mmrl.train.skipped import note, open_ledger
+from mmrl.train.rollouts import episode_maker, observation_slots
+from mmrl.train.stop_signal import StopSignal
 
 
-def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Path, notice: Notice) -> None:
+@dataclass(frozen=True)
+class Imitator:
+    """All that a supervised step needs beside weights."""
+
+    config: ColdStartConfig
+    model: OpenModel
+    policy: Policy
+    optimizer: optax.GradientTransformation
+    batches: Batches[Demonstrations]
+    guards: Guards
+    stop: StopSignal
+    phases: Phases
+    workdir: Path
+
+
+def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Path, stop: StopSignal) -> None:
     """Train on ``turns`` or ``solution`` of each row, in ``workdir``; write a Hugging Face directory ``out``.
 
     Goes on from the newest checkpoint; when ``out`` exists the stage is done.
 
     Raises:
-      Interrupted: ``notice`` was given; the last step that was taken is saved.
+      Interrupted: a stop was requested; the last step that was taken is saved.
     """
-    stage = config.cold_start
-    params = model.load()
-    optimizer = make_optimizer(_optimizer(stage, config.optimizer), params, stage.steps)
-    state = initial_state(params, optimizer)
-    del params  # the update gives its input's memory away
-    batches = _batches(config, model, source)
-    ledger = open_ledger(workdir / "skipped_rows.jsonl", len(source), config.data.max_broken, ())
-    manager = checkpoint.open_manager(workdir / "checkpoints", keep=2)
-    saved = checkpoint.restore(manager, state, say)
-    first, unlucky = 0, 0
-    if saved is not None:
-        first, state, unlucky = saved.step, saved.state, saved.facts["unlucky"]
-        batches.seek(saved.facts["batches"])
-        say(f"resuming the supervised stage after step {first} of {stage.steps}")
-    metrics = Metrics(workdir, first)
-    policy = model.policy(stage.temperature)
-    progress = Progress("sft", stage.steps)
-    shown_every = max(1, stage.steps // 40)
-    phases = Phases()
-
-    def save(step: int) -> None:
-        checkpoint.save(manager, step, state, {"batches": batches.given, "unlucky": unlucky})
-
-    with jax.set_mesh(model.mesh), manager, hosts.exit_on_lost_process(), CompileCounter() as compiles:
-        for step in range(first + 1, stage.steps + 1):
-            try:
-                with phases("wait"):
-                    interrupt(notice)
-            except Interrupted:
-                if step > 1:
-                    save(step - 1)
-                raise
-            with phases("data"):
-                batch = next(batches)
-            with phases("update"):
-                state, values = _update(stage, model, policy, optimizer, state, batch)
-            with phases("wait"):
-                skipped, told = _told(batch)
-            values |= told
-            note(ledger, skipped)
-            if values["loss/skipped"]:
-                _say_skipped(step, batch)
-            unlucky = count_skipped(unlucky, bool(values["loss/skipped"]), config.train.max_skipped, workdir)
-            metrics.write(step, {**values, **phases.metrics(), "compiles": float(compiles.count)})
-            last = step == stage.steps
-            if last or step % shown_every == 0:
-                progress.show(step, loss=values["loss/loss"])
-            phases = Phases()
-            if step % stage.checkpoint_every == 0 and not last:
-                with phases("checkpoint"):
-                    save(step)
-    metrics.close()
+    limits = config.cold_start
+    hyper_parameters = replace(
+        config.optimizer,
+        learning_rate=limits.learning_rate,
+        schedule="cosine",
+        warmup_updates=limits.warmup,
+    )
+    optimizer = make_optimizer(hyper_parameters, model.description, limits.steps)
+    imitator = Imitator(
+        config=limits,
+        model=model,
+        policy=model.policy(limits.temperature),
+        optimizer=optimizer,
+        batches=_open_batches(config, model, source),
+        guards=open_guards(
+            workdir / "skipped_rows.jsonl", len(source), config.data.max_broken, config.train.max_skipped
+        ),
+        stop=stop,
+        phases=Phases(),
+        workdir=workdir,
+    )
+    stage = Stage(
+        name="sft",
+        config=config,
+        mesh=model.mesh,
+        workdir=workdir,
+        steps=limits.steps,
+        batches=imitator.batches,
+        guards=imitator.guards,
+        phases=imitator.phases,
+        take_step=partial(take_step, imitator),
+        checkpoint_every=limits.checkpoint_every,
+        checkpoint_last=False,  # its result is written to ``out``
+        headline={"loss": "loss/loss"},
+        show_every=max(1, limits.steps // 40),
+    )
+    state = run_stage(stage, lambda: initial_state(model.load(), optimizer))
     params = to_host(state.params)
     with hosts.on_main_process() as writes:
         if writes:
             hf.save(params, model.description, out, base=model.directory)
 
 
-def _batches(config: Config, model: OpenModel, source: Source) -> Batches[Demonstrations]:
-    stage = config.cold_start
+def _open_batches(config: Config, model: OpenModel, source: Source) -> Batches[Demonstrations]:
+    limits = config.cold_start
     return demonstrations(
         source,
         model.processor,
         prompt_format(config),
-        episode=episodes_of(config, model.processor, Sampling(max_tokens=stage.max_tokens)),
-        max_tokens=stage.max_tokens,
-        observation_patches=observed_slots(config),
+        episode=episode_maker(config, model.processor, Sampling(max_tokens=limits.max_tokens)),
+        max_tokens=limits.max_tokens,
+        observation_patches=observation_slots(config),
         seed=config.seed,
-        batch_size=stage.batch,
-        rows=local_rows(model.mesh, stage.batch),
+        batch_size=limits.batch,
+        rows=local_rows(model.mesh, limits.batch),
         readers=readers(config),
     )
 
 
-def _update(
-    stage: ColdStartConfig,
-    model: OpenModel,
-    policy: Policy,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    batch: Demonstrations,
-) -> tuple[TrainState, dict[str, float]]:
-    state, made = programs.imitate(
-        state,
-        policy,
-        *put((batch.prompts, batch.responses), model.mesh),
-        optimizer=optimizer,
-        micro_batches=stage.batch // stage.micro_batch,
-    )
-    return state, {f"loss/{name}": float(value) for name, value in jax.device_get(made).items()}
+def take_step(imitator: Imitator, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
+    """One update on one batch of demonstrations; gives the new state and metrics.
+
+    Raises:
+      Interrupted: a stop was requested before the update.
+      ValueError: too many rows of the data, or updates in a row, could not be used.
+    """
+    phases, limits = imitator.phases, imitator.config
+    with phases("wait"):
+        imitator.stop.check()
+    with phases("data"):
+        batch = next(imitator.batches)
+    with phases("update"):
+        state, made = programs.imitate(
+            state,
+            imitator.policy,
+            *put((batch.prompts, batch.responses), imitator.model.mesh),
+            optimizer=imitator.optimizer,
+            micro_batches=limits.batch // limits.micro_batch,
+        )
+        values = {f"loss/{name}": value for name, value in to_floats(made).items()}
+    with phases("wait"):
+        parts = hosts.gather(
+            {
+                "skipped": [[row.id, row.reason] for row in batch.skipped],
+                "episodes": [dict(facts) for facts in batch.facts],
+                "ids": [sample.id for sample in batch.samples],
+            }
+        )
+    skipped = [Skipped(*pair) for part in parts for pair in part["skipped"]]
+    values |= _means([row for part in parts for row in part["episodes"]])
+    values["data/skipped"] = float(len(skipped))
+    imitator.guards.note_rows(skipped)
+    if values["loss/skipped"]:
+        ids = ", ".join(name for part in parts for name in part["ids"])
+        say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
+    imitator.guards.count_update(bool(values["loss/skipped"]), imitator.workdir)
+    return state, values
 
 
-def _told(batch: Demonstrations) -> tuple[list[Skipped], dict[str, float]]:
-    """Rows of all processes that could not be used, and metrics of the rows that could."""
-    told = hosts.gather(
-        [[[one.id, one.reason] for one in batch.skipped], [dict(facts) for facts in batch.facts]]
-    )
-    skipped = [Skipped(*pair) for pairs, _ in told for pair in pairs]
-    return skipped, {**_means([row for _, rows in told for row in rows]), "data/skipped": float(len(skipped))}
-
-
-def _say_skipped(step: int, batch: Demonstrations) -> None:
-    ids = ", ".join(name for part in hosts.gather([one.id for one in batch.samples]) for name in part)
-    say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
-
-
-def _means(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Each fact averaged over the demonstrations that have it."""
-    names = sorted({name for row in facts for name in row})
-    return {f"episode/{name}": float(np.mean([row[name] for row in facts if name in row])) for name in names}
-
-
-def _optimizer(stage: ColdStartConfig, base: OptimizerConfig) -> OptimizerConfig:
-    return dataclasses.replace(
-        base, learning_rate=stage.learning_rate, schedule="cosine", warmup_updates=stage.warmup
-    )
+def _means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each metric averaged over the demonstrations that have it."""
+    names = sorted({name for row in episodes for name in row})
+    return {
+        f"episode/{name}": float(np.mean([row[name] for row in episodes if name in row])) for name in names
+    }

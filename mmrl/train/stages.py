@@ -32,10 +32,10 @@ from mmrl.run_folder import read_metrics, read_starts
 from mmrl.train.agreement import agree, check_start, model_fingerprint
 from mmrl.train.curves import draw_curves
 from mmrl.train.fit import Fitted, fit
-from mmrl.train.loop import train
 from mmrl.train.memory import device_bytes
-from mmrl.train.preemption import Notice, watch
+from mmrl.train.rl import train
 from mmrl.train.sft import sft
+from mmrl.train.stop_signal import StopSignal, catch_stop_signals
 from mmrl.train.workdir import hold, open_workdir, record_start
 from mmrl.train.writers import check_wandb
 from mmrl.user_code import load_function, run_user_code
@@ -67,15 +67,15 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
     check_wandb(config.log.wandb)
     if config.reward.judge.endpoint:
         check_judge(config.reward.judge)
-    with hold(workdir), hosts.exit_on_lost_process(), watch() as notice:
+    with hold(workdir), hosts.exit_on_lost_process(), catch_stop_signals() as stop:
         check_start(config, workdir)
         open_workdir(config, workdir)
         spent = _seconds_before(workdir)
         fitted, model, data, heldout = prepare(config, workdir)
         with fitted.explained():
             if config.cold_start.steps:
-                model = cold_start(config, model, workdir, notice)
-            train(fitted.config, model, data, heldout, workdir, notice)
+                model = cold_start(config, model, workdir, stop)
+            train(fitted.config, model, data, heldout, workdir, stop)
         with hosts.on_main_process() as writes:
             if writes:
                 name = f"{config.algorithm['name']}, seed {config.seed}"
@@ -83,13 +83,13 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
         summary = summarise(workdir, config.train.steps, spent + time.perf_counter() - start)
         if hosts.is_main_process():
             atomic_write(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
-            _tell(config, workdir, summary)
+            print_summary(config, workdir, summary)
     return summary
 
 
 def run_cold_start(config: Config, workdir: Path) -> OpenModel:
     """The supervised stage alone, like `run`; returns the model it made."""
-    with hold(workdir), hosts.exit_on_lost_process(), watch() as notice:
+    with hold(workdir), hosts.exit_on_lost_process(), catch_stop_signals() as stop:
         check_start(config, workdir)
         open_workdir(config, workdir)
         write_world(config, workdir)
@@ -97,7 +97,7 @@ def run_cold_start(config: Config, workdir: Path) -> OpenModel:
         model.check()
         demonstrations = fingerprint(open_data(config, config.cold_start.data, workdir))
         agree({"cold_start.data": demonstrations, "the model's files": model_fingerprint(model.directory)})
-        return cold_start(config, model, workdir, notice)
+        return cold_start(config, model, workdir, stop)
 
 
 def prepare(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, TrainingData, tuple[Source, ...]]:
@@ -151,7 +151,7 @@ def write_world(config: Config, workdir: Path) -> None:
                     load_function(where, function)(directory, config.seed, config.world)
 
 
-def cold_start(config: Config, model: OpenModel, workdir: Path, notice: Notice) -> OpenModel:
+def cold_start(config: Config, model: OpenModel, workdir: Path, stop: StopSignal) -> OpenModel:
     """The supervised stage, unless its result is there; returns the model it made."""
     out = workdir / "cold_start" / "model"
     if not (out / "config.json").is_file():
@@ -159,7 +159,7 @@ def cold_start(config: Config, model: OpenModel, workdir: Path, notice: Notice) 
         source = open_source(
             config, stage.data, workdir, model, key="cold_start.data", longest=stage.max_tokens
         )
-        sft(config, model, source, workdir / "cold_start", out, notice)
+        sft(config, model, source, workdir / "cold_start", out, stop)
     return open_model(config, out)
 
 
@@ -184,7 +184,7 @@ def _seconds_before(workdir: Path) -> float:
     return sum(row.get("time/step", 0.0) for row in rows)
 
 
-def _tell(config: Config, workdir: Path, summary: dict[str, float | None]) -> None:
+def print_summary(config: Config, workdir: Path, summary: dict[str, float | None]) -> None:
     name = config.algorithm["name"]
     lines = ["", f"{'held out':<20}{'before RL':>12}{f'after {name}':>16}"]
     for label, _ in (*_TABLE, *_TOOL_TABLE):

@@ -26,7 +26,7 @@ from mmrl.run_folder import config_of, differing, starts_of
 from mmrl.terminal import one_line
 from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
-from mmrl.train.preemption import Interrupted
+from mmrl.train.stop_signal import Interrupted
 
 # What a run makes in its folder before its first step.
 _MADE = (

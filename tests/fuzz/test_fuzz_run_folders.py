@@ -13,8 +13,8 @@ from mmrl.config import Config, DataConfig, TrainConfig
 from mmrl.run_folder import read_metrics, read_starts
 from mmrl.suite.run import changed, read_results, read_rows
 from mmrl.sweep.results import load_sweep, write_table
+from mmrl.train.guards import open_guards
 from mmrl.train.metrics import Metrics
-from mmrl.train.skipped import open_ledger
 from mmrl.train.workdir import record_start
 
 MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
@@ -199,7 +199,7 @@ def test_rows_that_a_run_could_not_use(fuzz):
 
     def go(data):
         path.write_bytes(data)
-        open_ledger(path, 100, 1.0, [])
+        open_guards(path, 100, 1.0, 1)
 
     fuzz(jsonl_files(rows), go, names="skipped.jsonl")
 

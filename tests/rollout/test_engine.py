@@ -12,7 +12,7 @@ from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.stats import Stats
-from mmrl.train.scores import describe_scores
+from mmrl.train.programs import score_metrics
 from mmrl.types import StopReason
 
 ROWS = [("Add 17 and 25.", []), ("What is this?", [(100, 75)]), ("Which?", [(61, 90), (90, 33)])]
@@ -91,7 +91,7 @@ def test_rounding_and_the_cut_are_told_apart(policy, prompts, bias, whole, optio
     temperature, top_k = options.get("temperature", 1.0), options.get("top_k", len(bias))
     every = np.asarray(whole(policy.params, responses, temperature), np.float64)
     scored = np.take_along_axis(every, np.asarray(responses.tokens)[..., None], axis=-1)[..., 0]
-    told = describe_scores({"logprob": jnp.asarray(scored, jnp.float32)}, responses)
+    told = score_metrics({"logprob": jnp.asarray(scored, jnp.float32)}, responses)
     ranked = -np.sort(-np.exp(every), axis=-1)[..., :top_k]
     inside = ranked / ranked.sum(axis=-1, keepdims=True)  # of what top-k leaves
     kept = (np.cumsum(inside, axis=-1) - inside < options.get("top_p", 1.0)) & (

@@ -61,9 +61,9 @@ def done(smoke_run, small, tmp_path_factory, seen) -> Path:
     """The folder of results of the small suite."""
     out = tmp_path_factory.mktemp("results") / "out"
 
-    def watched(params, policy, model, batch, keys, **rest):
+    def watched(context, params, batch, keys, **rest):
         seen.append((batch, keys))
-        return original(params, policy, model, batch, keys, **rest)
+        return original(context, params, batch, keys, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         original = evaluate_module.sample_and_grade

@@ -15,7 +15,7 @@ from test_train_checkpoint import assert_same, make_state, over, read
 
 from mmrl import hosts
 from mmrl.train import checkpoint
-from mmrl.train.preemption import Interrupted, interrupt, watch
+from mmrl.train.stop_signal import Interrupted, catch_stop_signals
 
 COUNT = 2
 
@@ -57,15 +57,15 @@ def child(port, process, folder):
     hosts.join(f"localhost:{port}", COUNT, process)
     state = {step: make_state(step, over(8, 1)) for step in (1, 2, 3)}
     kept = folder / "saved"
-    with watch() as notice:
+    with catch_stop_signals() as stop:
         with checkpoint.open_manager(kept, 2) as manager:
             for step in (1, 2):
                 checkpoint.save(manager, step, state[step], {"step": step})
         # One process is asked to stop, all do.
         if process == 1:
-            notice.given = "SIGTERM"
+            stop.requested = "SIGTERM"
         with pytest.raises(Interrupted, match="SIGTERM"):
-            interrupt(notice)
+            stop.check()
     # The two largest files of the weights, about one for each process.
     written = sorted((kept / "2" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
     files = [*(path.relative_to(kept) for path in written[-2:]), Path("2", "run", "metadata")]

@@ -18,7 +18,7 @@ from mmrl.models.processor import load_processor
 from mmrl.open import TrainingData, difficulties
 from mmrl.sample import Sample
 from mmrl.train.course import fixed_weights, learn, open_course, part
-from mmrl.train.experience import Overview
+from mmrl.train.rollout_batch import RowStats
 
 BATCH = 4
 STEPS = 12
@@ -68,20 +68,18 @@ def graded(ids):
     """As if the rows of ``a`` were always answered rightly, odd ones of ``b`` half of the time."""
     right = np.array([[1.0, 1.0] if name[0] == "a" else [int(name[-1]) % 2, 0.0] for name in ids])
     grid, table = np.zeros((len(ids), 2)), np.zeros((len(ids), 3), int)
-    return Overview(
-        ids=list(ids),
-        sources=[name.split(":")[0] for name in ids],
+    return RowStats(
+        ids=np.array(ids),
+        sources=np.array([name.split(":")[0] for name in ids]),
         rewards=right,
         valid=np.ones(grid.shape, bool),
         lengths=grid.astype(int),
         truncated=grid.astype(bool),
         components={"accuracy": right},
-        facts={},
+        episode_metrics={},
         digests=np.zeros(len(ids), int),
-        sizes=table,
-        slots=table,
-        skipped=(),
-        failures=(),
+        used=table,
+        padded=table,
     )
 
 

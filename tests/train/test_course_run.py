@@ -13,8 +13,8 @@ from mmrl.config import from_dict
 from mmrl.models.qwen2_5_vl_config import describe, read_config
 from mmrl.run_folder import read_metrics
 from mmrl.train import checkpoint, step
-from mmrl.train.preemption import Interrupted
 from mmrl.train.stages import run
+from mmrl.train.stop_signal import Interrupted
 
 CURRICULUM = {"batches": 3, "rest": 2, "order": "difficulty", "window": 0.5}
 

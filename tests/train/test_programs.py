@@ -20,7 +20,7 @@ from mmrl.rollout.sampling import Policy
 from mmrl.rollout.trajectory import Written, assemble
 from mmrl.train import programs
 from mmrl.train.optimizer import initial_state
-from mmrl.train.programs import Batch, ImageCorruption
+from mmrl.train.programs import ImageCorruption, TrainBatch
 
 CORRUPTION = ImageCorruption("patch_black", 0.5)
 PROMPTS, GROUP, SLOTS = 4, 3, 5
@@ -39,7 +39,7 @@ def small(policy):
     responses = make_responses(lengths, SLOTS, vocabulary=1800)
     keys = jax.random.split(jax.random.key(3), PROMPTS)
     static = Policy(model=config, temperature=1.0, bias=vocabulary_bias(config.vocabulary, 1822, ()))
-    return params, static, Batch(prompts, responses, keys)
+    return params, static, TrainBatch(prompts, responses, keys)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from mmrl.train import programs
 from mmrl.open import open_model, open_source, prompt_format
 from mmrl.train.demonstrations import demonstrations
 from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.train.rollouts import episodes_of
+from mmrl.train.rollouts import episode_maker
 from pathlib import Path
 
 config = resolve(load(sys.argv[1] + ":smoke"))
@@ -34,7 +34,7 @@ batch = next(demonstrations(
     source,
     model.processor,
     prompt_format(config),
-    episode=episodes_of(config, model.processor, Sampling(max_tokens=12)),
+    episode=episode_maker(config, model.processor, Sampling(max_tokens=12)),
     max_tokens=12,
     seed=0,
     batch_size=8,

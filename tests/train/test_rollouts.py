@@ -17,12 +17,12 @@ from mmrl.open import open_model, open_source, prompt_format
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.generate import gather
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.stats import Stats
 from mmrl.tasks.tiny_model import write_model
 from mmrl.tasks.zoom_world import BOXES, model_spec, write_data, zoom_call
 from mmrl.train import programs
 from mmrl.train.rollouts import (
-    observed_slots,
+    RolloutContext,
+    observation_slots,
     play,
     prompt_keys,
     tool_pool,
@@ -62,27 +62,22 @@ def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
     with tool_pool(config) as tools:
         played = list(
             play(
+                RolloutContext(config, model, policy, tools),
                 decoding_weights(params, model.config),
-                policy,
-                model,
-                batch.samples,
-                batch.prompts,
+                batch,
                 prompt_keys(0, 0, 1, 4),
                 group=4,
                 sampling=Sampling(max_tokens=config.rollout.max_tokens),
-                config=config,
-                stats=Stats(),
-                tools=tools,
             )
         )
     assert sum(one.facts.get("images", 0.0) for one in played) >= 8
     width = batch.prompts.images.patches.shape[-1]
-    responses = gather(played, 4, 4, config.rollout.max_tokens, observed_slots(config), width)
+    responses = gather(played, 4, 4, config.rollout.max_tokens, observation_slots(config), width)
     corruption_keys = jax.random.wrap_key_data(prompt_keys(0, 1, 1, 4))
     scored = programs.score(
         params,
         policy,
-        jax.tree.map(jnp.asarray, programs.Batch(batch.prompts, responses, corruption_keys)),
+        jax.tree.map(jnp.asarray, programs.TrainBatch(batch.prompts, responses, corruption_keys)),
         programs.ImageCorruption("patch_black", 0.6),
         wanted=frozenset({"corrupted"}),
         micro_batches=1,

@@ -17,8 +17,9 @@ from runs import assert_same_run, without_times
 from mmrl.models.checkpoint import load
 from mmrl.models.qwen2_5_vl_config import describe, read_config
 from mmrl.run_folder import read_metrics
-from mmrl.train import checkpoint
+from mmrl.train import checkpoint, rl
 from mmrl.train.stages import run
+from mmrl.train.stop_signal import Interrupted
 
 STEPS = 4
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
@@ -85,6 +86,26 @@ def test_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     assert without_times(read_metrics(resumed)) == without_times(read_metrics(smoke_run))
 
 
+def test_an_interrupted_evaluation_is_taken_again(smoke_config, smoke_run, tmp_path, monkeypatch):
+    """The step before it is saved, and is logged once its evaluation is complete."""
+    again = tmp_path / "run"
+    shutil.copytree(smoke_run, again)
+    shutil.rmtree(again / "checkpoints" / str(STEPS))
+
+    def interrupted(*_, **__):
+        raise Interrupted("SIGTERM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rl, "evaluate", interrupted)
+        with pytest.raises(Interrupted):
+            run(smoke_config, again)
+    assert read_metrics(again)[-1]["step"] == STEPS - 1
+    assert checkpoint.saved_steps(again / "checkpoints")[-1] == STEPS
+    run(smoke_config, again)
+    assert_same(params_of(smoke_run)[1], params_of(again)[1])
+    assert without_times(read_metrics(again)) == without_times(read_metrics(smoke_run))
+
+
 def test_begins_anew_without_a_checkpoint(smoke_config, smoke_run, tmp_path):
     """As if killed before its first checkpoint, when it had logged the first evaluation and a step."""
     again = tmp_path / "run"
@@ -99,15 +120,15 @@ def test_begins_anew_without_a_checkpoint(smoke_config, smoke_run, tmp_path):
 
 def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     from mmrl.open import open_model
-    from mmrl.train.preemption import Notice
     from mmrl.train.stages import cold_start
+    from mmrl.train.stop_signal import StopSignal
 
     resumed = tmp_path / "run"
     shutil.copytree(smoke_run / "world", resumed / "world")
     shutil.copytree(smoke_run / "cold_start" / "checkpoints", resumed / "cold_start" / "checkpoints")
     shutil.copy(smoke_run / "cold_start" / "metrics.jsonl", resumed / "cold_start")
     model = open_model(smoke_config, resumed / "world" / "model")
-    made = cold_start(smoke_config, model, resumed, Notice())
+    made = cold_start(smoke_config, model, resumed, StopSignal())
     description = describe(read_config(smoke_run / "world" / "model"))
     assert_same(made.load(), load(smoke_run / "cold_start" / "model", description))
     steps = [row["step"] for row in read_metrics(resumed / "cold_start")]

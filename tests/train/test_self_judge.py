@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from tiny import noise_image
 
+from mmrl.config import SelfJudgeConfig
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import make_mesh
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.open import OpenModel
 from mmrl.rollout.engine import decoding_weights
-from mmrl.rollout.stats import Stats
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train import self_judge
 from mmrl.train.metrics import CompileCounter
-from mmrl.train.rollouts import prompt_keys
-from mmrl.train.self_judge import self_judged
+from mmrl.train.rollouts import RolloutContext, prompt_keys
+from mmrl.train.self_judge import judge_responses
+from mmrl.train.stop_signal import StopSignal
 from mmrl.types import StopReason
 
 QUESTION = "Is it right? \\boxed{yes} or \\boxed{no}."
@@ -38,7 +39,9 @@ def model(policy):
 @pytest.fixture(scope="module")
 def config(smoke_config):
     data = replace(smoke_config.data, prompt_buckets=BUCKETS, patch_buckets=(0, 64), overlong="drop")
-    return replace(smoke_config, data=data, episode=replace(smoke_config.episode, tools=("zoom",)))
+    reward = replace(smoke_config.reward, self_judge=SelfJudgeConfig(question=QUESTION, max_tokens=4))
+    episode = replace(smoke_config.episode, tools=("zoom",))
+    return replace(smoke_config, data=data, reward=reward, episode=episode)
 
 
 def image(seed):
@@ -51,22 +54,11 @@ def samples(count):
     return [Sample(f"test:{k}", f"<image>How many {k}?", "3", images=(image(k),)) for k in range(count)]
 
 
-def judged(model, config, rows, texts, *, keep=None, params=None, policy=None, **more):
+def judged(model, config, rows, texts, *, keep=None, params=None, policy=None, stop=None, **more):
     keep = np.ones((len(rows), len(texts[0])), bool) if keep is None else keep
-    return self_judged(
-        {} if params is None else params,
-        policy or model.policy(1.0),
-        model,
-        rows,
-        texts,
-        keep,
-        prompt_keys(0, 9, 1, len(rows)),
-        config=config,
-        question=QUESTION,
-        max_tokens=4,
-        stats=Stats(),
-        **more,
-    )
+    context = RolloutContext(config, model, policy or model.policy(1.0), stop=stop or StopSignal())
+    params = {} if params is None else params
+    return judge_responses(context, params, rows, texts, keep, prompt_keys(0, 9, 1, len(rows)), **more)
 
 
 @pytest.fixture
@@ -74,10 +66,11 @@ def played(model, monkeypatch):
     """What was asked, as text, by (number of the batch, place); verdicts are taken from the dict ``says``."""
     asked, says = [], {}
 
-    def play(params, policy, model, rows, prompts, keys, *, group, sampling, config, keep, **_):
+    def play(context, params, questions, keys, *, group, sampling):
         assert (group, sampling.max_tokens, sampling.temperature) == (1, 4, 0.0)
-        assert config.episode.tools == ()
-        assert len(rows) == len(keys) == len(keep) == len(prompts.tokens)
+        assert context.config.episode.tools == ()
+        prompts, keep = questions.prompts, questions.keep
+        assert len(questions.samples) == len(keys) == len(keep) == len(prompts.tokens)
         batch = {}
         for place in np.flatnonzero(keep):
             tokens = prompts.tokens[place][prompts.mask[place]]
@@ -105,8 +98,7 @@ def test_each_response_is_shown_with_its_problem_and_image(played, model, config
     texts = [["one", "two"], ["three", "four"], ["five", "six"]]
     rows = [*samples(2), Sample("test:2", "No image?", "3")]
     found = judged(model, config, rows, texts)
-    np.testing.assert_array_equal(found.values, np.ones((3, 2)))
-    assert (found.unreadable, found.unshown) == (0, 0)
+    np.testing.assert_array_equal(found, np.ones((3, 2)))
     assert [len(batch) for _, batch in asked] == [3, 3]
     shown = [text for _, batch in asked for text in batch.values()]
     for row, group in zip(rows, texts, strict=True):
@@ -126,16 +118,14 @@ def test_verdicts_find_their_responses(played, model, config):
     keep = np.ones((3, 3), bool)
     keep[2, 2] = False
     found = judged(model, config, samples(3), texts, keep=keep)
-    np.testing.assert_array_equal(found.values, [[1, 0, 0], [0, 1, 0], [0, 0, np.nan]])
-    assert (found.unreadable, found.unshown) == (2, 0)
+    np.testing.assert_array_equal(found, [[1, 0, 0], [0, 1, 0], [0, 0, np.nan]])
 
 
 def test_a_response_that_does_not_fit_is_not_judged(played, model, config):
     asked, _ = played
     texts = [["short", "long " * 50], ["very long " * 1000, "short too"]]
     found = judged(model, config, samples(2), texts)
-    np.testing.assert_array_equal(found.values, [[1, 1], [np.nan, 1]])
-    assert (found.unreadable, found.unshown) == (0, 1)
+    np.testing.assert_array_equal(found, [[1, 1], [np.nan, 1]])
     assert [prompts.tokens.shape for prompts, _ in asked] == [(2, 256), (2, 512)]
 
 
@@ -159,8 +149,8 @@ def test_a_response_cannot_end_its_quotation(played, model, config):
 
 
 def test_a_notice_leaves_the_rest_unjudged(model, config):
-    found = judged(model, config, samples(2), [["a"], ["b"]], params={}, given_up=lambda: True)
-    assert np.isnan(found.values).all()
+    found = judged(model, config, samples(2), [["a"], ["b"]], stop=StopSignal("SIGTERM"))
+    assert np.isnan(found).all()
 
 
 def test_the_policy_itself_judges_and_compiles_once(policy, model, config):
@@ -196,11 +186,10 @@ def test_the_policy_itself_judges_and_compiles_once(policy, model, config):
         return judged(model, config, rows, texts, keep=keep, params=acting, policy=few, temperature=5.0)
 
     first = step(texts)
-    assert set(np.unique(first.values)) == {0.0, 1.0}
-    assert first.unreadable > 0
+    assert set(np.unique(first)) == {0.0, 1.0}
     with CompileCounter() as compiles:
-        np.testing.assert_array_equal(step(texts).values, first.values)
+        np.testing.assert_array_equal(step(texts), first)
         few_kept = np.arange(8).reshape(2, 4) % 2 == 0
-        np.testing.assert_array_equal(step(texts, few_kept).values, np.where(few_kept, first.values, np.nan))
+        np.testing.assert_array_equal(step(texts, few_kept), np.where(few_kept, first, np.nan))
         step([[text[::-1] for text in group] for group in texts])
     assert compiles.count == 0

@@ -19,7 +19,7 @@ from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.train import programs
 from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.train.programs import Batch, ImageCorruption
+from mmrl.train.programs import ImageCorruption, TrainBatch
 
 DEVICES = 8
 # replica, data, fsdp, tensor. The model has 4 heads and 2 key/value heads: over 8 they cannot be cut.
@@ -55,7 +55,7 @@ def small(policy):
     rows = [("a" * (k % 3 + 1), [size] if size else []) for k, size in enumerate(sizes)]
     prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
     lengths = [[4, 1], [2, 4], [1, 1], [3, 4], [4, 4], [1, 2], [2, 3], [4, 2]]
-    batch = Batch(
+    batch = TrainBatch(
         prompts,
         make_responses(lengths, SLOTS, vocabulary=1800),
         jax.random.split(jax.random.key(3), PROMPTS),
@@ -71,7 +71,7 @@ def cut(request, small):
     mesh = make_mesh(dict(zip(AXES, request.param, strict=True)))
     placed = jax.device_put(params, shardings(describe(policy.model), mesh))
     rows, keys = put((batch.prompts, batch.responses), mesh), batch.corruption_keys
-    return mesh, placed, Batch(*rows, keys)
+    return mesh, placed, TrainBatch(*rows, keys)
 
 
 @pytest.fixture(scope="module")

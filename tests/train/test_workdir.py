@@ -15,7 +15,7 @@ import pytest
 from mmrl import run_folder
 from mmrl.config import Config, DataConfig, MeshConfig, RolloutConfig, TrainConfig, from_dict
 from mmrl.train import environment, workdir
-from mmrl.train.preemption import Interrupted
+from mmrl.train.stop_signal import Interrupted
 
 CONFIG = Config(seed=3, data=DataConfig(train="a.parquet"), train=TrainConfig(steps=7))
 

@@ -1,4 +1,4 @@
-"""When to save besides every so many steps: a notice that the machine is taken away, Ctrl-C, and minutes."""
+"""The stop signal: SIGTERM or Ctrl-C asks a run to save its last step and end."""
 
 import os
 import signal
@@ -13,27 +13,30 @@ from mmrl import hosts
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@dataclass
-class Notice:
-    """Whether the run has been asked to stop."""
-
-    given: str | None = None  # name of the first signal that came
-
-
 class Interrupted(Exception):
     """The run was asked to stop; what is to be kept must be saved now."""
 
 
-def interrupt(notice: Notice) -> None:
-    """Raise `Interrupted` in all processes if one of them was asked to stop; each must call this."""
-    given = [name for name in hosts.gather(notice.given) if name is not None]
-    if given:
-        raise Interrupted(given[0])
+@dataclass
+class StopSignal:
+    """A request that the run stop, as this process has seen it."""
+
+    requested: str | None = None  # name of the first signal that came
+
+    def should_stop(self) -> bool:
+        """Whether this process was asked to."""
+        return self.requested is not None
+
+    def check(self) -> None:
+        """Raise `Interrupted` in all processes if one of them was asked to stop; each must call this."""
+        names = [name for name in hosts.gather(self.requested) if name is not None]
+        if names:
+            raise Interrupted(names[0])
 
 
 @contextmanager
-def watch() -> Iterator[Notice]:
-    """While open, SIGTERM and SIGINT (Ctrl-C) only mark the notice, so that the last step can be saved.
+def catch_stop_signals() -> Iterator[StopSignal]:
+    """While open, SIGTERM and SIGINT (Ctrl-C) only request the stop, so that the last step can be saved.
 
     Ctrl-C after that raises `KeyboardInterrupt` at once. On leaving, the handlers are as they were.
 
@@ -42,27 +45,22 @@ def watch() -> Iterator[Notice]:
     """
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("signals can be watched for in the main thread only")
-    notice = Notice()
+    stop = StopSignal()
 
     def handle(number: int, _: FrameType | None) -> None:
-        if notice.given is not None:
+        if stop.requested is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        notice.given = signal.Signals(number).name
+        stop.requested = signal.Signals(number).name
         more = "; Ctrl-C ends it at once" if number == signal.SIGINT else ""
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{notice.given}: the last step is saved, then the run ends{more}\n".encode())
+        os.write(2, f"\n{stop.requested}: the last step is saved, then the run ends{more}\n".encode())
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
-        yield notice
+        yield stop
     finally:
         for number, handler in before.items():
             # None stands for a handler that was not set from Python, which cannot be set again from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def due(saved: float, minutes: float, now: float) -> bool:
-    """Whether ``minutes`` (0: never) have passed since ``saved``; both times are of `time.monotonic`."""
-    return minutes > 0 and now - saved >= 60 * minutes

@@ -8,20 +8,21 @@ import threading
 
 import pytest
 
-from mmrl.train.preemption import Interrupted, due, interrupt, watch
+from mmrl.train.loop import minutes_passed
+from mmrl.train.stop_signal import Interrupted, catch_stop_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noticed(number, capfd):
-    with watch() as notice:
-        assert notice.given is None
-        interrupt(notice)
+    with catch_stop_signals() as stop:
+        assert stop.requested is None
+        stop.check()
         os.kill(os.getpid(), number)
-        assert notice.given == number.name
+        assert stop.requested == number.name
         os.kill(os.getpid(), signal.SIGTERM)
-        assert notice.given == number.name
+        assert stop.requested == number.name
         with pytest.raises(Interrupted, match=number.name):
-            interrupt(notice)
+            stop.check()
     lines = [line for line in capfd.readouterr().err.splitlines() if line]
     assert len(lines) == 1
     assert number.name in lines[0]
@@ -29,11 +30,11 @@ def test_a_signal_is_noticed(number, capfd):
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_ctrl_c_after_that_ends_at_once(first):
-    with watch() as notice:
+    with catch_stop_signals() as stop:
         os.kill(os.getpid(), first)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        assert notice.given == first.name
+        assert stop.requested == first.name
 
 
 def test_handlers_are_as_they_were():
@@ -42,10 +43,10 @@ def test_handlers_are_as_they_were():
 
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        with watch():
+        with catch_stop_signals():
             assert signal.getsignal(signal.SIGTERM) is not mine
         assert signal.getsignal(signal.SIGTERM) is mine
-        with pytest.raises(RuntimeError), watch():
+        with pytest.raises(RuntimeError), catch_stop_signals():
             raise RuntimeError
         assert signal.getsignal(signal.SIGTERM) is mine
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -55,7 +56,7 @@ def test_handlers_are_as_they_were():
 
 def test_a_handler_from_elsewhere(monkeypatch):
     """One that was set from C shows as None, and cannot be put back."""
-    monkeypatch.setattr("mmrl.train.preemption.SIGNALS", (signal.SIGTERM,))
+    monkeypatch.setattr("mmrl.train.stop_signal.SIGNALS", (signal.SIGTERM,))
     real = signal.signal
     given = []
 
@@ -63,8 +64,8 @@ def test_a_handler_from_elsewhere(monkeypatch):
         given.append(handler)
         real(number, handler)
 
-    monkeypatch.setattr("mmrl.train.preemption.signal.signal", install)
-    with watch():
+    monkeypatch.setattr("mmrl.train.stop_signal.signal.signal", install)
+    with catch_stop_signals():
         pass
     assert given[1] == signal.SIG_DFL
 
@@ -74,7 +75,7 @@ def test_only_in_the_main_thread():
 
     def other():
         try:
-            with watch():
+            with catch_stop_signals():
                 pass
         except ValueError as error:
             faults.append(str(error))
@@ -89,11 +90,11 @@ def test_in_the_middle_of_printing():
     """A handler that printed would fail now and then: Python's streams are not to be entered twice."""
     text = """
 import os, signal, threading, time
-from mmrl.train.preemption import watch
+from mmrl.train.stop_signal import catch_stop_signals
 for _ in range(100):
-    with watch() as notice:
+    with catch_stop_signals() as stop:
         threading.Timer(0.002, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        while notice.given is None:
+        while stop.requested is None:
             print("x" * 2000, flush=True)
 """
     child = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
@@ -111,5 +112,5 @@ for _ in range(100):
         (-50.0, 1, 9.0, False),
     ],
 )
-def test_due(saved, minutes, now, expected):
-    assert due(saved, minutes, now) is expected
+def test_minutes_passed(saved, minutes, now, expected):
+    assert minutes_passed(saved, minutes, now) is expected

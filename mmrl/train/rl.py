@@ -1,0 +1,202 @@
+"""The reinforcement-learning stage: what its steps and evaluations need, opened and given to the loop."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from mmrl import hosts
+from mmrl.algorithms.algorithm import Algorithm
+from mmrl.atomic import write_jsonl
+from mmrl.config import Config, algorithm
+from mmrl.data import pipeline
+from mmrl.data.inspection_examples import small
+from mmrl.data.sources import Source
+from mmrl.hosts import say
+from mmrl.mesh import batch_shards, local_rows, put, to_host
+from mmrl.models.pieces import pieces_of
+from mmrl.open import OpenModel, TrainingData, prompt_format, readers
+from mmrl.train import programs
+from mmrl.train.course import Course, fixed_weights, open_course, part
+from mmrl.train.evaluate import evaluate, response_rows
+from mmrl.train.guards import open_guards
+from mmrl.train.loop import Stage, run_stage
+from mmrl.train.metrics import Metrics
+from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.programs import TrainBatch
+from mmrl.train.rollout_batch import RolloutBatch
+from mmrl.train.rollouts import open_rollouts, prompt_keys
+from mmrl.train.step import Learner, take_step
+from mmrl.train.stop_signal import StopSignal
+from mmrl.train.writers import Shown, Wandb, Writer
+from mmrl.types import Params
+
+SHOWN = 8  # held-out prompts of which one response is shown
+_PURPOSE = 2, 1  # of random keys: evaluation, and its corrupted images
+_HEADLINE = {
+    "reward": "reward/mean",
+    "accuracy": "reward/accuracy",
+    "heldout": "heldout/accuracy",
+    "length": "response/length",
+    "tok/s": "rollout/tokens_per_second",
+    "busy": "rollout/occupancy",
+    "s": "time/step",
+}
+
+
+def train(
+    config: Config,
+    model: OpenModel,
+    data: TrainingData,
+    heldout: tuple[Source, ...],
+    workdir: Path,
+    stop: StopSignal,
+) -> None:
+    """Run the stage in ``workdir``, going on from its newest checkpoint if there is one.
+
+    Raises:
+      Interrupted: a stop was requested; the last step that was taken is saved.
+    """
+    chosen, limits = algorithm(config), config.train
+    total_updates = limits.steps * (config.rollout.prompts // limits.update_prompts)
+    optimizer = make_optimizer(config.optimizer, model.description, total_updates)
+    course = open_course(config, data)
+    with open_rollouts(config, model, workdir, stop) as rollouts:
+        learner = Learner(
+            rollouts=rollouts,
+            algorithm=chosen,
+            optimizer=optimizer,
+            reference=_load_reference(chosen, model),
+            batches=_open_batches(config, model, data, course),
+            guards=open_guards(
+                workdir / "skipped_rows.jsonl",
+                data.rows,
+                config.data.max_broken,
+                limits.max_skipped,
+                data.broken,
+            ),
+            course=course,
+            total_updates=total_updates,
+            workdir=workdir,
+        )
+        stage = Stage(
+            name="rl",
+            config=config,
+            mesh=model.mesh,
+            workdir=workdir,
+            steps=limits.steps,
+            batches=learner.batches,
+            guards=learner.guards,
+            phases=rollouts.phases,
+            take_step=partial(take_step, learner),
+            evaluate=partial(_evaluate, learner, heldout),
+            course=course,
+            checkpoint_every=limits.checkpoint_every,
+            checkpoint_minutes=limits.checkpoint_minutes,
+            keep=limits.keep_checkpoints,
+            keep_best=limits.keep_best,
+            writers=partial(_open_writers, config, workdir),
+            headline=_HEADLINE,
+        )
+        run_stage(stage, lambda: initial_state(model.load(), optimizer))
+
+
+def _load_reference(chosen: Algorithm, model: OpenModel) -> Params | None:
+    """Weights of the reference policy, if it is needed: an update gives the memory of its input away.
+
+    The model casts every weight before its product, so nothing is lost by keeping them in that type.
+    """
+    if "reference" not in chosen.needs:
+        return None
+    return jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), model.load())
+
+
+def _open_batches(
+    config: Config, model: OpenModel, data: TrainingData, course: Course | None
+) -> pipeline.Batches[pipeline.Batch]:
+    return pipeline.prompts(
+        data.sources,
+        model.processor,
+        prompt_format(config),
+        seed=config.seed,
+        batch_size=config.rollout.prompts,
+        weights=fixed_weights(config, data),
+        rows=local_rows(model.mesh, config.rollout.prompts),
+        readers=readers(config),
+        part=None if course is None else partial(part, course),
+    )
+
+
+def _open_writers(config: Config, workdir: Path) -> list[Writer]:
+    project = config.log.wandb
+    return [Wandb(project, workdir, dataclasses.asdict(config), say)] if project else []
+
+
+def _evaluate(
+    learner: Learner, heldout: tuple[Source, ...], params: Params, step: int, metrics: Metrics
+) -> dict[str, float]:
+    """Held-out metrics, in the steps that have them; some of the responses are shown."""
+    limits = learner.rollouts.config.train
+    if not heldout or not (step == limits.steps or step % limits.evaluate_every == 0):
+        return {}
+
+    def show(batch: RolloutBatch) -> None:
+        metrics.show(step, _choose_shown(learner, params, batch))
+
+    values, responses = evaluate(learner.rollouts, params, heldout, on_first=show)
+    if hosts.is_main_process():
+        write_jsonl(learner.workdir / f"responses_{'after' if step else 'before'}.jsonl", responses)
+    return {f"heldout/{name}": value for name, value in values.items()}
+
+
+def _choose_shown(learner: Learner, params: Params, batch: RolloutBatch) -> list[Shown]:
+    """The first response to each of the first prompts of a batch; for wandb with its tokens' perception.
+
+    Every process calls this with its part of the batch; the first gets all of its own, the others nothing.
+    """
+    model = learner.rollouts.model
+    shards = batch_shards(model.mesh) // jax.process_count() or 1
+    count = min(-(-SHOWN // shards) * shards, len(batch.samples))
+    wanted = bool(learner.rollouts.config.log.wandb)
+    perception = _measure_perception(learner, params, batch, count) if wanted else None
+    shown: list[Shown] = []
+    rows = response_rows(batch)
+    for b, sample in enumerate(batch.samples[: count if hosts.is_main_process() else 0]):
+        if not batch.responses.valid[b, 0]:
+            continue
+        written = batch.responses.mask[b, 0]
+        shown.append(
+            Shown(
+                row=rows[b][0],
+                images=tuple(small(image, sample.id) for image in sample.images),
+                pieces=pieces_of(batch.responses.tokens[b, 0][written].tolist(), model.processor),
+                perception=None if perception is None else perception[b, 0][written],
+            )
+        )
+    return shown
+
+
+def _measure_perception(
+    learner: Learner, params: Params, batch: RolloutBatch, count: int
+) -> Float[np.ndarray, "b 1 r"]:
+    """Exact KL, image present or corrupted, of each token of the first response to ``count`` prompts."""
+    context = learner.rollouts
+    mesh, total = context.model.mesh, count * jax.process_count()
+    prompts = jax.tree.map(lambda leaf: leaf[:count], batch.prompts)
+    responses = jax.tree.map(lambda leaf: leaf[:count, :1], batch.responses)
+    mine = local_rows(mesh, total)
+    keys = prompt_keys(context.config.seed, *_PURPOSE, total)[mine]
+    asked, written, drawn = put((prompts, responses, keys), mesh)
+    found = programs.score(
+        params,
+        context.policy,
+        TrainBatch(asked, written, jax.random.wrap_key_data(drawn)),
+        learner.corruption,
+        wanted=frozenset({"perception"}),
+        micro_batches=1,
+    )
+    return to_host(found["perception"])[mine]
