@@ -1,4 +1,4 @@
-"""What a report says of its runs before it draws anything: names, figures, differences, where they ran."""
+"""Overview of a report: names of runs, figures before and after, differences of config, notes."""
 
 import dataclasses
 import json
@@ -6,15 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mmrl.analysis.runs import Run
+from mmrl.analysis.runs import Row, Run, by_question
 from mmrl.run_folder import flat, read_starts
 from mmrl.statistics import Interval, bootstrap_interval
 
-# Held-out figures of the first table: metric, what to call it, whether it is a share.
+# Held-out figures of the first table: metric, label, whether it is a share.
 _FIGURES = (
     ("accuracy", "accuracy", True),
     ("perception_error", "perception errors", True),
@@ -27,7 +26,7 @@ _LABELS = ("seed",)  # keys that runs of one kind differ in
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class HeldoutChange:
     """A held-out figure before the first step and at the last evaluation."""
 
     label: str
@@ -39,7 +38,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is told of a run beside its name."""
+    """A row of the table of runs."""
 
     workdir: str
     method: str
@@ -53,14 +52,13 @@ class Facts:
     commit: str  # "" outside a repository
     devices: str
     libraries: Mapping[str, str]
-    changes: tuple[Change, ...]
+    changes: tuple[HeldoutChange, ...]
 
 
 def names(workdirs: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths by which they differ: "papo", or "papo/seed0" beside "papo/seed1"."""
     paths = [Path(os.path.abspath(path)).parts for path in workdirs]
-    longest = max(map(len, paths))
-    for count in range(1, longest + 1):
+    for count in range(1, max(map(len, paths)) + 1):
         ends = ["/".join(parts[-count:]) for parts in paths]
         if len(set(ends)) == len(ends):
             break
@@ -68,63 +66,64 @@ def names(workdirs: Sequence[Path]) -> list[str]:
 
 
 def facts(run: Run) -> Facts:
-    """What is known of a run, finished or not."""
+    """Facts about a run, finished or not."""
     starts = read_starts(run.workdir)
     last = starts[-1] if starts else {}
-    done = max((int(row["step"]) for row in run.metrics), default=0)
-    spent = sum(row.get("time/step", 0.0) for row in run.metrics)
+    commit, devices, hosts = last.get("commit"), last.get("devices"), last.get("processes", 1)
+    changed = " (changed)" if commit and commit.get("changed") else ""
+    processes = f", {hosts} processes" if hosts > 1 else ""
     return Facts(
         workdir=str(run.workdir),
         method=run.config.algorithm["name"],
         seed=run.config.seed,
-        steps=done,
+        steps=max((int(row["step"]) for row in run.metrics), default=0),
         asked=run.config.train.steps,
         finished=run.finished,
-        seconds=float(run.summary.get("seconds") or spent),
+        seconds=float(run.summary.get("seconds") or sum(row.get("time/step", 0.0) for row in run.metrics)),
         started=_time(starts[0].get("time", "")) if starts else "",
         starts=len(starts),
-        commit=_commit(last.get("commit")),
-        devices=_devices(last),
+        commit=commit["hash"][:10] + changed if commit else "",
+        devices=f"{devices['kind']}, {devices['count']} in all{processes}" if devices else "",
         libraries=last.get("libraries", {}),
-        changes=tuple(changes(run)),
+        changes=tuple(_changes(run)),
     )
 
 
-def changes(run: Run) -> list[Change]:
+def _changes(run: Run) -> list[HeldoutChange]:
     """Held-out figures before and after, of those that the run has."""
     found = []
     for name, label, share in _FIGURES:
         steps, values = run.curve(f"heldout/{name}")
         if len(values) and steps[0] == 0:  # else its row was damaged
-            found.append(
-                Change(
-                    label, share, float(values[0]), float(values[-1]), difference(run.before, run.after, name)
-                )
-            )
+            ends = float(values[0]), float(values[-1])
+            found.append(HeldoutChange(label, share, *ends, difference(run.before, run.after, name)))
     return found
 
 
-def difference(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str
-) -> Interval:
-    """How much component ``name`` has changed, with an interval over the questions that both have."""
-    old, new = _by_question(before, name), _by_question(after, name)
-    both = sorted(old.keys() & new.keys())
-    changed = np.array([new[question] - old[question] for question in both])
+def difference(before: Sequence[Row], after: Sequence[Row], name: str) -> Interval:
+    """Change of component ``name``, with an interval over the questions that both have."""
+    old, new = (
+        {
+            question: float(np.mean([row[name] for row in members]))
+            for question, members in by_question(
+                row for row in rows if isinstance(row.get(name), int | float)
+            ).items()
+        }
+        for rows in (before, after)
+    )
+    changed = np.array([new[question] - old[question] for question in sorted(old.keys() & new.keys())])
     return bootstrap_interval(changed, np.random.default_rng(0), draws=1000)
-
-
-def _by_question(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if isinstance(row.get(name), int | float):
-            found.setdefault(row["id"], []).append(row[name])
-    return {question: float(np.mean(values)) for question, values in found.items()}
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Keys of the config in which the runs differ, and the value of each run; "" where a default holds."""
-    configs = [_leaves(run) for run in runs]
+    configs = [
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in flat(dataclasses.asdict(run.config)).items()
+        }
+        for run in runs
+    ]
     keys = sorted({key for config in configs for key in config})
     table = [(key, [config.get(key, "") for config in configs]) for key in keys]
     return [(key, values) for key, values in table if len(set(values)) > 1]
@@ -132,22 +131,21 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def kinds(runs: Sequence[Run]) -> list[int]:
     """A number for each run, equal for those that differ in their seed alone, unless all do."""
-    differing = [(key, values) for key, values in differences(runs) if key not in _LABELS]
-    columns = [tuple(values[k] for _, values in differing) for k in range(len(runs))]
-    first = {column: k for k, column in reversed(list(enumerate(columns)))}
-    order = sorted(first.values())
-    return list(range(len(runs))) if len(order) == 1 else [order.index(first[column]) for column in columns]
+    rows = [values for key, values in differences(runs) if key not in _LABELS]
+    columns = [tuple(values[k] for values in rows) for k in range(len(runs))]
+    order = list(dict.fromkeys(columns))
+    return list(range(len(runs))) if len(order) == 1 else [order.index(column) for column in columns]
 
 
-def notes(runs: Sequence[Run], titles: Sequence[str], told: Sequence[Facts]) -> list[str]:
-    """What a reader must know before comparing."""
+def notes(runs: Sequence[Run], titles: Sequence[str], facts: Sequence[Facts]) -> list[str]:
+    """Notes for a reader who compares the runs."""
     found = []
-    for run, title, one in zip(runs, titles, told, strict=True):
-        if not one.finished:
-            found.append(f"{title} is not finished: {one.steps} of {one.asked} steps so far.")
+    for run, title, row in zip(runs, titles, facts, strict=True):
+        if not row.finished:
+            found.append(f"{title} is not finished: {row.steps} of {row.asked} steps so far.")
         if not run.config.data.heldout:
             found.append(f"{title} has no held-out data.")
-        skipped = sum(row.get("loss/skipped", 0.0) for row in run.metrics)
+        skipped = sum(values.get("loss/skipped", 0.0) for values in run.metrics)
         if skipped:
             found.append(
                 f"{title} skipped updates whose loss or gradient was not finite ({skipped:g} steps)."
@@ -155,9 +153,9 @@ def notes(runs: Sequence[Run], titles: Sequence[str], told: Sequence[Facts]) -> 
     heldout = {json.dumps(_heldout(run), sort_keys=True) for run in runs if run.config.data.heldout}
     if len(heldout) > 1:
         found.append("The runs have different held-out data: their accuracies are not of the same questions.")
-    if len({one.commit for one in told}) > 1:
+    if len({row.commit for row in facts}) > 1:
         found.append("The runs are of different commits of mmrl.")
-    if len({tuple(sorted(one.libraries.items())) for one in told}) > 1:
+    if len({tuple(sorted(row.libraries.items())) for row in facts}) > 1:
         found.append("The runs were computed with different versions of libraries.")
     return found
 
@@ -167,23 +165,6 @@ def _heldout(run: Run) -> dict[str, str]:
     starts = read_starts(run.workdir)
     prints = {k: v for start in starts for k, v in start["data"].items() if k.startswith("data.heldout")}
     return prints or {"name": run.config.data.heldout}
-
-
-def _leaves(run: Run) -> dict[str, str]:
-    tree = flat(dataclasses.asdict(run.config))
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in tree.items()}
-
-
-def _commit(commit: Mapping[str, Any] | None) -> str:
-    return commit["hash"][:10] + (" (changed)" if commit.get("changed") else "") if commit else ""
-
-
-def _devices(start: Mapping[str, Any]) -> str:
-    there = start.get("devices")
-    if not there:
-        return ""
-    hosts = start.get("processes", 1)
-    return f"{there['kind']}, {there['count']} in all" + (f", {hosts} processes" if hosts > 1 else "")
 
 
 def _time(text: str) -> str:

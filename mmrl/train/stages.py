@@ -9,6 +9,7 @@ import numpy as np
 from mmrl import hosts
 from mmrl.atomic import atomic_write
 from mmrl.config import Config, algorithm
+from mmrl.curves import draw_curves
 from mmrl.data.sources import Source, fingerprint
 from mmrl.grading import check_sources
 from mmrl.hosts import say
@@ -30,7 +31,6 @@ from mmrl.open import (
 from mmrl.rewards.judge_client import check as check_judge
 from mmrl.run_folder import read_metrics, read_starts
 from mmrl.train.agreement import agree, check_start, model_fingerprint
-from mmrl.train.curves import draw_curves
 from mmrl.train.fit import Fitted, fit
 from mmrl.train.memory import device_bytes
 from mmrl.train.rl import train

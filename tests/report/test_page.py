@@ -7,7 +7,7 @@ import pytest
 from report_cases import HOSTILE
 
 from mmrl.report import overview
-from mmrl.report.page import as_script_data, delta, duration, figure, rounded
+from mmrl.report.report import MOST_POINTS, as_script_data, delta, duration, figure, rounded, thinned
 from mmrl.statistics import Interval
 
 
@@ -35,7 +35,31 @@ def test_figures():
 
 
 def test_a_change_is_told_in_points_with_its_interval():
-    change = overview.Change("accuracy", True, 0.5, 0.6, Interval(0.1, 0.05, 0.15, 9))
+    change = overview.HeldoutChange("accuracy", True, 0.5, 0.6, Interval(0.1, 0.05, 0.15, 9))
     assert delta(change) == "+10.0 (+5.0 to +15.0)"
-    unknown = overview.Change("length", False, 8.0, 7.0, Interval(math.nan, math.nan, math.nan, 0))
+    unknown = overview.HeldoutChange("length", False, 8.0, 7.0, Interval(math.nan, math.nan, math.nan, 0))
     assert delta(unknown) == ""
+
+
+def test_thinning_keeps_peaks_and_ends():
+    steps = np.arange(10_000)
+    values = np.sin(steps / 500)
+    values[[1234, 7001]] = 40.0, -30.0
+    few, drawn = thinned(steps, values)
+    assert MOST_POINTS * 0.9 <= len(few) <= MOST_POINTS
+    assert {0, 1234, 7001, 9_999} <= set(few.tolist())
+    assert (np.diff(few) > 0).all()
+    np.testing.assert_array_equal(drawn, values[few])
+
+
+def test_what_is_short_is_left_as_it_is():
+    steps = np.arange(MOST_POINTS)
+    assert thinned(steps, steps / 2)[0] is steps
+
+
+def test_gaps_stay_gaps():
+    steps = np.arange(2_000)
+    values = np.where(steps < 1_000, np.nan, 1.0)
+    _, drawn = thinned(steps, values)
+    assert np.isnan(drawn).sum() > 100
+    assert (drawn == 1).sum() > 100

@@ -10,7 +10,7 @@ import jinja2
 import pytest
 from report_cases import HOSTILE, rollouts_shown, write_run
 
-from mmrl.report import page as page_module
+from mmrl.report import report as page_module
 from mmrl.report.report import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -92,7 +92,7 @@ def two(folder, runs):
 
 def write(path: Path, runs, rollouts: int) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmrl.report.rollouts.rollout_sample", rollouts_shown)
+        patch.setattr("mmrl.report.report.rollout_sample", rollouts_shown)
         path.write_text(report(runs, rollouts, lambda _: None))
     return path
 

@@ -19,7 +19,7 @@ def fails(capsys, *words) -> str:
 
 
 def test_a_finished_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mmrl.report.rollouts.rollout_sample", rollouts_shown)
+    monkeypatch.setattr("mmrl.report.report.rollout_sample", rollouts_shown)
     run, out = write_run(tmp_path / "run"), tmp_path / "page.html"
     assert cli.main(["report", str(run), f"--out={out}", "--rollouts=4"]) == 0
     assert re.search(r"page\.html +\(\d\.\d MB", capsys.readouterr().out)
@@ -34,15 +34,13 @@ def test_a_finished_run(tmp_path, monkeypatch, capsys):
 
 
 def test_rollouts_are_divided_over_runs_and_none_reads_no_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmrl.report.rollouts.rollout_sample", rollouts_shown)
+    monkeypatch.setattr("mmrl.report.report.rollout_sample", rollouts_shown)
     runs = [str(write_run(tmp_path / "sweep" / name / "seed0", name=name)) for name in ("papo_g", "vppo")]
     out = tmp_path / "page.html"
     assert cli.main(["report", str(tmp_path / "sweep"), f"--out={out}", "--rollouts=5"]) == 0
     assert [one["run"] for one in data_of(out)["rollouts"]] == [0, 0, 0, 1, 1]
     assert [one["name"] for one in data_of(out)["runs"]] == ["papo_g/seed0", "vppo/seed0"]
-    monkeypatch.setattr(
-        "mmrl.report.rollouts.rollout_sample", lambda *_, **__: pytest.fail("weights are read")
-    )
+    monkeypatch.setattr("mmrl.report.report.rollout_sample", lambda *_, **__: pytest.fail("weights are read"))
     assert cli.main(["report", *runs, f"--out={out}", "--rollouts=0"]) == 0
     assert data_of(out)["rollouts"] == []
 

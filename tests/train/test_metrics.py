@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from mmrl.run_folder import read_metrics
-from mmrl.train.curves import draw_curves, panels
 from mmrl.train.metrics import CompileCounter, Metrics, Phases
 from mmrl.train.stages import summarise
 
@@ -99,36 +98,3 @@ def test_compilations_are_counted():
     after = counter.count
     function(jnp.ones(5))
     assert counter.count == after
-
-
-def test_curves_of_metrics_with_gaps(tmp_path):
-    metrics = Metrics(tmp_path, 0)
-    for step in range(4):
-        metrics.write(step, {"reward/accuracy": 0.5, **({"heldout/accuracy": 0.4} if step % 2 else {})})
-    metrics.close()
-    draw_curves(tmp_path, tmp_path / "curves.png", "title")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-def test_panels_of_several_data_sets():
-    before = {"step": 0, "heldout/accuracy": 0.3}
-    step = {"step": 1, "reward/accuracy": 0.5, "policy/sampled_entropy": 1.0}
-    apart = {
-        "heldout/a/accuracy": 0.3,
-        "heldout/a/length": 7.0,
-        "heldout/b/accuracy": 0.2,
-        "heldout/b/iou": 0.4,
-        "heldout/b/format": 1.0,
-    }
-    drawn = {"source/a/share": 0.5, "source/a/accuracy": 0.5, "source/b/accuracy": 0.1}
-    whole = [("heldout/accuracy", "held out"), ("reward/accuracy", "training batch")]
-    policy = ("policy", [("policy/sampled_entropy", "sampled entropy (nats)")])
-    assert panels([before, step]) == [("accuracy", whole), policy]
-    assert panels([before | apart, step | drawn]) == [
-        ("accuracy", whole),
-        ("accuracy by data set, held out", [("heldout/a/accuracy", "a"), ("heldout/b/accuracy", "b")]),
-        ("accuracy by data set, training batch", [("source/a/accuracy", "a"), ("source/b/accuracy", "b")]),
-        ("format by data set, held out", [("heldout/b/format", "b")]),
-        ("other components, held out", [("heldout/b/iou", "b: iou")]),
-        policy,
-    ]
