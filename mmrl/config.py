@@ -17,8 +17,8 @@ from ml_collections import ConfigDict, config_dict
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.data.curriculum import Curriculum, check
-from mmrl.rewards.composition import own, rule
 from mmrl.rewards.judge_client import Judge
+from mmrl.rewards.spec import reward_spec, user_verifiers
 from mmrl.rollout.tools import TOOLS
 from mmrl.suggest import suggest
 from mmrl.typed import dataclass_from_dict, of_type
@@ -281,7 +281,7 @@ def resolve(config: ConfigDict) -> Config:
     """
     resolved = from_dict(config.to_dict())
     algorithm(resolved)
-    own(dataclasses.asdict(resolved.reward))
+    user_verifiers(dataclasses.asdict(resolved.reward))
     return resolved
 
 
@@ -386,7 +386,7 @@ def _check(config: Config) -> None:
     check(config.data.curriculum, config.data.stages, config.data.temperature)
     reward = dataclasses.asdict(config.reward)
     for source in ("", *config.reward.sources):
-        rule(reward, source)
+        reward_spec(reward, source)
     for path, share in (
         ("corruption.probability", config.corruption.probability),
         ("data.max_broken", config.data.max_broken),

@@ -1,4 +1,4 @@
-"""Reward computation for finished responses: what verifiers get, what rows must have, how groups are paid."""
+"""Grading as a config says: input of verifiers, checks of rows before a run, rewards of groups."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,37 +10,36 @@ from typing import Any
 import numpy as np
 
 from mmrl.config import Config
-from mmrl.rewards.composition import Rule, own, pay, rule, weighted, weights_of
-from mmrl.rewards.facts import Rollout
-from mmrl.rewards.group import Group
+from mmrl.rewards.answers import RolloutInfo
+from mmrl.rewards.group import GradedGroup
 from mmrl.rewards.judge import JUDGED
-from mmrl.rewards.pool import Graded
-from mmrl.rewards.verifier import names_of, reports
+from mmrl.rewards.spec import RewardSpec, compute_rewards, read_weights, reward_spec, user_verifiers
+from mmrl.rewards.verifier import Graded, reported_components, verifier_names
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.types import StopReason
 
 SELF_JUDGE = "self_judge"  # the component that the policy's second pass gives
 
-Rules = Callable[[Sample], Rule]
+Specs = Callable[[Sample], RewardSpec]
 
 
-def rules_of(config: Config) -> Rules:
-    """The rule for each sample, by its data set and its own ``facts["weights"]``.
+def reward_specs(config: Config) -> Specs:
+    """The reward spec of each sample, by its data set and its own ``facts["weights"]``.
 
     The result raises ValueError naming the sample if its weights are none.
     """
     reward = dataclasses.asdict(config.reward)
-    of_source = cache(lambda source: rule(reward, source))
+    of_source = cache(lambda source: reward_spec(reward, source))
 
-    def of_sample(sample: Sample) -> Rule:
-        found = of_source(sample.source)
-        own = sample.facts.get("weights")
-        if own is None:
-            return found
-        weights = weights_of(own, f'{sample.id}: facts["weights"]')
-        gates, bonuses = weighted(found.gates, weights), weighted(found.bonuses, weights)
-        return replace(found, weights=weights, gates=gates, bonuses=bonuses)
+    def of_sample(sample: Sample) -> RewardSpec:
+        spec = of_source(sample.source)
+        if sample.facts.get("weights") is None:
+            return spec
+        weights = read_weights(sample.facts["weights"], f'{sample.id}: facts["weights"]')
+        gates = {name: conditions for name, conditions in spec.gates.items() if name in weights}
+        bonuses = tuple(name for name in spec.bonuses if name in weights)
+        return replace(spec, weights=weights, gates=gates, bonuses=bonuses)
 
     return of_sample
 
@@ -56,56 +55,55 @@ def check_sources(config: Config, names: Collection[str]) -> None:
             )
 
 
-def verifier_input(sample: Sample, found: Rule, rollout: Rollout, episode: Mapping[str, float]) -> Sample:
+def verifier_input(
+    sample: Sample, spec: RewardSpec, info: RolloutInfo, episode: Mapping[str, float]
+) -> Sample:
     """The sample as verifiers see it: the config's options below its own facts, the rollout's above them."""
-    facts: dict[str, Any] = {**(found.options or {}), **sample.facts, "rollout": dataclasses.asdict(rollout)}
+    facts: dict[str, Any] = {**spec.options, **sample.facts, "rollout": dataclasses.asdict(info)}
     if episode:
         facts["episode"] = dict(episode)
-    return replace(sample, verifier=found.verifiers(sample.verifier), facts=facts)
+    return replace(sample, verifier=spec.verifiers(sample.verifier), facts=facts)
 
 
-def rollout_facts(response: Trajectory, max_tokens: int, progress: float) -> Rollout:
-    """What verifiers are told of a response."""
-    return Rollout(progress, int(response.written.sum()), max_tokens, response.stop == StopReason.LENGTH)
+def response_info(response: Trajectory, max_tokens: int, progress: float) -> RolloutInfo:
+    """Rollout information of a response, for its verifiers."""
+    return RolloutInfo(progress, int(response.written.sum()), max_tokens, response.stop == StopReason.LENGTH)
 
 
 def row_check(config: Config) -> Callable[[Sample], None]:
-    """What raises ValueError if responses to a row could not be graded and paid as the config says."""
-    rules = rules_of(config)
-    verifiers = own(dataclasses.asdict(config.reward))
+    """A check of rows that raises ValueError if responses to one could not be graded as the config says."""
+    specs, verifiers = reward_specs(config), user_verifiers(dataclasses.asdict(config.reward))
 
-    def look(sample: Sample) -> None:
-        found = rules(sample)
-        sample = verifier_input(sample, found, Rollout(), {})
-        there = reports(sample, verifiers)
+    def check(sample: Sample) -> None:
+        spec = specs(sample)
+        sample = verifier_input(sample, spec, RolloutInfo(), {})
+        reported = reported_components(sample, verifiers)
         if config.reward.self_judge.question:
-            there |= {SELF_JUDGE}
-        judged = any(name in JUDGED for name in names_of(sample.verifier, verifiers))
+            reported |= {SELF_JUDGE}
+        judged = any(name in JUDGED for name in verifier_names(sample.verifier, verifiers))
         if judged and not config.reward.judge.endpoint:
             raise ValueError(
                 f"the verifier {sample.verifier!r} asks a text model; name one: config.reward.judge.endpoint"
             )
-        missing = sorted(found.needs - there)
+        missing = sorted(spec.needs - reported)
         if missing:
             raise ValueError(
                 f"config.reward asks for {', '.join(map(repr, missing))}, which the verifier "
-                f"{sample.verifier!r} does not report; it reports {', '.join(sorted(there))}"
+                f"{sample.verifier!r} does not report; it reports {', '.join(sorted(reported))}"
             )
 
-    return look
+    return check
 
 
 def group_rewards(
-    found: Rule,
-    graded: Sequence[Graded],
-    lengths: Sequence[int],
-    max_tokens: int,
-    progress: float,
+    spec: RewardSpec, graded: Sequence[Graded], lengths: Sequence[int], max_tokens: int, progress: float
 ) -> tuple[list[float], list[dict[str, float]]]:
     """Rewards of the responses of a group, and their components with bonuses; 0 and {} where not valid."""
-    valid = [k for k, one in enumerate(graded) if one.valid]
-    group = Group(np.array([lengths[k] for k in valid], np.int64), max_tokens)
-    rewards, components = pay(found, [graded[k].components for k in valid], group, progress)
-    by_seat = dict(zip(valid, zip(rewards, components, strict=True), strict=True))
-    pairs = [by_seat.get(k, (0.0, {})) for k in range(len(graded))]
-    return [reward for reward, _ in pairs], [one for _, one in pairs]
+    valid = [k for k, response in enumerate(graded) if response.valid]
+    group = GradedGroup(np.array([lengths[k] for k in valid], np.int64), max_tokens)
+    of_valid = compute_rewards(spec, [graded[k].components for k in valid], group, progress)
+    rewards: list[float] = [0.0] * len(graded)
+    components: list[dict[str, float]] = [{} for _ in graded]
+    for k, reward, row in zip(valid, *of_valid, strict=True):
+        rewards[k], components[k] = reward, row
+    return rewards, components

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mmrl.rewards.math import load, math
+from mmrl.rewards.math import load_math_verify, math
 from mmrl.rewards.pool import RewardPool
 from mmrl.sample import Sample
 
@@ -33,7 +33,7 @@ def timed(sample: Sample, response: str) -> dict[str, float]:
 
 
 VERIFIERS = {"timed": timed}
-LOADERS = {"timed": load}
+LOADERS = {"timed": load_math_verify}
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,13 @@ def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
         from mmrl.grading import row_check
 
         return row_check(config)
-    from mmrl.rewards.facts import Rollout
-    from mmrl.rewards.verifier import reports
+    from mmrl.rewards.answers import RolloutInfo
+    from mmrl.rewards.verifier import reported_components
 
-    rollout = dataclasses.asdict(Rollout())
-    return lambda sample: reports(dataclasses.replace(sample, facts={**sample.facts, "rollout": rollout}))
+    rollout = dataclasses.asdict(RolloutInfo())
+    return lambda sample: reported_components(
+        dataclasses.replace(sample, facts={**sample.facts, "rollout": rollout})
+    )
 
 
 def _write_report(out: Path, source: "Source", found: "Findings", count: int) -> None:
@@ -132,7 +134,7 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
 
 def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data convert``."""
-    from mmrl.rewards.verifier import names_of
+    from mmrl.rewards.verifier import verifier_names
     from mmrl.tasks.convert import ConvertOptions
     from mmrl.tasks.convert import convert as run
 
@@ -152,7 +154,7 @@ def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
         raise ValueError(f"--{wrong[0]} says nothing about --from={options.layout}; leave it out")
     choices = ConvertOptions(**question_options(given))
     for verifier in choices.verifier.split(","):
-        names_of(verifier)
+        verifier_names(verifier)
     count = _counter(f"converting {options.data}", "entries")
     made = run(
         options.layout,

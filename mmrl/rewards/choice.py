@@ -1,12 +1,11 @@
-"""Multiple choice: a letter or the text of an option, one of them or several."""
+"""Verifier `choice`: a letter or the text of an option, one of them or several."""
 
 import re
 from collections.abc import Mapping
 
-from mmrl.rewards.answers import answer_of, wrong_answer
-from mmrl.rewards.facts import flag_fact
-from mmrl.rewards.items import json_items, unbracketed
-from mmrl.rewards.number import in_terms_of, read_quantity
+from mmrl.rewards.answers import answer_of, flag_fact, wrong_answer
+from mmrl.rewards.lists import json_items, strip_brackets
+from mmrl.rewards.quantity import in_terms_of, read_quantity
 from mmrl.rewards.text import canonical, plain_fonts, to_latex, without_lead
 from mmrl.sample import Sample
 
@@ -62,7 +61,7 @@ def read_choice(answer: str) -> tuple[str | None, str]:
 
 
 def _names_another(letter: str, text: str) -> bool:
-    """Whether what follows a letter names further ones: ``(B)``, ``B. dog``, ``, C and D``, ``ABCD``."""
+    """True if what follows a letter names further ones: ``(B)``, ``B. dog``, ``, C and D``, ``ABCD``."""
     # A single "x" behind "A." may be its text, and so may f(x); behind "a." a small letter is one like it.
     text = _JOINING.sub(" ", text if letter.isupper() else text.upper()).strip()
     words = re.findall(r"\w+", text)
@@ -92,7 +91,7 @@ def letter_of(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def _contradicts(letter: str, text: str, options: Mapping[str, str]) -> bool:
-    """Whether a text that is none of the options goes ill with ``letter``: it holds the words of another
+    """True if a text that is none of the options goes ill with ``letter``: it holds the words of another
     option, or another number than that of this one.
     """
     given, wanted = read_quantity(text), read_quantity(options[letter])
@@ -145,7 +144,7 @@ def letters_of(answer: str, options: Mapping[str, str]) -> frozenset[str] | None
     parts = json_items(answer)
     if parts is not None:
         return _each(parts, options)
-    text = unbracketed(_bare(answer))
+    text = strip_brackets(_bare(answer))
     if _RUN_TOGETHER.fullmatch(text):
         return _each([character for character in text if character.isalpha()], options)
     for between in _BETWEEN:

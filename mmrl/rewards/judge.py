@@ -1,9 +1,9 @@
-"""Verifiers that ask a text model: what it is asked, and how its reply is read; `judge_client` asks it.
+"""Judged verifiers: questions to a text model, and readers of its replies; `judge_client` asks it.
 
 The response is hostile. It stands between two marks that it cannot know (they are made of its hash), and
 control tokens of chat templates in it, and in what the row says, are broken up: the judge's own server makes
-tokens of the text. Only the judge's reply is read, as one JSON object and
-nothing around it: a reply that quotes a verdict of the response, or holds two, is no verdict.
+tokens of the text. Only the judge's reply is read, as one JSON object and nothing around it: a reply that
+quotes a verdict of the response, or holds two, is no verdict.
 """
 
 import hashlib
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from mmrl.rewards.answers import answer_of
-from mmrl.rewards.facts import flag_fact, list_fact, text_fact
+from mmrl.rewards.answers import answer_of, flag_fact, list_fact, text_fact
 from mmrl.sample import Sample
 
 Message = dict[str, str]  # role, content
@@ -65,7 +64,7 @@ class Judged:
 
 
 def judge_request(sample: Sample, response: str) -> list[Message] | None:
-    """How far the answer of a response agrees with ``sample.answer``; None for a response without an answer.
+    """Question how far an answer agrees with ``sample.answer``; None for a response without an answer.
 
     ``facts["rubric"]``: more that the judge is to go by. ``facts["judge_whole"]``: show it the whole response
     too.
@@ -91,7 +90,7 @@ def judge_verdict(sample: Sample, reply: str) -> dict[str, float] | None:
 
 
 def checklist_request(sample: Sample, response: str) -> list[Message] | None:
-    """Which of the statements of ``facts["checklist"]`` hold of a response; None for an empty response.
+    """Question which statements of ``facts["checklist"]`` hold of a response; None for an empty response.
 
     With ``facts["judge_whole"]`` false, of its answer alone.
     """
@@ -151,11 +150,11 @@ def read_object(reply: str) -> dict[str, Any] | None:
 
 
 def mark_of(response: str) -> str:
-    """What stands at both ends of a response: part of its own hash, so that it cannot hold it."""
+    """Mark at both ends of a response: part of its own hash, so that it cannot hold it."""
     return hashlib.sha256(response.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def defused(text: str) -> str:
+def defuse(text: str) -> str:
     """``text`` for a judge to read: control tokens of chat templates are broken up by a blank.
 
     Characters that cannot be sent are replaced, and the middle of a long text is left out.
@@ -163,19 +162,18 @@ def defused(text: str) -> str:
     if len(text) > MAX_SHOWN:
         half = MAX_SHOWN // 2
         text = f"{text[:half]}\n[{len(text) - 2 * half} characters are left out]\n{text[-half:]}"
-    return _broken_up(text)
+    return _break_up(text)
 
 
-def _broken_up(text: str) -> str:
+def _break_up(text: str) -> str:
     text = _UNSENDABLE.sub(LOST, text.replace("\r\n", "\n"))
     return _BRACKETED.sub("[ ", _CONTROL.sub("< ", text))
 
 
 def _statements(sample: Sample) -> list[str]:
     statements = list_fact(sample, "checklist")
-    if not 0 < len(statements) <= MAX_STATEMENTS or not all(
-        isinstance(one, str) and one.strip() for one in statements
-    ):
+    texts = all(isinstance(text, str) and text.strip() for text in statements)
+    if not 0 < len(statements) <= MAX_STATEMENTS or not texts:
         raise ValueError(
             f"sample {sample.id}: facts['checklist'] should be 1 to {MAX_STATEMENTS} statements, each a text"
         )
@@ -191,11 +189,11 @@ def _messages(
     last: str,
     example: str = "",
 ) -> list[Message]:
-    """What is known of the problem, what is to be graded between marks, and what is wanted, once more."""
+    """Messages: the problem and what is known of it, the text to grade between marks, the request again."""
     mark = mark_of(response)
     known = [("Problem", sample.problem.replace("<image>", "[image]")), *parts]
-    blocks = [f"{title}:\n{_broken_up(text)}" for title, text in known if text]
-    blocks += [f"{title}:\n=== {mark} ===\n{defused(text)}\n=== {mark} ===" for title, text in shown]
+    blocks = [f"{title}:\n{_break_up(text)}" for title, text in known if text]
+    blocks += [f"{title}:\n=== {mark} ===\n{defuse(text)}\n=== {mark} ===" for title, text in shown]
     return [
         {"role": "system", "content": system.format(marked=_MARKED.format(mark=mark), example=example)},
         {"role": "user", "content": "\n\n".join([*blocks, last])},

@@ -14,14 +14,15 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mmrl.rewards.answers import answer_of
-from mmrl.rewards.number import (
+from mmrl.rewards.quantity import (
     DECIMAL_SLACK,
+    RADIAN,
     in_terms_of,
     is_decimal,
     parse_number,
     read_quantity,
     same_number,
-    without_unit,
+    split_units,
 )
 from mmrl.rewards.text import (
     canonical,
@@ -32,7 +33,6 @@ from mmrl.rewards.text import (
     to_latex,
     without_lead,
 )
-from mmrl.rewards.units import RADIAN
 from mmrl.sample import Sample
 
 MAX_PARSED = 400  # characters; a longer answer is compared as text only
@@ -44,7 +44,7 @@ MAX_SYMBOLIC_EXPONENT = 20  # of anything with a variable in it; sympy expands t
 ROUNDING = 0.02  # relative; between the sides of an equation
 MAX_COUNT = 200  # argument of a factorial or binomial
 DIGITS = 40  # to which constants are computed
-EXACT = 1e-25  # relative; between constants that nobody rounded
+EXACT = 1e-25  # relative; between constants that are not rounded
 
 _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[\s.,'-]+[^\W\d_]+)*")
 _NOT_MATHEMATICS = re.compile(r"[;#\"`@?]|__|\*\*|\\(?:boxed|fbox)")
@@ -91,15 +91,12 @@ _UNION = re.compile(r"\\cup|\\lor|\\vee|\bor\b")
 
 
 def math(sample: Sample, response: str) -> dict[str, float]:
-    """``{"accuracy": 1.0}`` if the answer of ``response`` (`answer_of`) equals ``sample.answer``, else 0.
+    """``accuracy``: the answer of ``response`` (`answer_of`) equals ``sample.answer`` (`equal`).
 
-    No answer or an empty one is 0 whatever the truth is. May run long on hostile answers: meant
-    to be called by a ``RewardPool``, under its deadline.
+    No answer or an empty one is 0 whatever the truth is. May run long on hostile answers: meant to be called
+    by a ``RewardPool``, under its deadline.
     """
-    return _accuracy(answer_of(sample, response), sample.answer)
-
-
-def _accuracy(answer: str | None, truth: str) -> dict[str, float]:
+    answer, truth = answer_of(sample, response), sample.answer
     if _BOXED_TRUTH.match(truth):
         truth = last_boxed(truth) or ""
     return {"accuracy": float(bool(answer and truth.strip()) and equal(answer or "", truth))}
@@ -107,7 +104,7 @@ def _accuracy(answer: str | None, truth: str) -> dict[str, float]:
 
 @lru_cache(maxsize=4096)
 def equal(answer: str, truth: str) -> bool:
-    """Whether ``answer`` is the same mathematical object, or the same text, as ``truth``.
+    """True if ``answer`` is the same mathematical object, or the same text, as ``truth``.
 
     Decided in order by: units, which have to fit where both state one (`in_terms_of`); exact rational
     arithmetic if both are numbers or rows of them; the spelling (``text.canonical``); and math-verify for the
@@ -121,7 +118,7 @@ def equal(answer: str, truth: str) -> bool:
     if given and wanted and given.alone and wanted.alone:
         rounded = is_decimal(answer) or is_decimal(truth)
         return any(same_number(value, wanted.value, rounded) for value in in_terms_of(wanted, given))
-    (answer, given), (truth, wanted) = without_unit(answer, truth)
+    (answer, given), (truth, wanted) = split_units(answer, truth)
     if given.unit and wanted.unit is None and given.unit.is_angle and "\\pi" in truth:
         wanted = replace(wanted, unit=RADIAN)
     elif wanted.unit and given.unit is None and wanted.unit.is_angle and "\\pi" in answer:
@@ -130,27 +127,27 @@ def equal(answer: str, truth: str) -> bool:
 
 
 def _equal(answer: str, truth: str, factor: Fraction) -> bool:
-    """Whether ``answer`` times ``factor`` is the same as ``truth``; neither has a unit."""
-    if factor == 1 and (key := _key(truth)) and _key(answer) == key:
+    """True if ``answer`` times ``factor`` is the same as ``truth``; neither has a unit."""
+    if factor == 1 and (key := _spelling(truth)) and _spelling(answer) == key:
         return True
     if _is_words(answer) or _is_words(truth) or _NOT_MATHEMATICS.search(answer):
         return False
     answer, truth = to_latex(answer), to_latex(truth)
-    same = (_same_row(answer, truth), _same_intervals(answer, truth)) if factor == 1 else ()
-    for verdict in same:
-        if verdict is not None:
-            return verdict
-    if any(_is_costly_to_parse(text) for text in (answer, truth)):
+    if factor == 1:
+        for verdict in (_same_row(answer, truth), _same_intervals(answer, truth)):
+            if verdict is not None:
+                return verdict
+    if _is_costly_to_parse(answer) or _is_costly_to_parse(truth):
         return False
     try:
-        return _same_mathematics(*_in_one_notation(answer, truth), factor)
+        return _same_mathematics(*_unify_notation(answer, truth), factor)
     except MemoryError:
         raise
     except Exception:  # sympy raises errors of many kinds on nonsense, which is no right answer
         return False
 
 
-def _key(answer: str) -> str:
+def _spelling(answer: str) -> str:
     """The spelling of an answer, with one word for each thing."""
     text = _ARTICLE.sub("", plain_fonts(to_latex(answer)), count=1)
     plural = _NONE.fullmatch(text)
@@ -158,7 +155,7 @@ def _key(answer: str) -> str:
     return canonical(_SAME.get(text.lower()) or _SAME.get(canonical(text)) or text)
 
 
-def _in_one_notation(answer: str, truth: str) -> tuple[str, str]:
+def _unify_notation(answer: str, truth: str) -> tuple[str, str]:
     """Both without the name of what they define (``x =``, ``f(x) =``), degrees in radians, ``i`` for ``j``,
     ``- i`` for ``+ -1.0i``.
     """
@@ -179,17 +176,17 @@ def _in_one_notation(answer: str, truth: str) -> tuple[str, str]:
 
 
 def _same_row(answer: str, truth: str) -> bool | None:
-    """Whether two rows of numbers in the same brackets are the same; None if they are no such rows.
+    """True if two rows of numbers in the same brackets are the same; None if they are no such rows.
 
     Tuples, intervals and vectors have an order; sets and rows without brackets have none, and no repeats.
     Much quicker than parsing them as LaTeX.
     """
-    (given_in, given), (wanted_in, wanted) = _row(answer), _row(truth)
+    (brackets, given), (true_brackets, wanted) = _read_row(answer), _read_row(truth)
     if not given or not wanted:
         return None
-    if given_in != wanted_in:
-        return False if {given_in, wanted_in} == {"()", ""} else None
-    if given_in in ("\\{\\}", ""):
+    if brackets != true_brackets:
+        return False if {brackets, true_brackets} == {"()", ""} else None
+    if brackets in ("\\{\\}", ""):
         given, wanted = sorted(set(given)), sorted(set(wanted))
     rounded = is_decimal(answer) or is_decimal(truth)
     return len(given) == len(wanted) and all(
@@ -197,8 +194,17 @@ def _same_row(answer: str, truth: str) -> bool | None:
     )
 
 
+def _read_row(latex: str) -> tuple[str, list[Fraction]]:
+    """The brackets of a row of numbers, and these; none if there is anything else in it."""
+    match = _ROW.fullmatch(latex) if len(latex) <= MAX_PARSED else None
+    numbers = [parse_number(item) for item in match[2].split(",")] if match else []
+    if match is None or None in numbers:
+        return "", []
+    return match[1] + match[3], [number for number in numbers if number is not None]
+
+
 class _Interval(NamedTuple):
-    """From a lower to an upper bound, each with whether it belongs to the interval."""
+    """An interval between two bounds, each of which may belong to it."""
 
     variable: str  # "" if none is named
     low: str
@@ -207,17 +213,17 @@ class _Interval(NamedTuple):
     has_high: bool
 
     def same(self, other: "_Interval") -> bool:
-        named_apart = self.variable and other.variable and self.variable != other.variable
+        other_name = self.variable and other.variable and self.variable != other.variable
         closed = (self.has_low, self.has_high) == (other.has_low, other.has_high)
-        return closed and not named_apart and equal(self.low, other.low) and equal(self.high, other.high)
+        return closed and not other_name and equal(self.low, other.low) and equal(self.high, other.high)
 
 
 def _same_intervals(answer: str, truth: str) -> bool | None:
-    """Whether a union of intervals or relations is the same as another, where one of them is a relation.
+    """True if a union of intervals or relations is the same as another, where one of them is a relation.
 
     None if they are nothing of the kind: ``(1, 2)`` alone may be a point.
     """
-    given, wanted = _intervals(answer), _intervals(truth)
+    given, wanted = _read_intervals(answer), _read_intervals(truth)
     if given is None or wanted is None or not any(interval.variable for interval in given + wanted):
         return None
     left = list(wanted)
@@ -229,7 +235,7 @@ def _same_intervals(answer: str, truth: str) -> bool | None:
     return not left
 
 
-def _intervals(latex: str) -> list[_Interval] | None:
+def _read_intervals(latex: str) -> list[_Interval] | None:
     """The intervals of a union of intervals and relations of one variable; None if there is anything else."""
     if len(latex) > MAX_PARSED:
         return None
@@ -241,43 +247,34 @@ def _intervals(latex: str) -> list[_Interval] | None:
         if interval:
             variable, opening, low, high, closing = interval.groups()
             found.append(_Interval(variable or "", low, opening == "[", high, closing == "]"))
-        elif (related := _related(re.split("(<=|>=|<|>|!=)", piece))) is not None:
-            found += related
+        elif (relation := _read_relation(re.split("(<=|>=|<|>|!=)", piece))) is not None:
+            found += relation
         else:
             return None
     return found
 
 
-def _related(parts: list[str]) -> list[_Interval] | None:
+def _read_relation(parts: list[str]) -> list[_Interval] | None:
     """The intervals of a relation, cut at its signs: ``3 < x``, ``3 < x <= 5``; None if it is no such one."""
     parts = [part.strip() for part in parts]
-    if len(parts) == 3 and _VARIABLE.fullmatch(parts[2]):
-        parts = [part.translate(_TURNED) for part in parts[::-1]]
-    if len(parts) == 3 and _VARIABLE.fullmatch(parts[0]) and _BOUND.fullmatch(parts[2]):
-        name, sign, bound = parts
+    reverse = [part.translate(_TURNED) for part in parts[::-1]]
+    if len(parts) == 3:
+        name, sign, bound = reverse if _VARIABLE.fullmatch(parts[2]) else parts
+        if not _VARIABLE.fullmatch(name) or not _BOUND.fullmatch(bound):
+            return None
         below = _Interval(name, "-\\infty", False, bound, sign == "<=")
         above = _Interval(name, bound, sign == ">=", "\\infty", False)
         return [below, above] if sign == "!=" else [below if "<" in sign else above]
     if len(parts) != 5 or not _VARIABLE.fullmatch(parts[2]):
         return None
-    if ">" in parts[1] and ">" in parts[3]:
-        parts = [part.translate(_TURNED) for part in parts[::-1]]
-    low, first, name, second, high = parts
+    low, first, name, second, high = reverse if ">" in parts[1] and ">" in parts[3] else parts
     if "<" not in first or "<" not in second or not (_BOUND.fullmatch(low) and _BOUND.fullmatch(high)):
         return None
     return [_Interval(name, low, first == "<=", high, second == "<=")]
 
 
-def _row(latex: str) -> tuple[str, list[Fraction]]:
-    """The brackets of a row of numbers, and these; none if there is anything else in it."""
-    match = _ROW.fullmatch(latex)
-    items = [parse_number(item) for item in match[2].split(",")] if match and len(latex) <= MAX_PARSED else []
-    numbers = [item for item in items if item is not None]
-    return (match[1] + match[3], numbers) if match and len(numbers) == len(items) else ("", [])
-
-
 def _is_costly_to_parse(latex: str) -> bool:
-    """Whether even reading ``latex`` could take long: the parser computes binomials as it meets them."""
+    """True if even reading ``latex`` could take long: the parser computes binomials as it meets them."""
     counts = _COUNTING.search(latex) and _LARGE_NUMBER.search(latex)
     return (
         len(latex) > MAX_PARSED or nesting(latex) > MAX_NESTING or bool(counts) or latex.count("|") > MAX_BARS
@@ -288,7 +285,7 @@ def _is_words(text: str) -> bool:
     return bool(_ONLY_WORDS.fullmatch(to_latex(text).rstrip(".!")))
 
 
-def load() -> None:
+def load_math_verify() -> None:
     """Imports math-verify and sympy, a third of a second, ahead of the first answer that needs them."""
     import math_verify  # noqa: F401
 
@@ -301,9 +298,7 @@ def _same_mathematics(answer: str, truth: str, factor: Fraction) -> bool:
     from math_verify import verify
 
     wanted = _parse(truth)
-    if not wanted:
-        return False
-    given = _parse(answer)
+    given = _parse(answer) if wanted else []
     if not given or any(_is_costly(expression) for expression in (*wanted, *given)):
         return False
     if factor != 1:
@@ -321,7 +316,7 @@ def _same_mathematics(answer: str, truth: str, factor: Fraction) -> bool:
 
 
 def _contradicts_itself(answer: str, truth: str) -> bool:
-    """Whether an equation has sides of different values: who writes "4 = 3" has not said 3.
+    """True if an equation has sides of different values: who writes "4 = 3" has not said 3.
 
     Sides may be rounded. Sides with variables may differ where the truth is an equation to be solved.
     """
@@ -334,27 +329,26 @@ def _contradicts_itself(answer: str, truth: str) -> bool:
 
 
 def _differ(a: Any, b: Any, slack: float = 1e-5) -> bool:
-    """Whether two expressions certainly have different values; much quicker than failing to simplify.
+    """True if two expressions certainly have different values; much quicker than failing to simplify.
 
     Values differ if they do so by more than ``slack``, relative to the larger, however small they are. They
-    are computed with every variable at a positive number of its own. Rows and matrices differ if one of
-    their items does. Relations, sets and percentages are left to math-verify, which reads them in more than
-    one way.
+    are computed with every variable at a positive number of its own. Rows and matrices differ if one of their
+    items does. Relations, sets and percentages are left to math-verify, which has several readings.
     """
     import sympy
 
     rows = [_items(expression) for expression in (a, b)]
     if rows[0] is not None and rows[1] is not None and len(rows[0]) == len(rows[1]):
-        return any(_differ(one, other, slack) for one, other in zip(*rows, strict=True))
+        return any(_differ(x, y, slack) for x, y in zip(*rows, strict=True))
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)) or a.free_symbols != b.free_symbols:
         return False
     names = sorted(a.free_symbols, key=str)
     point = {name: sympy.Rational(13 + 7 * i, 11) for i, name in enumerate(names)}
-    values = [_constant(expression.subs(point)) for expression in (a, b)]
-    if values[0] is None or values[1] is None:
+    one, other = (_constant(expression.subs(point)) for expression in (a, b))
+    if one is None or other is None:
         return False
-    size = max(_size(*value) for value in values if value)
-    return bool(_size(*(x - y for x, y in zip(*values, strict=True))) > slack * size)
+    difference = max(abs(x - y) for x, y in zip(one, other, strict=True))
+    return bool(difference > slack * max(map(abs, (*one, *other))))
 
 
 def _items(expression: Any) -> list[Any] | None:
@@ -380,16 +374,10 @@ def _constant(expression: Any) -> tuple[Any, Any] | None:
         parts = expression.evalf(DIGITS).as_real_imag()
     except (TypeError, ValueError, ArithmeticError):  # not a number even then: an integral, a set
         return None
-    if not all(part.is_Float or part.is_Integer or part.is_Rational for part in parts) or not all(
-        part.is_finite for part in parts
-    ):
+    if not all((part.is_Float or part.is_Integer or part.is_Rational) and part.is_finite for part in parts):
         return None
     # A part of which no digit could be made sure is zero: sqrt(2) sqrt(3) - sqrt(6).
     return tuple(sympy.S.Zero if part.is_Float and part._prec == 1 else part for part in parts)
-
-
-def _size(real: Any, imaginary: Any) -> Any:
-    return max(abs(real), abs(imaginary))
 
 
 @lru_cache(maxsize=4096)
@@ -400,16 +388,12 @@ def _parse(latex: str) -> list[Any]:
     config = LatexExtractionConfig(boxed_match_priority=0)
     if _VARIABLE_AT_END.search(latex):  # the "t" of 3s + 2t is no unit
         config = replace(config, normalization_config=replace(config.normalization_config, units=False))
-    return parse(
-        "\\boxed{" + latex + "}",
-        extraction_config=[config],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
+    text = "\\boxed{" + latex + "}"
+    return parse(text, extraction_config=[config], fallback_mode="no_fallback", parsing_timeout=None)
 
 
 def _is_costly(expression: Any) -> bool:
-    """Whether evaluating a parsed (not yet evaluated) expression could take long: power towers, sums"""
+    """True if evaluating a parsed expression could take long: power towers, sums."""
     import sympy
 
     refused = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
@@ -417,26 +401,28 @@ def _is_costly(expression: Any) -> bool:
     for nodes, node in enumerate(sympy.preorder_traversal(expression)):
         if nodes > MAX_NODES or isinstance(node, refused):
             return True
-        if isinstance(node, counted) and any(not _below(argument, MAX_COUNT) for argument in node.args):
+        if isinstance(node, counted) and any(not _is_below(argument, MAX_COUNT) for argument in node.args):
             return True
         if isinstance(node, sympy.Pow):
             base, exponent = node.args
             limit = MAX_SYMBOLIC_EXPONENT if base.free_symbols else MAX_EXPONENT
-            if not exponent.free_symbols and not _below(exponent, limit):
+            if not exponent.free_symbols and not _is_below(exponent, limit):
                 return True
     return False
 
 
-def _below(exponent: Any, limit: int) -> bool:
-    """Whether a subexpression is certainly smaller than ``limit`` in size: a symbol counts as small."""
+def _is_below(exponent: Any, limit: int) -> bool:
+    """True if a subexpression is certainly smaller than ``limit`` in size: a symbol counts as small."""
     if exponent.is_Number:
         return bool(abs(exponent) <= limit)
     if exponent.is_Atom:
         return True
     if exponent.is_Add or exponent.is_Mul:
         share = int(limit ** (1 / len(exponent.args)))
-        return all(_below(argument, share) for argument in exponent.args)
+        return all(_is_below(argument, share) for argument in exponent.args)
     if exponent.is_Pow:
         base, power = exponent.args
-        return _below(base, limit) if power in (-1, 0, 1) else _below(base, 3) and _below(power, 3)
+        if power in (-1, 0, 1):
+            return _is_below(base, limit)
+        return _is_below(base, 3) and _is_below(power, 3)
     return False

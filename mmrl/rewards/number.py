@@ -1,280 +1,97 @@
-"""Numbers as people write them: exact rationals, alone or among words, with a percent sign, scale or unit."""
+"""Verifiers `number` and `count`: right within a tolerance, with credit for near answers."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
 from fractions import Fraction
-from types import MappingProxyType
 
-from mmrl.rewards.text import MAX_ANSWER, plain_characters, plain_fonts, to_latex, without_lead
-from mmrl.rewards.units import UNIT, Unit, read_unit
+from mmrl.rewards.answers import answer_of, number_fact, wrong_answer
+from mmrl.rewards.quantity import Quantity, in_terms_of, read_quantity
+from mmrl.rewards.text import canonical
+from mmrl.sample import Sample
 
-MAX_DIGITS = 400  # characters of one number; longer ones are compared as text
-DECIMAL_SLACK = Fraction(1, 10**6)  # math-verify rounds decimals to six places as well
-PERCENT = Fraction(1, 100)
+LARGEST_TOLERANCE = 1e15
+THRESHOLDS = tuple(Fraction(k, 20) for k in range(10, 20))  # 0.50, 0.55, ..., 0.95
+NEAR, FAR = Fraction(1, 20), Fraction(1, 5)  # relative errors of full and of no credit
 
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![\d,])|\d+)(?:\.\d*)?|\.\d+"
-_SIGNED = rf"-?\s?(?:{_PLAIN})"
-_VALUE = re.compile(
-    # \frac{1}{2}, 2\frac12, 3/4, 2 1/2
-    rf"(?:(?P<whole>\d+(?=[\s\\]))\s?)?(?:\\[dt]?frac\s?(?:\{{\s?(?P<a>{_SIGNED})\s?\}}\s?\{{\s?(?P<b>{_SIGNED})\s?\}}"
-    rf"|(?P<c>\d)\s?(?P<d>\d))|(?P<e>{_PLAIN})\s?/\s?(?P<f>{_PLAIN}))"
-    # 0.\overline{3}, 0.1(6)
-    r"|(?P<once>\d*\.\d*)(?:\\(?:overline|bar|dot)\s?\{?(?P<r>\d{1,20})\}?|\((?P<s>\d{1,20})\))"
-    # 6\times 10^{5}, 6e5
-    rf"|(?P<m>{_PLAIN})\s?(?:(?:\\times|\\cdot|\*|x)\s?10\s?\^\s?(?:\{{\s?(?P<x>-?\s?\d{{1,2}})\s?\}}|(?P<y>-?\d{{1,2}}))"
-    r"|[eE](?P<z>[+-]?\d{1,2}))(?!\d)"
-    # 10^{5}
-    r"|(?P<base>\d{1,9})\s?\^\s?(?:\{\s?(?P<p>-?\s?\d{1,2})\s?\}|(?P<q>-?\d{1,2})(?!\d))"
-    rf"|(?P<plain>{_PLAIN})"
+_NAMES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
 )
-_DEGREE = re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ)\s?|\\degree\s?")
-_AT_END = re.compile(r"(?:\\?%|°)$")
+WORDS = {"none": 0} | {word: value for value, word in enumerate(_NAMES.split())}
 
-SCALES: Mapping[str, Fraction] = MappingProxyType(
-    {
-        **dict.fromkeys(("%", "\\%", "percent", "per cent"), PERCENT),
-        "hundred": Fraction(100),
-        **dict.fromkeys(("thousand", "k", "K"), Fraction(10**3)),
-        **dict.fromkeys(("million", "M"), Fraction(10**6)),
-        **dict.fromkeys(("billion", "bn", "B"), Fraction(10**9)),
-        "trillion": Fraction(10**12),
+
+def number(sample: Sample, response: str) -> dict[str, float]:
+    """A number: ``accuracy``, ``mean_relative_accuracy`` and ``near``, each in [0, 1].
+
+    ``accuracy`` is 1 within ``facts["tolerance"]`` (absolute, in the truth's unit) or
+    ``facts["relative_tolerance"]`` (of the truth; 0.05 is the relaxed accuracy of ChartQA), each 0 by
+    default; either suffices. The others do not depend on these. ValueError if ``sample.answer`` holds no one
+    number.
+    """
+    truth = read_quantity(sample.answer)
+    if truth is None:
+        raise wrong_answer(sample, "is not a number; use another verifier")
+    tolerance, relative = (
+        Fraction(str(number_fact(sample, name, 0.0, least=0.0, most=LARGEST_TOLERANCE)))  # 0.01 is 1/100
+        for name in ("tolerance", "relative_tolerance")
+    )
+    given = _read(answer_of(sample, response) or "")
+    readings = [] if given is None else in_terms_of(truth, given)
+    if not readings:
+        return {"accuracy": 0.0, "mean_relative_accuracy": 0.0, "near": 0.0}
+    value = min(readings, key=lambda reading: abs(reading - truth.value))
+    return {
+        "accuracy": float(abs(value - truth.value) <= max(tolerance, relative * abs(truth.value))),
+        "mean_relative_accuracy": mean_relative_accuracy(value, truth.value),
+        "near": near_credit(value, truth.value),
     }
-)
-_LONG_SCALES = sorted((name for name in SCALES if len(name) > 1 or not name.isalpha()), key=len, reverse=True)
-_SCALE = re.compile(  # "5K" is 5000, "5 K" a temperature
-    rf"(?:\s?(?P<word>{'|'.join(map(re.escape, _LONG_SCALES))})|(?P<letter>[kKMB]))(?![A-Za-z/^])"
-)
-_UNIT = re.compile(rf"\s?(?P<unit>{UNIT})(?![A-Za-z\d^])")
-_UNIT_AT_END = re.compile(rf"(?<=[\d\s}})!%])(?P<unit>{UNIT})$")
-_AND = re.compile(r"(?: and)?\s?")
-_SCALE_AT_END = re.compile(r"\s?(?:\\?%|percent)$")
-_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")  # of an angle, which keeps its degrees
-_LONGEST_UNIT = 60  # characters
-_DOLLAR = re.compile(r"(?:US|A|C|HK)?(?:\\\$|\$(?=[^$]*$))\s?(?=[-\d.])")  # one that opens no mathematics
-_CURRENCY = r"(?:(?P<unit>USD|EUR|GBP|INR|Rs|CNY|RMB|JPY|€|£|₹)\.?|[¥₩])\s?"
-_CURRENCY_AT_START, _CURRENCY_AT_END = re.compile(_CURRENCY), re.compile(f"{_CURRENCY}$")
-_MINUS_FOLLOWS = re.compile(r"(?:^|[=≈<>:(\[{,;|]|\\approx|\b(?:is|are|was|be|to|of|equals|about))[^\S\n]*$")
-_NEGATED = re.compile(r"\b(?:not|never|no|minus|negative|except|isn't|less|more|least|most)\b", re.IGNORECASE)
-_CHANGED = re.compile(  # "5 squared", "3 halves", "5 or more"
-    r"\b(?:not|or|and|to|than|over|times|plus|minus|squared|cubed|factorial|dozen|hal(?:f|ves)|"
-    r"(?:third|quarter|fourth|fifth|sixth|eighth|tenth|hundredth|thousandth)s?|wrong|incorrect)\b",
-    re.IGNORECASE,
-)
-_WORDS = re.compile(
-    r"(?:[^\W\d_]|(?<=[^\W\d_])[-/](?=[^\W\d_])|\\(?:approx|sim|angle)(?![A-Za-z])|[\s=:≈()\[\].,'\"])*"
-)
-_GLUED = re.compile(r"[A-Za-z\u00c0-\u03ff]|\\[A-Za-z]")  # "5x", "5\pi"
-_NOUNS = re.compile(r"\s*(?:[^\W\d_]{3,}\s?|[\u3400-\u9fff]{1,2}){0,3}")  # "people": a unit that is not known
-_LATIN = re.compile(r"[A-Za-z\u00c0-\u03ff\\]")
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A number and what is stated beside it."""
-
-    value: Fraction  # as it is written
-    scale: Fraction = Fraction(1)  # that a word or a percent sign gives: "1.5 million" is 1.5 and 10**6
-    unit: Unit | None = None  # None if none is stated, or an unknown one
-    alone: bool = True  # nothing stands around but a name and a noun: "x = 5 cm", "5 people"
+def _read(text: str) -> Quantity | None:
+    """The one number of ``text``, which may be a word up to twenty."""
+    word = WORDS.get(canonical(text))
+    return read_quantity(text) if word is None else Quantity(Fraction(word))
 
 
-def parse_number(answer: str) -> Fraction | None:
-    r"""The rational number that ``answer`` writes, or None if it writes anything else.
+def _relative_error(given: Fraction, truth: Fraction) -> float | Fraction:
+    return abs(given - truth) / abs(truth) if truth else Fraction(0) if given == truth else math.inf
 
-    Reads signs, thousands in commas or blanks, decimals (repeating ones too), ``a/b``, ``\frac{a}{b}``,
-    ``\frac12``, mixed numbers (``2\frac{1}{2}``, ``2 1/2``), powers and scientific notation with at most two
-    digits of exponent, and ignores a percent or degree sign.
+
+def mean_relative_accuracy(given: Fraction, truth: Fraction) -> float:
+    """Share of the thresholds t = 0.50, 0.55, ..., 0.95 with a relative error below 1 - t.
+
+    Yang et al. 2024 (Thinking in Space, equation 1); the reward of SpatialLadder and ViLaSR.
     """
-    if len(answer) > MAX_DIGITS:
-        return None
-    text = _AT_END.sub("", _DEGREE.sub("°", to_latex(answer))).strip()
-    sign = -1 if text.startswith("-") else 1
-    match = _VALUE.fullmatch(text.removeprefix("-" if sign < 0 else "+").strip())
-    value = _value(match) if match else None
-    return None if value is None else sign * value
+    error = _relative_error(given, truth)
+    return sum(error < 1 - threshold for threshold in THRESHOLDS) / len(THRESHOLDS)
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
-    """The number that a match of `_VALUE` writes; None if it divides by zero, or is too long."""
-    if len(match[0]) > MAX_DIGITS:
-        return None
-    if match["plain"]:
-        return _plain(match["plain"])
-    if match["m"]:
-        return _plain(match["m"]) * Fraction(10) ** int(
-            (match["x"] or match["y"] or match["z"]).replace(" ", "")
-        )
-    if match["base"]:
-        base, exponent = int(match["base"]), int((match["p"] or match["q"]).replace(" ", ""))
-        return None if base == 0 else Fraction(base) ** exponent
-    if match["once"]:
-        digits = match["r"] or match["s"]
-        share = Fraction(int(digits), 10 ** len(digits) - 1) / 10 ** len(match["once"].partition(".")[2])
-        return _plain("0" + match["once"]) + share
-    below = _plain(match["b"] or match["d"] or match["f"])
-    if below == 0:
-        return None
-    quotient = _plain(match["a"] or match["c"] or match["e"]) / below
-    if match["whole"] is None:
-        return quotient
-    return None if quotient < 0 else int(match["whole"]) + quotient
+def near_credit(given: Fraction, truth: Fraction) -> float:
+    """1 up to a relative error of 5 %, 0 from 20 % on, between them half a cosine (Reason-RFT)."""
+    error = _relative_error(given, truth)
+    if error >= FAR:
+        return 0.0
+    return 0.5 * (1.0 + math.cos(math.pi * float(max(Fraction(0), Fraction(error) - NEAR) / (FAR - NEAR))))
 
 
-def _plain(text: str) -> Fraction:
-    return Fraction("".join(text.replace(",", "").split()).rstrip("."))
+def count(sample: Sample, response: str) -> dict[str, float]:
+    """A count: ``accuracy`` (the same whole number) and ``near_count``.
 
-
-def is_decimal(answer: str) -> bool:
-    """Whether a number is written with a decimal point, hence possibly rounded."""
-    return "." in answer
-
-
-def same_number(answer: Fraction, truth: Fraction, rounded: bool) -> bool:
-    """Equality; with ``rounded``, up to a millionth of the larger and a millionth in absolute size."""
-    slack = DECIMAL_SLACK * min(Fraction(1), max(abs(answer), abs(truth))) if rounded else Fraction(0)
-    return abs(answer - truth) <= slack
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A number found in a text: from where to where with all that belongs to it, and what that says."""
-
-    start: int
-    end: int
-    quantity: Quantity
-
-
-def _written(text: str, match: re.Match[str]) -> _Written | None:
-    """The number of a match of `_VALUE` with the sign, currency, scale and unit beside it; None if it is part
-    of something else, such as "x2", "2nd" and "5x".
+    ``near_count`` is ``max(0, 1 - |given - truth| / max(truth, 1))``. Words may stand around the number,
+    which may itself be a word up to twenty. ValueError if ``sample.answer`` is no such number.
     """
-    value = _value(match)
-    before, end = text[: match.start()], match.end()
-    before, sign = _without_sign(before)
-    currency = _CURRENCY_AT_END.search(before[-6:])
-    if currency:
-        before, sign = _without_sign(before[: len(before) - len(currency[0])], sign)
-    scale = _SCALE.match(text, end)
-    end = scale.end() if scale else end
-    unit = _UNIT.match(text, end)
-    if unit and unit["unit"] == "in" and _LATIN.match(text[unit.end() :].lstrip()):  # "5 in total"
-        unit = None
-    end = unit.end() if unit else end
-    named = unit["unit"] if unit else currency["unit"] if currency else None
-    glued = before[-1:].isdigit() or before[-1:] == "." or bool(_LATIN.fullmatch(before[-1:]))
-    if value is None or glued or (not scale and not unit and _GLUED.match(text, end)):
+    truth = _read_count(sample.answer)
+    if truth is None:
+        raise wrong_answer(sample, "is not a count; give a whole number from 0 on, or use 'number'")
+    given = _read_count(answer_of(sample, response) or "")
+    if given is None:
+        return {"accuracy": 0.0, "near_count": 0.0}
+    distance = Fraction(abs(given - truth), max(truth, 1))
+    return {"accuracy": float(given == truth), "near_count": float(max(Fraction(0), 1 - distance))}
+
+
+def _read_count(text: str) -> int | None:
+    given = _read(text)
+    if given is None or given.scale < 1:  # a share is no count
         return None
-    times = SCALES[scale["word"] or scale["letter"]] if scale else Fraction(1)
-    return _Written(len(before), end, Quantity(sign * value, times, read_unit(named) if named else None))
-
-
-def _without_sign(before: str, sign: int = 1) -> tuple[str, int]:
-    """``before`` without the sign in which it ends, and -1 if that is a minus.
-
-    A dash behind a word or a number is none: "10 - 7", "x-7"; nor is the bullet of a list.
-    """
-    bare = before.rstrip(" ")
-    context = bare[:-1]
-    if bare[-1:] not in ("-", "+") or bare[-1:] == "":
-        return before, sign
-    recent = context[-40:] if len(context) <= 40 else "x" + context[-39:]
-    adjacent = bare == before and not re.search(r"[\w.)\]}]$", recent)
-    if not adjacent and not _MINUS_FOLLOWS.search(recent):
-        return before, sign
-    return context, -sign if bare[-1] == "-" else sign
-
-
-def last_number(text: str) -> str | None:
-    """The last number of running text as it is written, with its sign, percent sign and unit."""
-    text = _DEGREE.sub("°", plain_fonts(plain_characters(text[-MAX_ANSWER:])))
-    for match in reversed(list(_VALUE.finditer(text))):
-        found = _written(text, match)
-        if found is not None:
-            return ("-" if found.quantity.value < 0 else "") + text[match.start() : found.end]
-    return None
-
-
-def _prepared(text: str) -> str:
-    text = to_latex(_DOLLAR.sub("USD ", text) if "$" in text else text)
-    return _DEGREE.sub("°", plain_fonts(text)).strip()
-
-
-def read_quantity(text: str) -> Quantity | None:
-    r"""The one number of ``text``, with its percent sign, word of scale and unit; None if there is no one.
-
-    Words may stand around it and are ignored, as are units that are not in ``UNITS``. A second number, or
-    mathematics around it (``<5``, ``5+x``, ``\pm 5``, ``5!``), is no one number, and neither is one that is
-    denied ("not 5", "minus 5"). Units of one kind, each smaller than the one before, add up: "3 h 20 min".
-    """
-    text = _prepared(text) if len(text) <= MAX_DIGITS else ""
-    match = _VALUE.search(text)
-    found = _written(text, match) if match else None
-    if found is None:
-        return None
-    quantity, end, least = found.quantity, found.end, found.quantity.unit
-    while quantity.unit and (match := _VALUE.match(text, _AND.match(text, end).end())):  # type: ignore[union-attr]
-        further = _written(text, match)
-        smaller = further and further.quantity.unit
-        if not further or not smaller or not least or smaller.dimension != least.dimension:
-            return None
-        if smaller.size >= least.size:  # "3 cm and 2 cm" are two answers
-            return None
-        part = further.quantity.value * smaller.size / quantity.unit.size
-        quantity, end, least = replace(quantity, value=quantity.value + part), further.end, smaller
-    before, after = text[: found.start], text[end:]
-    if (
-        not (_WORDS.fullmatch(before) and _WORDS.fullmatch(after))
-        or _NEGATED.search(before)
-        or _CHANGED.search(after)
-    ):
-        return None
-    named = not without_lead(before) or before.rstrip().endswith("=")
-    return replace(quantity, alone=named and bool(_NOUNS.fullmatch(after)))
-
-
-def without_unit(*texts: str) -> list[tuple[str, Quantity]]:
-    """Each text as LaTeX without its unit, currency and percent sign, and these, as of the number 1.
-
-    A single letter is taken for a unit only if it is set upright, or if another of the texts has a unit: in
-    "2t + 3s" it is a variable.
-    """
-    read = [_parted(_prepared(text), "\\text" in text or "\\math" in text) for text in texts]
-    if any(stated.unit for _, stated in read):
-        read = [_parted(_prepared(text), True) for text in texts]
-    return read
-
-
-def _parted(text: str, letters: bool) -> tuple[str, Quantity]:
-    currency = _CURRENCY_AT_START.match(text)
-    body = text[currency.end() :] if currency else text
-    unit = _UNIT_AT_END.search(body, max(0, len(body) - _LONGEST_UNIT))
-    if unit and (
-        (not letters and len(unit["unit"]) == 1 and unit["unit"].isascii()) or _FUNCTION.search(body)
-    ):
-        unit = None
-    body = body[: unit.start()].strip() if unit else body
-    scale = _SCALE_AT_END.search(body)
-    body = body[: scale.start()] if scale else body
-    named = unit["unit"] if unit else currency["unit"] if currency else None
-    stated = Quantity(Fraction(1), PERCENT if scale else Fraction(1), read_unit(named) if named else None)
-    return body.replace("°", "^\\circ "), stated
-
-
-def in_terms_of(truth: Quantity, given: Quantity) -> list[Fraction]:
-    """What ``given`` may mean, as numbers to compare with ``truth.value``; none if the units do not fit.
-
-    Units count where both state one: 50 cm is 0.5 m, and is not 50 m. A percent sign or a word of scale that
-    only one of the two has may belong to the question: 15 % is 15, and is 0.15.
-    """
-    size = Fraction(1)
-    if given.unit and truth.unit:
-        if given.unit.dimension != truth.unit.dimension:
-            return []
-        size = given.unit.size / truth.unit.size
-    elif (given.unit and truth.scale == PERCENT) or (truth.unit and given.scale == PERCENT):
-        return []
-    meant = [given.value * size * given.scale / truth.scale]
-    if (given.scale == 1) != (truth.scale == 1):
-        meant.append(given.value * size)
-    return meant
+    value = given.value * given.scale
+    return int(value) if value >= 0 and value.denominator == 1 else None

@@ -1,13 +1,12 @@
-"""Responses that answer, reflect and answer again; and whether the thinking concludes what is answered."""
+"""Verifiers of reflection: answers before and after it, and the conclusion of a thinking."""
 
 import itertools
 import re
 
-from mmrl.rewards.answers import answer_of
-from mmrl.rewards.facts import text_fact
-from mmrl.rewards.format import in_stages, says_something
+from mmrl.rewards.answers import answer_of, text_fact
 from mmrl.rewards.math import equal
-from mmrl.rewards.number import last_number, parse_number, same_number
+from mmrl.rewards.quantity import last_number, parse_number, same_number
+from mmrl.rewards.style import in_stages, is_visible
 from mmrl.rewards.text import MAX_ANSWER, canonical, last_boxed, unboxed
 from mmrl.sample import Sample
 
@@ -27,16 +26,11 @@ _CONCLUSION = re.compile(
 def reflection(sample: Sample, response: str) -> dict[str, float]:
     """Grades a first answer, a reflection on it and a second answer, in ``<answer>`` and ``<reflection>``.
 
-    Returns:
-      ``reflection``: 1 wrong, then right; 0.75 right twice; 0.25 right, then wrong; 0 wrong twice; and 0.5
-      for a right answer without a second one. More answers than two are all wrong, and so are two without
-      a reflection that says something between them.
-      ``accuracy``: the last answer is right (0 or 1).
-      ``format``: the response is ``STAGES`` in this order and nothing else (0 or 1).
-
-    Answers are compared as mathematics (`equal`), or with ``facts["compare"] = "text"`` as text. Source:
-    SRPO, Wan et al. 2025, ``srpo_reward_func.py``, without its fallback that pays 1 for naming the right
-    letter. Raises ValueError if the sample's answer is blank.
+    ``reflection``: 1 wrong, then right; 0.75 right twice; 0.25 right, then wrong; 0 wrong twice; 0.5 for a
+    right answer without a second one. More than two answers are wrong, and so are two without a reflection
+    between them. ``accuracy``: the last answer is right. ``format``: the response is `STAGES` and nothing
+    else. Answers are compared as mathematics (`equal`), or with ``facts["compare"] = "text"`` as text.
+    Source: SRPO, Wan et al. 2025, ``srpo_reward_func.py``. ValueError if the sample's answer is blank.
     """
     truth = sample.answer.strip()
     if not truth:
@@ -56,7 +50,7 @@ def _answers(response: str) -> list[str]:
     found = list(itertools.islice(_ANSWER.finditer(response), 3))
     if len(found) == 2:
         between = _REFLECTION.match(response, found[0].end(), found[1].start())
-        if between is None or not says_something(between[1]):
+        if between is None or not is_visible(between[1]):
             return []
     elif len(found) != 1:
         return []

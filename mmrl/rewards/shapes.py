@@ -1,4 +1,4 @@
-"""Checker of the shapes world: was the answer right, and if not, was it seen wrongly or concluded wrongly."""
+"""Verifier `shapes` of the shapes world: a wrong answer is an error of format, perception or reasoning."""
 
 import re
 
@@ -18,40 +18,26 @@ _LONGEST = 200  # characters of a thinking that may still say something true abo
 
 
 def shapes(sample: Sample, response: str) -> dict[str, float]:
-    """Judge a response to a question of the shapes world.
+    r"""An answer to a question of the shapes world, ideally ``<think> facts </think> \boxed{answer}``.
 
-    Args:
-        sample: ``facts["kind"]`` names the question's kind, ``facts["seen"]`` lists the words of the true
-            facts.
-        response: the policy's text, ideally ``<think> facts </think> \\boxed{answer}``. Any text is judged,
-            in time linear in its length.
-
-    Returns:
-        Components, each 0 or 1:
-        ``accuracy``: the last ``\\boxed{}`` holds the answer.
-        ``format``: the response is one thinking and one boxed answer, and nothing else.
-        ``format_error``, ``perception_error``, ``reasoning_error``: why the answer is not right: no answer or
-        no statement of facts can be read; facts are stated that differ from the scene's; the facts are right
-        but not the conclusion. ``accuracy`` and these three sum to 1.
-        ``unfaithful``: the answer is right but the stated facts are wrong or unreadable.
-
-    Raises:
-        ValueError: the sample's facts lack a kind of the shapes world or the list of words.
+    ``accuracy``: the last box holds the answer. ``format``: one thinking and one boxed answer, and nothing
+    else. ``format_error``, ``perception_error``, ``reasoning_error``: a wrong answer because none or no facts
+    can be read; facts are stated that differ from the scene's (``facts["seen"]``); the facts are right but
+    not the conclusion. ``unfaithful``: the answer is right but the stated facts are wrong or unreadable.
+    ValueError if the row lacks ``facts["kind"]`` or ``facts["seen"]``.
     """
     kind, seen = sample.facts.get("kind"), sample.facts.get("seen")
-    if (
-        not (isinstance(kind, str) and kind in _FACT)
-        or not isinstance(seen, list)
-        or not all(isinstance(word, str) for word in seen)
-    ):
+    words = isinstance(seen, list) and all(isinstance(word, str) for word in seen)
+    if not (isinstance(kind, str) and kind in _FACT) or not words:
         raise ValueError(
             f"sample {sample.id}: the shapes verifier needs facts with a 'kind' ({', '.join(_FACT)}) and a "
             "list 'seen'; write the data with `mmrl data shapes`"
         )
     answer = last_boxed(response) or None
-    stated = _stated_facts(kind, _thinking(response))
+    inside, closed, _ = response.partition("<think>")[2].partition("</think>")
+    stated = _read_facts(kind, inside if closed else "")
     right = answer == sample.answer.strip()
-    seen_right = stated is not None and stated == _stated_facts(kind, " ".join(seen))
+    seen_right = stated is not None and stated == _read_facts(kind, " ".join(seen or ()))
     readable = answer is not None and stated is not None
     return {
         "accuracy": float(right),
@@ -63,17 +49,9 @@ def shapes(sample: Sample, response: str) -> dict[str, float]:
     }
 
 
-def _thinking(response: str) -> str:
-    _, _, rest = response.partition("<think>")
-    inside, closed, _ = rest.partition("</think>")
-    return inside if closed else ""
-
-
-def _stated_facts(kind: str, thinking: str) -> list[str] | None:
+def _read_facts(kind: str, thinking: str) -> list[str] | None:
     """The facts of a thinking, sorted (their order says nothing); None if it is no statement of that kind."""
-    if len(thinking) > _LONGEST:
-        return None
     words, fact = " ".join(thinking.split()), _FACT[kind]
-    if re.fullmatch(f"{fact}(?: {fact})*", words) is None:
+    if len(thinking) > _LONGEST or re.fullmatch(f"{fact}(?: {fact})*", words) is None:
         return None
     return sorted(re.findall(fact, words))

@@ -1,4 +1,4 @@
-r"""The text of a response and of an answer: where an answer stands, and which spellings of one are alike.
+r"""Text of responses and answers: where an answer stands, and which spellings of one are alike.
 
 Every function takes time linear in its text; nothing is evaluated.
 """
@@ -99,7 +99,7 @@ def unboxed(answer: str | None) -> str | None:
 
 
 def has_tag(text: str) -> bool:
-    """Whether an ``<answer>`` opens, in any case."""
+    """True if an ``<answer>`` opens, in any case."""
     return _TAG.search(text) is not None
 
 
@@ -113,9 +113,7 @@ def first_tagged(text: str) -> str | None:
 
 
 def last_answer_line(text: str) -> str | None:
-    """What follows the last ``Answer:`` (in any case, bold, in Chinese) on its line, within the last 300
-    characters.
-    """
+    """Text behind the last ``Answer:`` on its line (in any case, bold, in Chinese), near the end."""
     lines = _ANSWER_LINE.findall(text[-300:])
     return lines[-1].strip() if lines else None
 
@@ -181,13 +179,13 @@ def to_latex(answer: str) -> str:
     """
     text = _BOLD.sub(r"\1", plain_characters(answer).translate(_SYMBOLS))
     text = _OLD_NAME.sub(lambda match: _RENAMED[match[0]], text)
-    text = _SPACING.sub(_without_spacing, text)
+    text = _SPACING.sub(_drop_spacing, text)
     text = _PLAIN_CALL.sub(_call, _PLAIN_PI.sub(r"\\pi ", text))
     text = _CODE_POWER.sub(r"^{\1}", _PLAIN_FUNCTION.sub(r"\\\1 ", text))
-    return _unwrapped(peel(_unwrapped(text)))
+    return _unwrap(peel(_unwrap(text)))
 
 
-def _unwrapped(text: str) -> str:
+def _unwrap(text: str) -> str:
     text = text.strip().strip("*`").strip()
     text = text[2:-2] if len(text) > 4 and text[:2] == text[-2:] == "__" else text
     if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'_" and text[0] not in text[1:-1]:
@@ -199,7 +197,7 @@ def _call(match: re.Match[str]) -> str:
     return f"\\sqrt{{{match[2]}}}" if match[1] == "sqrt" else f"e^{{{match[2]}}}"
 
 
-def _without_spacing(match: re.Match[str]) -> str:
+def _drop_spacing(match: re.Match[str]) -> str:
     if match[0] == "\\\\":  # a new row of a matrix
         return match[0]
     return "" if match[0][1:] in tuple("!()[]") else " "
@@ -234,5 +232,5 @@ def canonical(answer: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether ``text`` holds characters no writer types: C0/C1 controls other than tab and newlines."""
+    """True if ``text`` holds characters no writer types: C0/C1 controls other than tab and newlines."""
     return any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in text)

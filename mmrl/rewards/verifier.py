@@ -1,31 +1,25 @@
-"""Verifiers by name, and how their components become one reward.
+"""Verifiers by name, and the weighted sum of their components.
 
 A verifier is a pure function ``(sample, response) -> {component: value}``. Components are reported apart and
-weighed by the config: PAPO and EasyR1 use ``PAPO_WEIGHTS``, VPPO accuracy alone.
+weighted by the config: PAPO and EasyR1 use ``PAPO_WEIGHTS``, VPPO accuracy alone.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from mmrl.rewards.boxes import load as load_matching
+from mmrl.rewards.boxes import load_scipy
 from mmrl.rewards.choice import choice
 from mmrl.rewards.detection import boxes
-from mmrl.rewards.format import form, stages, thought
-from mmrl.rewards.grounding import box, point
-from mmrl.rewards.gui import gui, gui_candidates
-from mmrl.rewards.intervals import interval
+from mmrl.rewards.grounding import box, gui, gui_candidates, interval, point
 from mmrl.rewards.judge import JUDGED
-from mmrl.rewards.language import language
-from mmrl.rewards.length import length_target, overlong
 from mmrl.rewards.lists import list_, order, rank, set_
-from mmrl.rewards.math import load as load_math
-from mmrl.rewards.math import math
-from mmrl.rewards.numeric import count, number
+from mmrl.rewards.math import load_math_verify, math
+from mmrl.rewards.number import count, number
 from mmrl.rewards.reflection import consistency, reflection
-from mmrl.rewards.repetition import repetition
 from mmrl.rewards.shapes import shapes
-from mmrl.rewards.structure import json_answer, triples
+from mmrl.rewards.structure import json_answer, load_jsonschema, triples
+from mmrl.rewards.style import language, length_target, overlong, repetition, response_format, stages, thought
 from mmrl.rewards.words import anls, edit, exact, text, yes_no
 from mmrl.sample import Sample
 from mmrl.suggest import suggest
@@ -37,7 +31,20 @@ PAPO_WEIGHTS: Mapping[str, float] = MappingProxyType({"accuracy": 0.9, "format":
 VPPO_WEIGHTS: Mapping[str, float] = MappingProxyType({"accuracy": 1.0})
 
 
-def together(*verifiers: Verifier) -> Verifier:
+@dataclass(frozen=True)
+class Graded:
+    """Grading of one response: its reward components, or why there are none.
+
+    ``valid=False`` means that nobody knows the reward (the verifier raised, or ran out of time or memory).
+    The row must be left out of statistics and of the loss; it is not a reward of 0.
+    """
+
+    components: dict[str, float]
+    valid: bool = True
+    error: str | None = None
+
+
+def combine(*verifiers: Verifier) -> Verifier:
     """The verifier that reports the components of all ``verifiers``.
 
     The result raises ValueError if two of them report the same component.
@@ -48,79 +55,63 @@ def together(*verifiers: Verifier) -> Verifier:
         for part in verifiers:
             for name, value in part(sample, response).items():
                 if name in components:
-                    raise ValueError(f"two verifiers report the component {name!r}; join only distinct ones")
+                    raise ValueError(
+                        f"two verifiers report the component {name!r}; combine only distinct ones"
+                    )
                 components[name] = value
         return components
 
     return verifier
 
 
+_ANSWERS: dict[str, Verifier] = {  # whether the answer is right
+    **{"math": math, "choice": choice, "number": number, "count": count, "yes_no": yes_no, "exact": exact},
+    **{"text": text, "anls": anls, "edit": edit, "list": list_, "set": set_, "order": order, "rank": rank},
+    **{"json": json_answer, "triples": triples, "box": box, "point": point, "boxes": boxes},
+    **{"interval": interval, "gui": gui, "gui_candidates": gui_candidates},
+}
 VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {
-        # the answer is right
-        "math": together(math, form),
-        "choice": together(choice, form),
-        "number": together(number, form),
-        "count": together(count, form),
-        "yes_no": together(yes_no, form),
-        "exact": together(exact, form),
-        "text": together(text, form),
-        "anls": together(anls, form),
-        "edit": together(edit, form),
-        "list": together(list_, form),
-        "set": together(set_, form),
-        "order": together(order, form),
-        "rank": together(rank, form),
-        "json": together(json_answer, form),
-        "triples": together(triples, form),
-        "box": together(box, form),
-        "point": together(point, form),
-        "boxes": together(boxes, form),
-        "interval": together(interval, form),
-        "gui": together(gui, form),
-        "gui_candidates": together(gui_candidates, form),
-        "reflection": reflection,
-        # the built-in world
-        "shapes": shapes,
+        **{name: combine(verifier, response_format) for name, verifier in _ANSWERS.items()},
+        **{"reflection": reflection, "shapes": shapes},
         # how the response is written; report no accuracy
-        "format": form,
-        "thought": thought,
-        "stages": stages,
-        "overlong": overlong,
-        "length_target": length_target,
-        "repetition": repetition,
-        "language": language,
+        **{"format": response_format, "thought": thought, "stages": stages, "overlong": overlong},
+        **{"length_target": length_target, "repetition": repetition, "language": language},
         "consistency": consistency,
     }
 )
 
 # What a worker does before its first sample of a verifier, outside that sample's deadline.
 LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType(
-    {"math": load_math, "reflection": load_math, "boxes": load_matching, "point": load_matching}
+    {
+        **dict.fromkeys(("math", "reflection"), load_math_verify),
+        **dict.fromkeys(("boxes", "point", "triples"), load_scipy),
+        "json": load_jsonschema,
+    }
 )
 
 
-def own_names(verifier: str) -> tuple[str, ...]:
-    """Of verifiers joined by "+", those of one's own: ``"FILE.py:function"``."""
+def user_names(verifier: str) -> tuple[str, ...]:
+    """The user-defined ones, ``"FILE.py:function"``, of verifiers joined by "+"."""
     return tuple(name.strip() for name in verifier.split("+") if ":" in name)
 
 
-def own_verifiers(names: Collection[str]) -> dict[str, Verifier]:
-    """Verifiers of one's own by name. Their files are run, so names come from a config, never from data.
+def load_verifiers(names: Collection[str]) -> dict[str, Verifier]:
+    """User-defined verifiers by name. Their files are run, so names come from a config, never from data.
 
     Raises ValueError if a file does not exist or does not define the function.
     """
     return {name: load_function(f"verifier {name!r}", name) for name in names}
 
 
-def names_of(verifier: str, own: Collection[str] = ()) -> tuple[str, ...]:
-    """The verifiers that a sample names, joined by "+": ``"box+repetition"``. ``own`` are known besides.
+def verifier_names(verifier: str, user_defined: Collection[str] = ()) -> tuple[str, ...]:
+    """The verifiers that a sample names, joined by "+": ``"box+repetition"``.
 
-    Raises ValueError for an unknown name or one that stands twice.
+    Raises ValueError for a name that is unknown or stands twice.
     """
     names = tuple(name.strip() for name in verifier.split("+"))
     for name in names:
-        known = [*VERIFIERS, *JUDGED, *own]
+        known = [*VERIFIERS, *JUDGED, *user_defined]
         if name not in known and ":" in name:
             raise ValueError(f"verifier {name!r}: rows cannot name a file; name it in config.reward.verifier")
         if name not in known:
@@ -130,26 +121,27 @@ def names_of(verifier: str, own: Collection[str] = ()) -> tuple[str, ...]:
     return names
 
 
-def reports(sample: Sample, own: Mapping[str, Verifier] = MappingProxyType({})) -> frozenset[str]:
-    """The components that responses to ``sample`` will have. ``own``: verifiers of one's own, by name.
+def reported_components(
+    sample: Sample, user_defined: Mapping[str, Verifier] = MappingProxyType({})
+) -> frozenset[str]:
+    """The components that responses to ``sample`` will have.
 
     Raises ValueError if a verifier is unknown, cannot use this sample, or reports what another does.
     """
-    found: set[str] = set()
-    for name in names_of(sample.verifier, own):
-        components = _reports(own, name, replace(sample, verifier=name))
-        twice = found & components
-        if twice:
-            raise ValueError(f"verifier {sample.verifier!r}: two of these report {min(twice)!r}")
-        found |= components
-    return frozenset(found)
-
-
-def _reports(own: Mapping[str, Verifier], name: str, sample: Sample) -> set[str]:
-    if name in JUDGED:
-        JUDGED[name].request(sample, "")
-        return set(JUDGED[name].components)
-    return set((own.get(name) or VERIFIERS[name])(sample, ""))
+    components: set[str] = set()
+    for name in verifier_names(sample.verifier, user_defined):
+        row = replace(sample, verifier=name)
+        if name in JUDGED:
+            JUDGED[name].request(row, "")
+            reported = set(JUDGED[name].components)
+        else:
+            reported = set((user_defined.get(name) or VERIFIERS[name])(row, ""))
+        if components & reported:
+            raise ValueError(
+                f"verifier {sample.verifier!r}: two of these report {min(components & reported)!r}"
+            )
+        components |= reported
+    return frozenset(components)
 
 
 def score(components: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -1,11 +1,11 @@
-"""Answers in words: yes or no, text as it stands, text by its words, and text by its characters."""
+"""Verifiers of answers in words: yes or no, exact text, text by its words, and text by its characters."""
 
 import re
 import unicodedata
 
-from mmrl.rewards.answers import answer_of, wrong_answer
-from mmrl.rewards.edit_distance import normalized_distance
-from mmrl.rewards.facts import list_fact
+from rapidfuzz.distance import Levenshtein
+
+from mmrl.rewards.answers import answer_of, list_fact, wrong_answer
 from mmrl.rewards.text import plain_characters, plain_fonts, without_lead
 from mmrl.sample import Sample
 
@@ -31,7 +31,7 @@ def yes_no(sample: Sample, response: str) -> dict[str, float]:
 
 
 def says_yes(text: str) -> bool | None:
-    """Whether ``text`` says yes (True) or no (False); None if it says neither, or both."""
+    """True if ``text`` says yes (True) or no (False); None if it says neither, or both."""
     plain = without_lead(words_of(text))
     if plain in _YES or plain in _NO:
         return plain in _YES
@@ -42,39 +42,30 @@ def says_yes(text: str) -> bool | None:
 
 
 def exact(sample: Sample, response: str) -> dict[str, float]:
-    """``accuracy``: the answer is ``sample.answer``, or one of ``facts["aliases"]``, to the character.
-
-    Blanks around it do not count. ValueError if the row has no answer.
-    """
-    wanted = {truth.strip() for truth in truths(sample)}
-    return {"accuracy": float(answer_of(sample, response) in wanted)}
+    """``accuracy``: the answer is ``sample.answer``, or one of ``facts["aliases"]``, to the character."""
+    return {"accuracy": float(answer_of(sample, response) in {truth.strip() for truth in _truths(sample)})}
 
 
 def text(sample: Sample, response: str) -> dict[str, float]:
-    """``accuracy``: the answer has the words of ``sample.answer``, or of one of ``facts["aliases"]``.
-
-    See `words_of`. ValueError if the row has no answer.
-    """
-    wanted = {words_of(truth) for truth in truths(sample)}
+    """``accuracy``: the answer has the words (`words_of`) of ``sample.answer``, or of an alias."""
+    truths = {words_of(truth) for truth in _truths(sample)}
     answer = answer_of(sample, response)
-    return {"accuracy": float(bool(answer) and words_of(answer or "") in wanted)}
+    return {"accuracy": float(bool(answer) and words_of(answer or "") in truths)}
 
 
 def words_of(answer: str) -> str:
-    """``answer`` as words with a blank between them: no case, articles or punctuation, compatibility forms
-    made plain (NFKC).
+    """``answer`` as words with a blank between them: NFKC, without case, articles and punctuation.
 
     In the manner of SQuAD's official evaluation (Rajpurkar et al. 2016), but for what stands in or before a
-    number (3.5 is not 35, -3 is not 3) and for ``#%&*@``. Of an answer that is nothing else than articles and
-    punctuation nothing is taken.
+    number (3.5 is not 35, -3 is not 3) and for ``#%&*@``. An answer of articles and punctuation alone is
+    kept.
     """
     folded = " ".join(plain_characters(plain_fonts(answer)).casefold().split())
     spelt = _THOUSANDS.sub("", _UNSPOKEN.sub("", folded))
     kept = "".join(
         character if _is_kept(spelt, place, character) else " " for place, character in enumerate(spelt)
     )
-    words = [word for word in kept.split() if word not in _ARTICLES]
-    return " ".join(words) or folded
+    return " ".join(word for word in kept.split() if word not in _ARTICLES) or folded
 
 
 def _is_kept(text: str, place: int, character: str) -> bool:
@@ -87,50 +78,44 @@ def _is_kept(text: str, place: int, character: str) -> bool:
 
 
 def anls(sample: Sample, response: str) -> dict[str, float]:
-    """``accuracy``: the normalised Levenshtein similarity of an answer, 0 where it is no more than a half.
+    """``accuracy``: ANLS of one question (Biten et al. 2019, equation 1; the score of ST-VQA and DocVQA).
 
-    ``1 - d`` with d the Levenshtein distance over the longer length, if d < 0.5, else 0; the best over
-    ``sample.answer`` and ``facts["aliases"]``, in lower case and with single blanks. Biten et al. 2019 (Scene
-    Text Visual Question Answering, equation 1), the score of ST-VQA and DocVQA for one question.
-    ValueError if the row has no answer.
+    1 - d with d the Levenshtein distance over the longer length, if d < 0.5, else 0; the best over
+    ``sample.answer`` and ``facts["aliases"]``, in lower case and with single blanks.
     """
-    wanted = {blanks_single(truth).lower() for truth in truths(sample)}
-    answer = answer_of(sample, response)
-    if not answer:
-        return {"accuracy": 0.0}
-    distance = min(normalized_distance(blanks_single(answer).lower(), truth) for truth in wanted)
-    return {"accuracy": 1.0 - distance if distance < ANLS_THRESHOLD else 0.0}
+    truths = [_single_blanks(truth).lower() for truth in _truths(sample)]
+    given = similarity(_single_blanks(answer_of(sample, response) or "").lower(), truths)
+    return {"accuracy": given if given > 1.0 - ANLS_THRESHOLD else 0.0}
 
 
 def edit(sample: Sample, response: str) -> dict[str, float]:
     """``accuracy``: the same text; ``similarity``: 1 minus the Levenshtein distance over the longer length.
 
     The best over ``sample.answer`` and ``facts["aliases"]``; case counts, how many blanks there are does not.
-    ValueError if the row has no answer.
     """
-    wanted = {blanks_single(truth) for truth in truths(sample)}
-    answer = answer_of(sample, response)
+    truths = [_single_blanks(truth) for truth in _truths(sample)]
+    given = similarity(_single_blanks(answer_of(sample, response) or ""), truths)
+    return {"accuracy": float(given == 1.0), "similarity": given}
+
+
+def similarity(answer: str, truths: list[str]) -> float:
+    """1 minus the Levenshtein distance to the nearest truth over the longer length; 0 without an answer."""
     if not answer:
-        return {"accuracy": 0.0, "similarity": 0.0}
-    distance = min(normalized_distance(blanks_single(answer), truth) for truth in wanted)
-    return {"accuracy": float(distance == 0.0), "similarity": 1.0 - distance}
+        return 0.0
+    return max(1.0 - Levenshtein.normalized_distance(answer, truth) for truth in truths)
 
 
-def blanks_single(text: str) -> str:
-    """``text`` with one blank for every run of them, and none around it."""
+def _single_blanks(text: str) -> str:
     return " ".join(text.split())
 
 
-def truths(sample: Sample) -> list[str]:
-    """``sample.answer`` and ``facts["aliases"]``, other texts that are as right.
-
-    ValueError if one of them is empty, or no text.
-    """
-    every = [sample.answer, *list_fact(sample, "aliases", [])]
-    for truth in every:
+def _truths(sample: Sample) -> list[str]:
+    """``sample.answer`` and ``facts["aliases"]``. ValueError if one of them is empty, or no text."""
+    truths = [sample.answer, *list_fact(sample, "aliases", [])]
+    for truth in truths:
         if not isinstance(truth, str) or not truth.strip():
             raise ValueError(
                 f"sample {sample.id}: {str(truth)[:80]!r} is no text to compare with; give the answer and "
                 'facts["aliases"] as text that is not empty'
             )
-    return every
+    return truths

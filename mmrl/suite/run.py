@@ -14,7 +14,7 @@ import jax
 from mmrl.atomic import atomic_write, read_jsonl, write_jsonl
 from mmrl.config import Config
 from mmrl.data.sources import Source
-from mmrl.grading import rules_of
+from mmrl.grading import reward_specs
 from mmrl.hosts import say
 from mmrl.open import OpenModel, open_processor, open_source
 from mmrl.suite import identity
@@ -194,13 +194,13 @@ def _opened(
 
 def _looked_at(benchmark: Benchmark, config: Config, source: Source) -> tuple[dict[str, str], set[str]]:
     """The category of each question, by id, and the verifiers that grade."""
-    rules = rules_of(config)
+    specs = reward_specs(config)
     categories: dict[str, str] = {}
     verifiers: set[str] = set()
     facts: set[str] = set()
     for index in range(len(source)):
         sample = source[index]
-        found = rules(sample)
+        found = specs(sample)
         if "accuracy" not in found.weights:
             raise ValueError(f'{sample.id}: facts["weights"] has no accuracy, which is what is measured')
         verifiers |= {name.strip() for name in found.verifiers(sample.verifier).split("+")}

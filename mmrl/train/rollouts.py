@@ -18,9 +18,9 @@ from mmrl.mesh import local_copy, local_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
 from mmrl.open import OpenModel, expand_workdir
-from mmrl.rewards.composition import own
-from mmrl.rewards.judge_client import JudgePool
+from mmrl.rewards.judge_client import JudgeClient
 from mmrl.rewards.pool import RewardPool
+from mmrl.rewards.spec import user_verifiers
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import groups_of
@@ -83,11 +83,11 @@ def reward_pool(config: Config, workdir: Path | None) -> Iterator[RewardPool]:
         judge = replace(judge, max_requests=most)
         cache = cache and f"{cache}.{jax.process_index()}"
     judge = replace(judge, cache=cache)
-    asked = JudgePool(judge, seed=config.seed, say=say) if judge.endpoint else nullcontext()
-    names = tuple(own(asdict(reward)))
+    asked = JudgeClient(judge, seed=config.seed, say=say) if judge.endpoint else nullcontext()
+    names = tuple(user_verifiers(asdict(reward)))
     with (
         asked as judges,
-        RewardPool(reward.workers, reward.deadline_seconds, judge=judges, own=names) as pool,
+        RewardPool(reward.workers, reward.deadline_seconds, judge=judges, user_verifiers=names) as pool,
     ):
         yield pool
 

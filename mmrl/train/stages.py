@@ -28,7 +28,7 @@ from mmrl.open import (
     sampling_of,
     sharding_warnings,
 )
-from mmrl.rewards.judge_client import check as check_judge
+from mmrl.rewards.judge_client import check_judge
 from mmrl.run_folder import read_metrics, read_starts
 from mmrl.train.agreement import agree, check_start, model_fingerprint
 from mmrl.train.fit import Fitted, fit

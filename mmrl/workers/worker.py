@@ -1,12 +1,14 @@
-"""The process that runs functions: ``python -m mmrl.workers.worker FD TABLE DEADLINE MEMORY [OWN ...]``.
+"""Worker process: ``python -m mmrl.workers.worker FD TABLE DEADLINE MEMORY [FILE.py:function ...]``.
 
-Started by ``pool.WorkerPool``. Reads pickled lists of ``(number, pickled (function, payload))`` from the
-parent, which it trusts, and answers with lines of JSON, each with its job's number: the parent never
-unpickles what comes from a process that has handled hostile text. Imports neither jax nor flax.
+Started by `pool.WorkerPool`. Reads pickled ``(number, function, payload)`` from the parent, which it trusts,
+and answers with lines of JSON, each with its job's number: the parent never unpickles what comes from a
+process that has handled hostile text. Imports neither jax nor flax.
 """
 
+import base64
 import ctypes
 import importlib
+import json
 import os
 import pickle
 import resource
@@ -19,35 +21,63 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.terminal import printable
-from mmrl.user_code import load_function as own_function
-from mmrl.workers.message import LARGEST, pack
+from mmrl.user_code import load_function
 
-PARENT_POLL_S = 1.0  # how often the guard looks whether the pool's process still lives
+MAX_MESSAGE = 64 << 20  # bytes of one message from a worker
+PARENT_POLL_S = 1.0  # between checks that the pool's process still lives
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
+_BYTES = "bytes in base64"  # the one key of an object that stands for bytes
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """A message as JSON. Raises TypeError for what is neither JSON, nor bytes, nor a numpy scalar."""
+    return json.dumps(message, default=_to_json).encode()
+
+
+def unpack(message: bytes) -> dict[str, Any]:
+    """The message of these bytes of `pack`; tuples come back as lists. Raises ValueError for other bytes."""
+    value = json.loads(message, object_hook=_decode_bytes)
+    if not isinstance(value, dict):
+        raise ValueError("a worker's message is a JSON object")
+    return value
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {_BYTES: base64.b64encode(value).decode()}
+    if hasattr(value, "item"):  # a numpy scalar; numpy is not imported for this
+        return value.item()
+    raise TypeError(f"a worker cannot send a {type(value).__name__}; return JSON values or bytes")
+
+
+def _decode_bytes(value: dict[str, Any]) -> Any:
+    if value.keys() == {_BYTES} and isinstance(value[_BYTES], str):
+        return base64.b64decode(value[_BYTES])
+    return value
 
 
 def guard(fd: int) -> None:
-    """Fork. The child returns, to be the worker; the parent waits for its end, kills all that it has started,
-    and ends in the same way.
+    """Fork: the child returns, to be the worker; the parent waits for it, kills all that it started, and ends
+    in the same way.
 
-    What the worker has started becomes the guard's child when its own parent ends, even in another session.
-    SIGTERM, or the end of the pool's process, ends the worker too.
+    As a subreaper the guard adopts what the worker started, even in another session. SIGTERM, or the end of
+    the pool's process, ends the worker too.
     """
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     parent, signals = os.getppid(), {signal.SIGCHLD, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     worker = os.fork()
     if not worker:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return
     os.close(fd)
     status = None
     while status is None and os.getppid() == parent:
-        told = signal.sigtimedwait(signals, PARENT_POLL_S)
-        if told is not None and told.si_signo == signal.SIGTERM:
+        received = signal.sigtimedwait(signals, PARENT_POLL_S)
+        if received is not None and received.si_signo == signal.SIGTERM:
             break
         with suppress(ChildProcessError):
             while status is None and (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -61,13 +91,13 @@ def guard(fd: int) -> None:
     if code < 0:
         if code != -signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
 
-def main(fd: int, table: str, deadline_s: float, memory_bytes: int, own: Sequence[str]) -> None:
-    """Serves requests until the parent closes the connection or is gone.
+def main(fd: int, table: str, deadline_s: float, memory_bytes: int, user_functions: Sequence[str]) -> None:
+    """Serves jobs until the parent closes the connection or is gone.
 
     Each job runs under a timer of ``deadline_s`` seconds whose signal keeps its default action, death: the
     kernel delivers it even while Python is stuck in one long C call.
@@ -76,26 +106,25 @@ def main(fd: int, table: str, deadline_s: float, memory_bytes: int, own: Sequenc
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     name, _, attribute = table.partition(":")
     module = importlib.import_module(name)
-    functions = {**getattr(module, attribute), **{text: own_function(table, text) for text in own}}
-    loaders = getattr(module, "LOADERS", {})
-    loaded: set[str] = set()
+    functions = {
+        **getattr(module, attribute),
+        **{text: load_function(table, text) for text in user_functions},
+    }
+    loaders = dict(getattr(module, "LOADERS", {}))
     _send(fd, pack({"job": None, "event": "ready"}))
     while True:
-        for number, job in pickle.loads(connection.recv_bytes()):
-            function, payload = pickle.loads(job)
-            load = loaders.get(function)
-            if load is not None and function not in loaded:
-                _send(fd, pack({"job": number, "event": "loading"}))
-                load()
-                loaded.add(function)
-                _send(fd, pack({"job": number, "event": "loaded"}))
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, deadline_s)
-            answer = _run(functions, function, payload, number)
-            if os.getpid() != process:  # a copy that the function forked, and that is to answer nothing
-                os._exit(0)
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            _send(fd, answer)
+        number, function, payload = pickle.loads(connection.recv_bytes())
+        if function in loaders:
+            _send(fd, pack({"job": number, "event": "loading"}))
+            loaders.pop(function)()
+            _send(fd, pack({"job": number, "event": "loaded"}))
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, deadline_s)
+        answer = _run(functions, function, payload, number)
+        if os.getpid() != process:  # a copy that the function forked: it must not answer
+            os._exit(0)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        _send(fd, answer)
 
 
 def _run(functions: Mapping[str, Callable[..., Any]], function: str, payload: Any, number: str) -> bytes:
@@ -104,8 +133,8 @@ def _run(functions: Mapping[str, Callable[..., Any]], function: str, payload: An
         named = isinstance(payload, Mapping)
         value = functions[function](**payload) if named else functions[function](*payload)
         answer = pack({"job": number, "value": value})
-        if len(answer) > LARGEST:
-            raise ValueError(f"it returned {len(answer) >> 20} MiB, more than {LARGEST >> 20}")
+        if len(answer) > MAX_MESSAGE:
+            raise ValueError(f"it returned {len(answer) >> 20} MiB, more than {MAX_MESSAGE >> 20}")
         return answer
     except (Exception, RecursionError, MemoryError) as error:
         return pack({"job": number, "error": printable(f"{type(error).__name__}: {error}"[:500])[:500]})

@@ -23,7 +23,7 @@ from mmrl.data.inspection_html import page
 from mmrl.data.inspection_report import as_text, histogram, sections, shown
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
-from mmrl.rewards.verifier import reports
+from mmrl.rewards.verifier import reported_components
 from mmrl.tasks.shapes_world import write_data
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -75,7 +75,7 @@ def prompt(policy, **choices):
 
 
 def test_what_is_found(mixed):
-    found = look(mixed, probe=reports)
+    found = look(mixed, probe=reported_components)
     assert (found.rows, found.of, len(found.usable)) == (14, 14, 6)
     reasons = {one.id: one.reason for one in found.broken}
     for number, why in {
@@ -110,9 +110,9 @@ def test_what_is_found(mixed):
 
 
 def test_tokens_are_those_of_a_run(mixed, policy):
-    found = look(mixed, prompt(policy), probe=reports)
+    found = look(mixed, prompt(policy), probe=reported_components)
     assert found.over_budget.tolist() == [4]
-    longer = look(mixed, prompt(policy, suffix="Think first, then answer."), probe=reports)
+    longer = look(mixed, prompt(policy, suffix="Think first, then answer."), probe=reported_components)
     assert (longer.tokens > found.tokens).all()
     text = as_text(found)
     assert "over the largest bucket" in text
@@ -136,7 +136,9 @@ def test_progress_reaches_the_end(mixed):
 
 
 def test_reasons_of_broken_rows_are_counted_by_kind(mixed):
-    (broken,) = [one for one in sections(look(mixed, probe=reports)) if one.title == "Broken rows"]
+    (broken,) = [
+        one for one in sections(look(mixed, probe=reported_components)) if one.title == "Broken rows"
+    ]
     assert [row[2] for row in broken.rows if "gone" in row[1]] == ["2"]
 
 
@@ -200,7 +202,7 @@ def hostile_source(folder, text=HOSTILE):
 
 def test_hostile_text_stays_text(tmp_path):
     source = hostile_source(tmp_path)
-    found = replace(look(source, probe=reports), name=HOSTILE)
+    found = replace(look(source, probe=reported_components), name=HOSTILE)
     assert (len(found.broken), len(found.repeated)) == (1, 1)
     text = page(found, examples(source, found, 9))
     read_page = Page(text)
@@ -233,7 +235,7 @@ def test_any_text_is_shown(text):
 
 
 def test_drawings_of_the_page_are_well_formed(mixed, policy):
-    found = look(mixed, prompt(policy), probe=reports)
+    found = look(mixed, prompt(policy), probe=reported_components)
     text = page(found, examples(mixed, found, 4))
     drawings = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
     assert len(drawings) == 5  # answers, megapixels, tokens, slots, sizes
@@ -243,7 +245,7 @@ def test_drawings_of_the_page_are_well_formed(mixed, policy):
 
 
 def test_examples_are_spread_and_damage_is_noted(mixed):
-    found = look(mixed, probe=reports)
+    found = look(mixed, probe=reported_components)
     assert [one.id for one in examples(mixed, found, 3)] == ["d.jsonl:0", "d.jsonl:2", "d.jsonl:13"]
     last = examples(mixed, found, 100)[-1]
     assert last.pictures == ()

@@ -14,8 +14,7 @@ import pytest
 import vectors
 
 from mmrl.rewards.answers import answer_of
-from mmrl.rewards.box_reading import read_boxes, true_boxes
-from mmrl.rewards.boxes import iou
+from mmrl.rewards.boxes import iou, read_boxes, true_boxes
 from mmrl.rewards.verifier import VERIFIERS
 from mmrl.sample import Sample
 

@@ -3,9 +3,7 @@
 import pytest
 import vectors
 
-from mmrl.rewards.format import think_answer, think_boxed
-from mmrl.rewards.length import overlong
-from mmrl.rewards.repetition import repetition
+from mmrl.rewards.style import overlong, repetition, think_answer, think_boxed
 from mmrl.sample import Sample
 
 

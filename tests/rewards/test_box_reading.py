@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.box_reading import MAX_BOXES, read_boxes, read_points, scale, true_boxes, true_points
-from mmrl.rewards.notation import items
+from mmrl.rewards.boxes import (
+    MAX_BOXES,
+    answer_scale,
+    read_boxes,
+    read_points,
+    tokenize,
+    true_boxes,
+    true_points,
+)
 from mmrl.sample import Sample
 
 quick = settings(max_examples=40, deadline=None)
@@ -171,7 +178,7 @@ def test_time_is_linear_in_the_text(piece):
     def seconds(length):
         hostile = (piece * length)[:length]
         begun = time.process_time()
-        items(hostile)
+        tokenize(hostile)
         read_boxes(hostile)
         return time.process_time() - begun
 
@@ -188,7 +195,7 @@ def test_time_is_linear_in_the_text(piece):
     ],
 )
 def test_units_of_an_answer(facts, expected):
-    assert scale(row(**facts)).tolist() == expected
+    assert answer_scale(row(**facts)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -204,7 +211,7 @@ def test_units_of_an_answer(facts, expected):
 )
 def test_wrong_units(facts, message):
     with pytest.raises(ValueError, match=f"(?s)test:0.*{message}"):
-        scale(row(**facts))
+        answer_scale(row(**facts))
 
 
 @pytest.mark.parametrize(

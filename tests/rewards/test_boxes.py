@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.boxes import areas, contains, giou, greedy, iou, matched
+from mmrl.rewards.boxes import areas, best_matching, contains, giou, greedy_matching, iou
 
 quick = settings(max_examples=40, deadline=None)
 whole = st.integers(-50, 50)
@@ -108,10 +108,10 @@ def test_matching_is_the_best_of_all(gain):
         sum(wide[row, column] for row, column in enumerate(order))
         for order in itertools.permutations(range(wide.shape[1]), len(wide))
     )
-    for pairs in (matched(gain), greedy(gain, 1.0)):
+    for pairs in (best_matching(gain), greedy_matching(gain, 1.0)):
         assert all(len(set(side)) == len(pairs) for side in pairs.T.tolist())
         assert (gain[pairs[:, 0], pairs[:, 1]] > 0.0).all()
-    pairs = matched(gain)
+    pairs = best_matching(gain)
     assert gain[pairs[:, 0], pairs[:, 1]].sum() == best
 
 
@@ -120,20 +120,20 @@ def test_matching_is_the_best_of_all(gain):
 def test_matching_does_not_depend_on_the_order(gain, random):
     order = random.sample(range(len(gain)), len(gain))
     apart = 2.0 ** np.argsort(gain, axis=None).argsort().reshape(gain.shape)  # no two sums are equal
-    for match in (matched, lambda score: greedy(score, 1.0)):
+    for match in (best_matching, lambda score: greedy_matching(score, 1.0)):
         first, second = match(apart), match(apart[order])
         assert {(order[row], column) for row, column in second.tolist()} == set(map(tuple, first.tolist()))
-    first, second = matched(gain), matched(gain[order])
+    first, second = best_matching(gain), best_matching(gain[order])
     assert gain[tuple(first.T)].sum() == gain[order][tuple(second.T)].sum()
 
 
 def test_greedy_takes_the_best_first_and_of_equals_the_first():
     score = np.array([[0.6, 0.9], [0.9, 0.7], [0.9, 0.2]])
-    assert greedy(score, 0.5).tolist() == [[0, 1], [1, 0]]
-    assert greedy(score, 0.95).tolist() == []
-    assert greedy(np.zeros((2, 2)), 0.0).tolist() == []
+    assert greedy_matching(score, 0.5).tolist() == [[0, 1], [1, 0]]
+    assert greedy_matching(score, 0.95).tolist() == []
+    assert greedy_matching(np.zeros((2, 2)), 0.0).tolist() == []
 
 
 def test_nothing_to_match():
-    assert matched(np.zeros((0, 3))).shape == greedy(np.zeros((3, 0)), 0.5).shape == (0, 2)
+    assert best_matching(np.zeros((0, 3))).shape == greedy_matching(np.zeros((3, 0)), 0.5).shape == (0, 2)
     assert iou(np.zeros((0, 4)), box(0, 0, 1, 1)).shape == (0, 1)

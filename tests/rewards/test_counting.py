@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.numeric import count
+from mmrl.rewards.number import count
 from mmrl.sample import Sample
 
 

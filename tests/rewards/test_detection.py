@@ -5,10 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.average_precision import MAX_DETECTIONS, THRESHOLDS, average_precision
-from mmrl.rewards.box_reading import read_boxes
-from mmrl.rewards.boxes import iou
-from mmrl.rewards.detection import boxes, scene
+from mmrl.rewards.boxes import MAX_DETECTIONS, THRESHOLDS, average_precision, iou, read_boxes
+from mmrl.rewards.detection import boxes, detections
 from mmrl.sample import Sample
 
 quick = settings(max_examples=40, deadline=None)
@@ -214,7 +212,7 @@ def test_average_precision_is_the_one_spelt_out(given_boxes, truth):
 def test_average_precision_averages_over_labels():
     found, truth = TRUTH[:2], TRUTH  # both cats, no dog
     assert grade(found, truth)["map"] == pytest.approx(0.5)
-    seen = scene(read_boxes(written(found)), read_boxes(written(truth)))
+    seen = detections(read_boxes(written(found)), read_boxes(written(truth)))
     assert seen.classes.tolist() == [0, 0, 1]
 
 

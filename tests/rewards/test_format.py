@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.format import (
-    form,
+from mmrl.rewards.style import (
     in_stages,
+    response_format,
     stages,
     think_answer,
     think_boxed,
@@ -82,9 +82,9 @@ def test_formats_take_linear_time(text):
 )
 def test_the_form_goes_with_where_the_answer_stands(where, response):
     sample = Sample("test:0", "", "7", facts={"answer_in": where})
-    assert form(sample, response) == {"format": 1.0}
-    assert form(sample, response.replace("</think>", "")) == {"format": 0.0}
-    assert form(sample, "<think>a</think>") == {"format": 0.0}
+    assert response_format(sample, response) == {"format": 1.0}
+    assert response_format(sample, response.replace("</think>", "")) == {"format": 0.0}
+    assert response_format(sample, "<think>a</think>") == {"format": 0.0}
 
 
 @pytest.mark.parametrize(

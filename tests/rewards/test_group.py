@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.group import BONUSES, Group
+from mmrl.rewards.group import BONUSES, GradedGroup
 
 
 def bonus(name, accuracy, lengths, max_tokens=1000, **more):
@@ -15,7 +15,7 @@ def bonus(name, accuracy, lengths, max_tokens=1000, **more):
         {"accuracy": float(a), **{key: values[k] for key, values in more.items()}}
         for k, a in enumerate(accuracy)
     ]
-    return BONUSES[name].value(rows, Group(np.array(lengths), max_tokens)).tolist()
+    return BONUSES[name].value(rows, GradedGroup(np.array(lengths), max_tokens)).tolist()
 
 
 def test_brevity():

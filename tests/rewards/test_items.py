@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.items import MAX_ITEMS, items_of, key_of, ordered_items
+from mmrl.rewards.lists import MAX_ITEMS, items_of, key_of, ordered_items
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_stub import MARKED, verdict
 
-from mmrl.rewards.judge import JUDGED, MAX_SHOWN, MAX_STATEMENTS, SCALE, defused, mark_of, read_object
+from mmrl.rewards.judge import JUDGED, MAX_SHOWN, MAX_STATEMENTS, SCALE, defuse, mark_of, read_object
 from mmrl.sample import Sample
 
 OPEN = Sample("test:0", "<image>Why is it red?", "It is rusty.", verifier="judge")
@@ -199,7 +199,7 @@ def test_what_harms_other_graders_is_only_text(text):
 
 def test_long_responses_lose_their_middle():
     text = "a" * 1_000_000 + "b" * 1_000_000
-    shown = defused(text)
+    shown = defuse(text)
     assert len(shown) < MAX_SHOWN + 100
     assert shown.startswith("aaa")
     assert shown.endswith("bbb")
@@ -207,8 +207,8 @@ def test_long_responses_lose_their_middle():
 
 
 def test_mathematics_stays_readable():
-    assert defused("$x<3$, 2 < 3 and a<b") == "$x< 3$, 2 < 3 and a< b"
-    assert defused("a\x00b\ud800c") == "a\ufffdb\ufffdc"
+    assert defuse("$x<3$, 2 < 3 and a<b") == "$x< 3$, 2 < 3 and a< b"
+    assert defuse("a\x00b\ud800c") == "a\ufffdb\ufffdc"
 
 
 def test_marks_depend_on_the_whole_response():

@@ -4,19 +4,26 @@ import json
 import multiprocessing
 import socket
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judge_stub import Stub, verdict
+from judge_stub import Stub, completion, verdict
 
 from mmrl.rewards import judge_client
-from mmrl.rewards.judge_cache import Cache
-from mmrl.rewards.judge_client import Judge, JudgePool, check
-from mmrl.rewards.judge_http import Fault
-from mmrl.rewards.pool import Graded
+from mmrl.rewards.judge_client import (
+    ChatServer,
+    Judge,
+    JudgeClient,
+    ReplyCache,
+    check_judge,
+    read_completion,
+    read_retry_after,
+)
+from mmrl.rewards.verifier import Graded
 from mmrl.sample import Sample
 
 KEY = "sk-very-secret-0123456789"
@@ -42,7 +49,7 @@ def in_haste(monkeypatch):
 
 
 def test_answers_are_graded_and_empty_ones_are_not_asked_about():
-    with Stub() as stub, JudgePool(judge_at(stub, max_tokens=7)) as pool:
+    with Stub() as stub, JudgeClient(judge_at(stub, max_tokens=7)) as pool:
         assert ask(pool, "\\boxed{rust}", "\\boxed{paint}", "", "\\boxed{ }") == [RIGHT, WRONG, WRONG, WRONG]
         listed = sample(verifier="checklist", checklist=["rust", "iron"])
         assert pool.submit(listed, "some rust").result(timeout=5) == Graded({"checklist": 0.5})
@@ -78,7 +85,7 @@ def test_answers_are_graded_and_empty_ones_are_not_asked_about():
     ],
 )
 def test_what_fails_once_is_asked_again(fault):
-    with Stub([fault]) as stub, JudgePool(judge_at(stub)) as pool:
+    with Stub([fault]) as stub, JudgeClient(judge_at(stub)) as pool:
         assert ask(pool, "\\boxed{rust}") == [RIGHT]
         assert pool.stats()["retries"] == 1
     assert len(stub.seen) == 2
@@ -86,7 +93,7 @@ def test_what_fails_once_is_asked_again(fault):
 
 @pytest.mark.parametrize("fault", ["hang", "drip", "drip_headers"])
 def test_a_request_past_its_time_is_ended_and_made_again(fault):
-    with Stub([fault]) as stub, JudgePool(judge_at(stub, timeout_seconds=0.3)) as pool:
+    with Stub([fault]) as stub, JudgeClient(judge_at(stub, timeout_seconds=0.3)) as pool:
         start = time.monotonic()
         assert ask(pool, "\\boxed{rust}") == [RIGHT]
         assert time.monotonic() - start < 2.0
@@ -109,7 +116,7 @@ def test_a_request_past_its_time_is_ended_and_made_again(fault):
     ],
 )
 def test_what_fails_always_is_invalid_and_not_0(fault, reason, requests):
-    with Stub([fault] * 9) as stub, JudgePool(judge_at(stub, retries=2, timeout_seconds=0.5)) as pool:
+    with Stub([fault] * 9) as stub, JudgeClient(judge_at(stub, retries=2, timeout_seconds=0.5)) as pool:
         (graded,) = ask(pool, "\\boxed{rust}")
         assert pool.stats()["failed"] == 1
     assert (graded.valid, graded.components) == (False, {})
@@ -119,7 +126,7 @@ def test_what_fails_always_is_invalid_and_not_0(fault, reason, requests):
 
 
 def test_an_unreadable_reply_is_answered_by_a_reminder():
-    with Stub(["say Certainly! It is right."]) as stub, JudgePool(judge_at(stub)) as pool:
+    with Stub(["say Certainly! It is right."]) as stub, JudgeClient(judge_at(stub)) as pool:
         assert ask(pool, "\\boxed{rust}") == [RIGHT]
     first, second = (body["messages"] for body in stub.seen)
     assert second[:2] == first
@@ -128,7 +135,7 @@ def test_an_unreadable_reply_is_answered_by_a_reminder():
 
 
 def test_a_wrong_row_is_invalid_and_nobody_is_asked():
-    with Stub() as stub, JudgePool(judge_at(stub)) as pool:
+    with Stub() as stub, JudgeClient(judge_at(stub)) as pool:
         graded = [
             pool.submit(sample(answer=""), "\\boxed{rust}").result(timeout=5),
             pool.submit(sample(verifier="math"), "\\boxed{rust}").result(timeout=5),
@@ -143,7 +150,7 @@ def test_a_server_that_asks_to_wait_is_left_alone_by_all_threads():
     with (
         # The other thread is busy until the first has read that it shall wait.
         Stub(["status 429 Retry-After: 1", "slow"]) as stub,
-        JudgePool(judge_at(stub, concurrency=2)) as pool,
+        JudgeClient(judge_at(stub, concurrency=2)) as pool,
     ):
         assert ask(pool, *[f"\\boxed{{rust {k}}}" for k in range(8)]) == [WRONG] * 8
     first, second, *rest = sorted(stub.times)
@@ -155,22 +162,22 @@ def test_waits_grow_and_depend_on_the_seed_alone(monkeypatch):
     monkeypatch.setattr(judge_client, "FIRST_WAIT_S", 0.5)
 
     def waits(seed):
-        with Stub() as stub, JudgePool(judge_at(stub), seed=seed) as pool:
-            return [pool._wait("key", attempt, Fault("", again=True)) for attempt in range(12)]
+        with Stub() as stub, JudgeClient(judge_at(stub), seed=seed) as pool:
+            return [pool._wait_before_retry("key", attempt, 0.0) for attempt in range(12)]
 
     assert waits(0) == waits(0) != waits(1)
     assert all(0.25 * 2**k <= wait <= 0.5 * 2**k for k, wait in enumerate(waits(0)[:6]))
-    assert max(waits(0)) <= judge_client.MOST_WAIT_S
+    assert max(waits(0)) <= judge_client.MAX_WAIT_S
 
 
 def test_concurrency_is_bounded_and_used():
-    with Stub(seconds=0.03) as stub, JudgePool(judge_at(stub, concurrency=3)) as pool:
+    with Stub(seconds=0.03) as stub, JudgeClient(judge_at(stub, concurrency=3)) as pool:
         ask(pool, *[f"\\boxed{{{k}}}" for k in range(12)])
     assert stub.busiest == 3
 
 
 def test_the_same_question_under_way_is_asked_once():
-    with Stub(seconds=0.2) as stub, JudgePool(judge_at(stub)) as pool:
+    with Stub(seconds=0.2) as stub, JudgeClient(judge_at(stub)) as pool:
         handles = [pool.submit(sample(row), "\\boxed{rust}") for row in range(6)]
         graded = [handle.result(timeout=5) for handle in handles]
         assert (pool.stats()["shared"], pool.stats()["requests"]) == (5, 1)
@@ -181,7 +188,7 @@ def test_the_same_question_under_way_is_asked_once():
 
 
 def test_invalid_gradings_that_share_a_request_name_their_own_rows():
-    with Stub(["status 400"], seconds=0.1) as stub, JudgePool(judge_at(stub)) as pool:
+    with Stub(["status 400"], seconds=0.1) as stub, JudgeClient(judge_at(stub)) as pool:
         graded = [
             handle.result(timeout=5) for handle in [pool.submit(sample(k), "\\boxed{a}") for k in (3, 4)]
         ]
@@ -191,14 +198,14 @@ def test_invalid_gradings_that_share_a_request_name_their_own_rows():
 
 def test_replies_are_kept_on_disk_and_unreadable_ones_are_not(tmp_path):
     cache = str(tmp_path / "folder" / "judge.sqlite3")
-    with Stub(["status 400"]) as stub, JudgePool(judge_at(stub, cache=cache)) as pool:
+    with Stub(["status 400"]) as stub, JudgeClient(judge_at(stub, cache=cache)) as pool:
         assert [one.valid for one in ask(pool, "\\boxed{paint}")] == [False]
         assert ask(pool, "\\boxed{rust}", "\\boxed{paint}") == [RIGHT, WRONG]
-    with Stub() as other, JudgePool(judge_at(other, cache=cache)) as pool:
+    with Stub() as other, JudgeClient(judge_at(other, cache=cache)) as pool:
         assert ask(pool, "\\boxed{rust}", "\\boxed{paint}", "\\boxed{oil}") == [RIGHT, WRONG, WRONG]
         assert (pool.stats()["cached"], pool.stats()["requests"]) == (2, 1)
     assert len(other.seen) == 1
-    with Stub() as stub, JudgePool(replace(judge_at(stub, cache=cache), model="other")) as pool:
+    with Stub() as stub, JudgeClient(replace(judge_at(stub, cache=cache), model="other")) as pool:
         ask(pool, "\\boxed{rust}")
     assert len(stub.seen) == 1
 
@@ -208,14 +215,14 @@ def test_the_budget_holds_over_a_restart_and_is_told_once(tmp_path):
     questions = [f"\\boxed{{{k}}}" for k in range(8)]
     with Stub(["status 500"]) as stub:
         settings = judge_at(stub, cache=cache, max_requests=5, concurrency=2)
-        with JudgePool(settings, say=told.append) as pool:
+        with JudgeClient(settings, say=told.append) as pool:
             assert [one.valid for one in ask(pool, *questions[:2])] == [True, True]  # and one retry
             assert pool.stats()["spent"] == 3
-        with JudgePool(settings, say=told.append) as pool:
+        with JudgeClient(settings, say=told.append) as pool:
             graded = ask(pool, *questions)
             assert pool.stats()["spent"] == 5
             assert pool.stats()["failed"] == 4
-        with JudgePool(settings, run="another", say=told.append) as pool:
+        with JudgeClient(settings, run="another", say=told.append) as pool:
             assert all(one.valid for one in ask(pool, *questions[:5]))
         assert len(stub.seen) == 6
     assert [one.valid for one in graded] == [True] * 2 + [one.valid for one in graded[2:]]
@@ -226,31 +233,23 @@ def test_the_budget_holds_over_a_restart_and_is_told_once(tmp_path):
     assert "raise config.reward.judge.max_requests" in told[0]
 
 
-def test_several_processes_share_a_cache_and_a_budget(tmp_path):
+def test_several_processes_share_replies(tmp_path):
     path = str(tmp_path / "judge.sqlite3")
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(3) as processes:
-        assert sum(processes.map(_spend_forty, [path] * 3)) == 100
-    with Cache(path, "run") as cache:
-        assert cache.spent() == (100, 300)
+    with multiprocessing.get_context("spawn").Pool(3) as processes:
+        processes.map(_put_forty, [path] * 3)
+    with ReplyCache(path, "run") as cache:
         assert [cache.get(f"{k}") for k in range(40)] == [f"reply {k}" for k in range(40)]
 
 
-def _spend_forty(path):
-    def one(cache, k):
-        cache.put(f"{k}", f"reply {k}")
-        granted = cache.spend(100)
-        cache.add_tokens(3 * granted)
-        return granted
-
-    with Cache(path, "run") as cache, ThreadPoolExecutor(4) as threads:
-        return sum(threads.map(lambda k: one(cache, k), range(40)))
+def _put_forty(path):
+    with ReplyCache(path, "run") as cache, ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda k: cache.put(f"{k}", f"reply {k}"), range(40)))
 
 
 @pytest.mark.parametrize("damage", ["garbage", "header", "middle"])
 def test_a_damaged_cache_is_set_aside(tmp_path, damage):
     path, told = tmp_path / "judge.sqlite3", []
-    with Cache(str(path)) as cache:
+    with ReplyCache(str(path)) as cache:
         for k in range(300):
             cache.put(f"key {k}", "a reply" * 20)
     whole = path.read_bytes()
@@ -260,13 +259,13 @@ def test_a_damaged_cache_is_set_aside(tmp_path, damage):
         "middle": whole[:4096] + b"\xff" * (len(whole) - 4096),
     }
     path.write_bytes(harmed[damage])
-    with Stub() as stub, JudgePool(judge_at(stub, cache=str(path)), say=told.append) as pool:
+    with Stub() as stub, JudgeClient(judge_at(stub, cache=str(path)), say=told.append) as pool:
         assert ask(pool, "\\boxed{rust}") == [RIGHT]
     assert len(told) == 1
     assert "is damaged" in told[0]
     (aside,) = [one for one in tmp_path.iterdir() if ".damaged-" in one.name and one.name[-1].isdigit()]
     assert str(aside) in told[0]
-    with Stub() as stub, JudgePool(judge_at(stub, cache=str(path)), say=told.append) as pool:
+    with Stub() as stub, JudgeClient(judge_at(stub, cache=str(path)), say=told.append) as pool:
         assert ask(pool, "\\boxed{rust}") == [RIGHT]
     assert stub.seen == []
     assert len(told) == 1
@@ -274,7 +273,7 @@ def test_a_damaged_cache_is_set_aside(tmp_path, damage):
 
 def test_requests_count_on_when_a_cache_is_damaged_under_way(tmp_path):
     path = tmp_path / "judge.sqlite3"
-    with Cache(str(path), say=lambda _: None) as cache:
+    with ReplyCache(str(path), say=lambda _: None) as cache:
         assert [cache.spend(5) for _ in range(3)] == [True] * 3
         with sqlite3.connect(path) as other:
             other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -286,9 +285,9 @@ def test_requests_count_on_when_a_cache_is_damaged_under_way(tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_to_costs_replies_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmrl.rewards.judge_cache._BUSY_S", 0.1)
+    monkeypatch.setattr("mmrl.rewards.judge_client.CACHE_LOCK_S", 0.1)
     path = tmp_path / "judge.sqlite3"
-    with Stub() as stub, JudgePool(judge_at(stub, cache=str(path), max_requests=3)) as pool:
+    with Stub() as stub, JudgeClient(judge_at(stub, cache=str(path), max_requests=3)) as pool:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         assert ask(pool, "\\boxed{rust}") == [RIGHT]
@@ -300,7 +299,7 @@ def test_a_cache_that_cannot_be_opened_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "judge.sqlite3"):
         with pytest.raises(ValueError, match="cannot be opened"):
-            Cache(str(path))
+            ReplyCache(str(path))
 
 
 @pytest.mark.parametrize("status", [400, 401, 500])
@@ -309,11 +308,11 @@ def test_the_key_is_sent_and_never_told(monkeypatch, status, capsys, tmp_path):
     with Stub([f"status {status}"] * 20) as stub:
         cache = tmp_path / "judge.sqlite3"
         judge = judge_at(stub, key_variable="JUDGE_KEY", retries=1, cache=str(cache))
-        with JudgePool(judge) as pool:
+        with JudgeClient(judge) as pool:
             (graded,) = ask(pool, "\\boxed{rust}")
         if status != 500:
             with pytest.raises(ValueError, match=f"answers {status}") as error:
-                check(judge)
+                check_judge(judge)
             assert KEY not in str(error.value)
             assert error.value.__cause__ is None
     assert set(stub.keys) == {f"Bearer {KEY}"}
@@ -330,7 +329,7 @@ def test_keys_that_cannot_be_sent(monkeypatch, value, reason):
     if value is not None:
         monkeypatch.setenv("JUDGE_KEY", value)
     judge = Judge("http://localhost:1/v1", "m", "JUDGE_KEY")
-    for begin in (check, JudgePool):
+    for begin in (check_judge, JudgeClient):
         with pytest.raises(ValueError, match=f"'JUDGE_KEY'.*key_variable.*{reason}") as error:
             begin(judge)
         assert value is None or value == "" or value not in str(error.value)
@@ -339,7 +338,7 @@ def test_keys_that_cannot_be_sent(monkeypatch, value, reason):
 @pytest.mark.parametrize("fault", ["hang", "drip", "status 429 Retry-After: 60"])
 def test_closing_while_requests_hang_is_prompt(fault):
     with Stub([fault] * 9) as stub:
-        with JudgePool(judge_at(stub, timeout_seconds=60.0, concurrency=2)) as pool:
+        with JudgeClient(judge_at(stub, timeout_seconds=60.0, concurrency=2)) as pool:
             handles = [pool.submit(sample(k), f"\\boxed{{{k}}}") for k in range(5)]
             while not stub.seen:
                 time.sleep(0.01)
@@ -350,11 +349,11 @@ def test_closing_while_requests_hang_is_prompt(fault):
     assert all("the pool was closed" in one.error for one in graded)
     with pytest.raises(ValueError, match="closed"):
         pool.submit(sample(), "\\boxed{a}")
-    assert not any(thread.is_alive() for thread in pool._threads)
+    assert not any(thread.name.startswith("judge") for thread in threading.enumerate())
 
 
 def test_a_connection_is_kept_and_a_server_that_closes_it_costs_no_retry():
-    with Stub(["", "drop"]) as stub, JudgePool(judge_at(stub, concurrency=1)) as pool:
+    with Stub(["", "drop"]) as stub, JudgeClient(judge_at(stub, concurrency=1)) as pool:
         for k in range(3):
             assert ask(pool, f"\\boxed{{{k}}}") == [WRONG]
         assert pool.stats()["retries"] == 0
@@ -364,18 +363,18 @@ def test_a_connection_is_kept_and_a_server_that_closes_it_costs_no_retry():
 def test_check_asks_for_a_word(monkeypatch):
     with Stub(["", "status 503", "status 404", "status 401", "raw {}"]) as stub:
         for _ in range(2):  # a server that is busy is there
-            check(judge_at(stub))
+            check_judge(judge_at(stub))
         with pytest.raises(ValueError, match=r"404.*fix config.reward.judge.endpoint or .model"):
-            check(judge_at(stub))
+            check_judge(judge_at(stub))
         with pytest.raises(ValueError, match=r"401.*key_variable"):
-            check(judge_at(stub))
+            check_judge(judge_at(stub))
         with pytest.raises(ValueError, match=r"not the JSON.*fix config.reward.judge.endpoint"):
-            check(judge_at(stub))
+            check_judge(judge_at(stub))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
         with pytest.raises(ValueError, match=r"cannot be reached.*start the server, or fix"):
-            check(Judge(f"http://127.0.0.1:{port}/v1", "m"))
+            check_judge(Judge(f"http://127.0.0.1:{port}/v1", "m"))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +397,7 @@ def test_check_asks_for_a_word(monkeypatch):
 )
 def test_senseless_settings(wrong):
     judge = replace(Judge("http://localhost:1/v1", "m"), **wrong)
-    for begin in (check, JudgePool):
+    for begin in (check_judge, JudgeClient):
         with pytest.raises(ValueError, match=f"config.reward.judge.{next(iter(wrong))}") as error:
             begin(judge)
         assert "pass" not in str(error.value)
@@ -408,3 +407,31 @@ def test_the_stub_goes_by_its_rule():
     pool_sample = sample(verifier="checklist", checklist=["a", "b"])
     messages = judge_client.JUDGED["checklist"].request(pool_sample, "a")
     assert json.loads(verdict(messages)) == {"1": "yes", "2": "no"}
+
+
+def test_endpoints():
+    def server(url):
+        return ChatServer(Judge(url, "m"))
+
+    assert server("https://host/v1/").path == "/v1/chat/completions"
+    assert server("https://host/v1/").connect().port == 443
+    assert server("http://host:80/v1/chat/completions").path == "/v1/chat/completions"
+    assert server("http://[::1]:80").connect().host == "::1"
+
+
+def test_retry_after_in_both_forms():
+    now = 1_700_000_000.0
+    assert read_retry_after("2", now) == 2.0
+    assert read_retry_after(" 1.5 ", now) == 1.5
+    assert read_retry_after("Tue, 14 Nov 2023 22:13:30 GMT", now) == 10.0
+    assert read_retry_after("Tue, 14 Nov 2023 22:13:10 GMT", now) == 0.0
+    for text in ("", "-1", "nan", "inf", "soon", "9" * 400, "Tue, 99 Nov 2023 22:13:30 GMT"):
+        assert read_retry_after(text, now) == 0.0
+
+
+def test_completions():
+    assert read_completion(completion("a")) == ("a", 100, False)
+    assert read_completion(completion("a", "length")) == ("a", 100, True)
+    odd = {"choices": [{"message": {"content": "a"}}], "usage": {"total_tokens": -5}}
+    assert read_completion(json.dumps(odd).encode()) == ("a", 0, False)
+    assert read_completion(json.dumps({**odd, "usage": None}).encode()) == ("a", 0, False)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.language import SCRIPTS, language
+from mmrl.rewards.style import SCRIPTS, language
 from mmrl.sample import Sample
 
 SENTENCES = {

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.length import length_target, overlong
+from mmrl.rewards.style import length_target, overlong
 from mmrl.sample import Sample
 
 LENGTHS = st.integers(0, 5000)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.rewards.pool import Graded, RewardPool
+from mmrl.rewards.pool import RewardPool
+from mmrl.rewards.verifier import Graded
 from mmrl.sample import Sample
 
 HOSTILE = "hostile_table"
@@ -143,7 +144,7 @@ def test_no_verifier_reaches_the_grade_of_another_response(monkeypatch, tmp_path
     mark = f"9{os.getpid():08d}"  # seconds that no other process sleeps
     file.write_text(DESYNC.read_text().replace('"97"', f'"{mark}"') + MORE)
     name = f"{file}:{verifier}"
-    with RewardPool(1, deadline_s=1.5, own=[name]) as pool:
+    with RewardPool(1, deadline_s=1.5, user_verifiers=[name]) as pool:
         first, *rest = pool.grade([(sample(name), "x")] + [(sample("math", "1"), "\\boxed{2}")] * 3)
     assert rest == [HONEST] * 3
     if isinstance(right, dict):

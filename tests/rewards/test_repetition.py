@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.repetition import repetition
+from mmrl.rewards.style import repetition
 from mmrl.sample import Sample
 
 BOX = '{"bbox_2d": [1, 2, 30, 40], "label": "cat"}'

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.rewards.choice import read_choice
-from mmrl.rewards.number import MAX_DIGITS, Quantity, in_terms_of, last_number, read_quantity
+from mmrl.rewards.quantity import MAX_DIGITS, UNITS, Quantity, in_terms_of, last_number, read_quantity
 from mmrl.rewards.text import canonical, first_tagged, last_answer_line, last_boxed, without_lead
-from mmrl.rewards.units import UNITS
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,17 @@ import sys
 import pytest
 from rewards_cases import CASES
 
-from mmrl.rewards.composition import own
-from mmrl.rewards.pool import Graded, RewardPool
+from mmrl.rewards.pool import RewardPool
+from mmrl.rewards.spec import user_verifiers
 from mmrl.rewards.verifier import (
     PAPO_WEIGHTS,
     VERIFIERS,
     VPPO_WEIGHTS,
-    names_of,
-    reports,
+    Graded,
+    combine,
+    reported_components,
     score,
-    together,
+    verifier_names,
 )
 from mmrl.sample import Sample
 
@@ -35,7 +36,7 @@ def test_a_weight_without_its_component_is_an_error():
 
 def test_two_verifiers_may_not_report_one_component():
     with pytest.raises(ValueError, match="'format'"):
-        together(VERIFIERS["format"], VERIFIERS["format"])(SAMPLE, "")
+        combine(VERIFIERS["format"], VERIFIERS["format"])(SAMPLE, "")
 
 
 # The length is a fact of the rollout, whatever the text.
@@ -68,11 +69,11 @@ def mine(tmp_path, monkeypatch):
 
 def test_a_verifier_of_ones_own_is_graded_like_the_others(mine):
     reward = {"weights": {"loud": 1.0}, "sources": {"a": {"verifier": f"choice+{mine}"}}}
-    verifiers = own(reward)
+    verifiers = user_verifiers(reward)
     sample = Sample("test:0", "", "b", verifier=f"choice+{mine}")
     assert list(verifiers) == [mine]
-    assert reports(sample, verifiers) == {"accuracy", "format", "loud"}
-    with RewardPool(1, own=tuple(verifiers)) as pool:
+    assert reported_components(sample, verifiers) == {"accuracy", "format", "loud"}
+    with RewardPool(1, user_verifiers=tuple(verifiers)) as pool:
         assert pool.grade([(sample, "B")]) == [Graded({"accuracy": 0.0, "format": 0.0, "loud": 1.0})]
 
 
@@ -81,8 +82,8 @@ def test_rows_cannot_name_a_file(mine, tmp_path):
     (tmp_path / "other.py").write_text("open('touched', 'w')\n\n\ndef grade(s, r):\n    return {}\n")
     sample = Sample("test:0", "", "b", verifier="other.py:grade")
     with pytest.raises(ValueError, match=r"'other.py:grade': rows cannot name a file"):
-        reports(sample, own({"weights": {"loud": 1.0}, "verifier": mine}))
-    with RewardPool(1, own=(mine,)) as pool:
+        reported_components(sample, user_verifiers({"weights": {"loud": 1.0}, "verifier": mine}))
+    with RewardPool(1, user_verifiers=(mine,)) as pool:
         (graded,) = pool.grade([(sample, "B")])
     assert (graded.valid, graded.error) == (False, "sample test:0: KeyError: 'other.py:grade'")
     assert not (tmp_path / "touched").exists()
@@ -90,6 +91,6 @@ def test_rows_cannot_name_a_file(mine, tmp_path):
 
 def test_a_verifier_of_ones_own_that_is_not_there(mine):
     with pytest.raises(ValueError, match=r"verifier 'mine.py:whisper': mine.py does not define whisper"):
-        own({"weights": {"loud": 1.0}, "also": ("mine.py:whisper",)})
+        user_verifiers({"weights": {"loud": 1.0}, "also": ("mine.py:whisper",)})
     with pytest.raises(ValueError, match="names one twice"):
-        names_of(f"{mine}+{mine}", (mine,))
+        verifier_names(f"{mine}+{mine}", (mine,))

@@ -1,8 +1,11 @@
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.words import anls, edit, exact, text, words_of, yes_no
+from mmrl.rewards.text import MAX_ANSWER
+from mmrl.rewards.words import anls, edit, exact, similarity, text, words_of, yes_no
 from mmrl.sample import Sample
 
 
@@ -169,3 +172,37 @@ def test_words_of_words_are_the_same(answer):
 def test_no_text_raises(answer):
     for verifier in (yes_no, text, exact, anls, edit):
         assert all(0.0 <= value <= 1.0 for value in grade(verifier, answer, "yes").values())
+
+
+SHORT_TEXT = st.text("abc ", min_size=1, max_size=12) | st.text(min_size=1, max_size=8)
+
+
+def plain(one, other):
+    """The textbook's table, a row at a time."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHORT_TEXT, SHORT_TEXT)
+def test_distance_is_that_of_the_table(one, other):
+    distance = plain(one, other) / max(len(one), len(other))
+    assert abs(similarity(one, [other]) - (1.0 - distance)) < 1e-12
+    assert similarity(one, [other]) == similarity(other, [one])
+    assert (similarity(one, [other]) == 1.0) == (one == other)
+
+
+def test_the_nearest_truth_counts():
+    assert similarity("kitten", ["", "sitting"]) == 1.0 - 3 / 7
+    assert similarity("", ["abc"]) == similarity("", []) == 0.0
+
+
+def test_time_is_bounded():
+    start = time.process_time()
+    one, other = "ab" * (MAX_ANSWER // 2), "ba" * (MAX_ANSWER // 2)
+    assert similarity(one, [other]) == 1.0 - 2 / MAX_ANSWER
+    assert time.process_time() - start < 2.0

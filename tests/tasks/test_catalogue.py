@@ -16,7 +16,7 @@ from mmrl.commands.datasets import question_options
 from mmrl.data.sources import read
 from mmrl.models.images import image_size
 from mmrl.models.prompts import IMAGE
-from mmrl.rewards.verifier import VERIFIERS, names_of, reports
+from mmrl.rewards.verifier import VERIFIERS, reported_components, verifier_names
 from mmrl.tasks.catalogue import described, entry, read_registry, table
 from tests.tasks.catalogue_rows import OTHERS, PNG, papers_rows
 
@@ -69,7 +69,7 @@ def test_a_form_becomes_rows_that_can_be_graded(name, k, tmp_path):
             samples = list(read(out))
             assert len(samples) >= 2
             for sample in samples:
-                reports(sample)
+                reported_components(sample)
                 if "coordinates" in sample.facts:  # answers are to be in others than the truth's pixels
                     sample = replace(sample, facts={**sample.facts, "coordinates": "pixels"})
                 assert VERIFIERS[sample.verifier](sample, f"\\boxed{{{sample.answer}}}")["accuracy"] == 1.0
@@ -112,7 +112,7 @@ def test_every_entry_names_verifiers_and_rows():
     for name, one in REGISTRY.items():
         assert set(one.use) <= {"train", "eval"}
         for verifier in re.sub(r" \(.*?\)", "", one.verifier).split(", "):
-            assert names_of(verifier)
+            assert verifier_names(verifier)
         assert one.forms, name
         for form in one.forms:
             assert form.splits, name

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmrl.data.sources import read
 from mmrl.models.prompts import IMAGE
-from mmrl.rewards.verifier import VERIFIERS, reports
+from mmrl.rewards.verifier import VERIFIERS, reported_components
 from mmrl.tasks.convert import ConvertOptions as Options
 from mmrl.tasks.convert import choice_rows, convert
 from mmrl.tasks.entries import ImageFolder
@@ -41,7 +41,7 @@ def converted(layout, entries, photos, *, out="out.jsonl", options=None, name="i
     source = photos.parent / name
     source.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     target = photos.parent / "made" / out
-    made = convert(layout, source, photos, target, options or Options(), probe=reports, **choices)
+    made = convert(layout, source, photos, target, options or Options(), probe=reported_components, **choices)
     rows = list(read(target))
     assert len(rows) == made.rows
     for sample in rows:
@@ -146,7 +146,9 @@ def test_a_category_with_one_object_is_grounded(photos):
     options = Options(task="ground", coordinates="thousand")
     source = photos.parent / "in.json"
     source.write_text(json.dumps(INSTANCES))
-    made = convert("coco", source, photos, photos.parent / "o.parquet", options, embed=True, probe=reports)
+    made = convert(
+        "coco", source, photos, photos.parent / "o.parquet", options, embed=True, probe=reported_components
+    )
     (row,) = read(photos.parent / "o.parquet")
     assert made.rows == 1
     assert (json.loads(row.answer), row.verifier) == ([10, 20, 40, 60.5], "box")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmrl.data.sources import read
-from mmrl.rewards.verifier import VERIFIERS, reports
+from mmrl.rewards.verifier import VERIFIERS, reported_components
 from mmrl.tasks.convert import ConvertOptions as Options
 from mmrl.tasks.convert import choice_rows as rows
 from mmrl.tasks.convert import convert
@@ -27,7 +27,7 @@ def row(options, answer, question="Which?", **entry):
 @pytest.mark.parametrize("name", ["c3", "c10", "c12", "c13"])
 def test_options_with_letters_are_listed_once(tmp_path, name):
     out = tmp_path / "o.parquet"
-    convert("choice", CASES / f"{name}.json", CASES, out, Options(), probe=reports)
+    convert("choice", CASES / f"{name}.json", CASES, out, Options(), probe=reported_components)
     (sample,) = read(out)
     assert sample.problem == "<image>Which?\nA. red\nB. blue"
     assert (sample.answer, sample.facts) == ("B", {"options": ["red", "blue"]})

@@ -13,7 +13,7 @@ from PIL import Image
 from mmrl.data.sources import read
 from mmrl.data.writing import write_rows
 from mmrl.models.prompts import IMAGE
-from mmrl.rewards.verifier import VERIFIERS, reports
+from mmrl.rewards.verifier import VERIFIERS, reported_components
 from mmrl.tasks.pretext import NAMES, Material, example, rows
 from mmrl.tasks.pretext_captions import Caption, caption_error, places, read_captions, vocabulary
 from mmrl.tasks.pretext_images import Pictures, captioned_pictures, find_pictures
@@ -94,7 +94,7 @@ def test_every_row_is_read_and_graded(material, tmp_path):
     assert len(source) == 60
     assert {row["kind"] for row in made} == set(NAMES)
     for sample, row in zip(source, made, strict=True):
-        reports(sample)
+        reported_components(sample)
         grade = VERIFIERS[sample.verifier]
         assert sample.problem.count(IMAGE) == len(sample.images)
         assert grade(sample, f"\\boxed{{{sample.answer}}}")["accuracy"] == 1.0

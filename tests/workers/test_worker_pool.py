@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.workers.message import pack, unpack
 from mmrl.workers.pool import Answer, WorkerPool
+from mmrl.workers.worker import pack, unpack
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.composition import Gate, pay, rule, weight_at
-from mmrl.rewards.group import Group
+from mmrl.rewards.group import GradedGroup
+from mmrl.rewards.spec import Gate, compute_rewards, reward_spec, weight_at
 
 FULL, BARE, WRONG = (
     {"accuracy": a, "format": f, "iou": i} for a, f, i in ((1, 1, 0.9), (1, 0, 0.6), (0, 1, 0))
@@ -14,8 +14,8 @@ FULL, BARE, WRONG = (
 
 
 def paid(reward, *components, source="", progress=0.0, lengths=None):
-    group = Group(np.array(lengths or [10] * len(components), int), 100)
-    return pay(rule(reward, source), components, group, progress)
+    group = GradedGroup(np.array(lengths or [10] * len(components), int), 100)
+    return compute_rewards(reward_spec(reward, source), components, group, progress)
 
 
 def test_the_reward_is_the_weighted_sum():
@@ -31,7 +31,7 @@ def test_a_gate_shuts_its_component_alone():
 
 def test_several_gates_and_a_threshold():
     reward = {"weights": {"accuracy": 1.0}, "gates": {"accuracy": ("format", "iou >= 0.7")}}
-    assert rule(reward).gates == {"accuracy": (Gate("format", 1.0), Gate("iou", 0.7))}
+    assert reward_spec(reward).gates == {"accuracy": (Gate("format", 1.0), Gate("iou", 0.7))}
     assert paid(reward, FULL, BARE, {**FULL, "iou": 0.65})[0] == [1.0, 0.0, 0.0]
 
 
@@ -51,9 +51,12 @@ def test_a_data_set_has_keys_of_its_own():
         "also": ("format",),
         "sources": {"boxes": {"weights": {"iou": 1.0}, "options": {"threshold": 0.7}, "also": ()}},
     }
-    own = rule(reward, "boxes.parquet")
+    own = reward_spec(reward, "boxes.parquet")
     assert own.options == {"threshold": 0.7, "answer_in": "tag"}
-    assert (own.verifiers("number"), rule(reward, "math").verifiers("number")) == ("number", "number+format")
+    assert (own.verifiers("number"), reward_spec(reward, "math").verifiers("number")) == (
+        "number",
+        "number+format",
+    )
     assert paid(reward, FULL, source="boxes")[0] == [0.9]
     assert paid(reward, FULL, source="other")[0] == [1.0]
 
@@ -65,7 +68,7 @@ def test_what_a_data_set_takes_over_is_about_what_it_weighs():
         "bonuses": ("brevity",),
         "sources": {"a": {"weights": {"accuracy": 0.5}}},
     }
-    own = rule(reward, "a")
+    own = reward_spec(reward, "a")
     assert (own.gates, own.bonuses) == ({"accuracy": (Gate("format", 1.0),)}, ())
 
 
@@ -75,7 +78,7 @@ def test_what_a_rule_needs():
         "gates": {"accuracy": "format"},
         "bonuses": ("brevity",),
     }
-    assert rule(reward).needs == {"accuracy", "format"}
+    assert reward_spec(reward).needs == {"accuracy", "format"}
 
 
 def test_a_bonus_is_a_component_that_is_weighted():
@@ -118,7 +121,7 @@ def test_a_missing_component():
 def test_what_is_refused(change, message):
     reward = {"weights": {"accuracy": 1.0}, **change}
     with pytest.raises(ValueError, match=message):
-        rule(reward, "a" if "sources" in change else "")
+        reward_spec(reward, "a" if "sources" in change else "")
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,287 @@
+r"""Verifiers of how a response is written: its form, length, repetition and language, not its answer."""
+
+import itertools
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from mmrl.rewards.answers import list_fact, number_fact, rollout_info, text_fact
+from mmrl.sample import Sample
+
+MAX_LANGUAGE, MAX_REPETITION = 1_000_000, 300_000  # characters; what comes after is not looked at
+MAX_LISTS = 100  # that are read, or turn out to be no JSON; what follows is text
+WORD = 2  # a word is worth two characters of a script that writes no blanks between words
+LONGEST_WORD = 100  # characters; what is longer is no word, and its characters count
+
+# Scripts by language, as the names of Unicode's characters begin.
+SCRIPTS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        language: frozenset(scripts.split())
+        for languages, scripts in {
+            "de en es fr id it nl pl pt sv tr vi": "LATIN",
+            "bg ru uk": "CYRILLIC",
+            "ar fa ur": "ARABIC",
+            "hi mr ne": "DEVANAGARI",
+            "bn": "BENGALI",
+            "el": "GREEK",
+            "he": "HEBREW",
+            "ja": "CJK HIRAGANA KATAKANA KATAKANA-HIRAGANA IDEOGRAPHIC",
+            "ka": "GEORGIAN",
+            "ko": "HANGUL",
+            "ta": "TAMIL",
+            "te": "TELUGU",
+            "th": "THAI",
+            "zh": "CJK BOPOMOFO IDEOGRAPHIC",
+        }.items()
+        for language in languages.split()
+    }
+)
+
+# A run of blanks is tried from its beginning only, which keeps the time linear.
+_BLANKS_AT_TAGS = re.compile(r"(?<=[<>/])\s++|(?<!\s)\s++(?=[<>/])")
+_STAGE = re.compile(r"[A-Za-z][\w-]*")
+_WORD = re.compile(r"\w+")
+_LIST = re.compile(r"\[\s*\{")
+# Kana, Han, Thai, Lao, Burmese, Khmer: scripts without blanks between words.
+_BLANKLESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+_UNITS = re.compile(f"([{_BLANKLESS}])|([^{_BLANKLESS}]+)")
+# Formulas are in every language: what they are made of says nothing about the text around them.
+_NO_TEXT = re.compile(r"```.*?```|</?\w+>|\\[A-Za-z]+", re.DOTALL)
+_SYMBOLS = {
+    "LATIN": re.compile(r"(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])"),
+    "GREEK": re.compile(r"(?<![\u0370-\u03ff])[\u0370-\u03ff]{1,2}(?![\u0370-\u03ff])"),
+}
+
+
+def response_format(sample: Sample, response: str) -> dict[str, float]:
+    """``format``: a response has the form that goes with ``facts["answer_in"]``.
+
+    "box": `think_boxed`; "tag" and "tag_or_all": `think_answer`; others: `think_then`.
+    """
+    where = text_fact(sample, "answer_in", "box")
+    rule = {"box": think_boxed, "tag": think_answer, "tag_or_all": think_answer}.get(where, think_then)
+    return rule(sample, response)
+
+
+def think_then(sample: Sample, response: str) -> dict[str, float]:
+    """``format``: the response is a ``<think>...</think>`` and something else, neither empty."""
+    answer = response.rpartition("</think>")[2]
+    return {"format": float(is_visible(_thinking(response)) and is_visible(answer))}
+
+
+def think_boxed(sample: Sample, response: str) -> dict[str, float]:
+    r"""``format``: the whole response reads ``<think>.*</think>.*\boxed{.*}.*``.
+
+    The rule of ``format_reward`` in EasyR1's ``examples/reward_function/math.py``, read without blanks around
+    ``<``, ``>`` and ``/``. Searching for the parts one after another finds a match exactly when the
+    backtracking expression does, in linear time.
+    """
+    text = tight_tags(response)
+    if not text.startswith("<think>"):
+        return {"format": 0.0}
+    at = len("<think>")
+    for part in ("</think>", "\\boxed{", "}"):
+        found = text.find(part, at)
+        if found < 0:
+            return {"format": 0.0}
+        at = found + len(part)
+    return {"format": 1.0}
+
+
+def think_answer(sample: Sample, response: str) -> dict[str, float]:
+    """``format``: the whole response reads ``<think>.*</think><answer>.*</answer>``.
+
+    The rule of ``format_reward`` in EasyR1's ``examples/reward_function/r1v.py``, read without blanks around
+    the tags.
+    """
+    text = tight_tags(response)
+    middle = text.find("</think><answer>", len("<think>"))
+    ending = len(text) - len("</answer>")
+    inside = 0 <= middle <= ending - len("</think><answer>")
+    return {"format": float(text.startswith("<think>") and text.endswith("</answer>") and inside)}
+
+
+def tight_tags(response: str) -> str:
+    """``response`` without the blanks around ``<``, ``>`` and ``/``."""
+    return _BLANKS_AT_TAGS.sub("", response)
+
+
+def thought(sample: Sample, response: str) -> dict[str, float]:
+    """``thought``: the response begins with a ``<think>`` of ``facts["least_words"]`` (1) different words.
+
+    EasyR1's forms take an empty thought for a thought. Words are runs of letters and digits.
+    """
+    least = number_fact(sample, "least_words", 1, least=1)
+    words: set[str] = set()
+    for word in _WORD.finditer(_thinking(response)):
+        words.add(word[0])
+        if len(words) >= least:
+            return {"thought": 1.0}
+    return {"thought": 0.0}
+
+
+def is_visible(text: str) -> bool:
+    """True if any character of ``text`` can be seen: it is no blank and no control or format character."""
+    return any(unicodedata.category(character)[0] not in "ZC" for character in text)
+
+
+def _thinking(response: str) -> str:
+    """The thinking with which a response begins; "" if there is none."""
+    opened = response.lstrip()
+    inside, closing, _ = opened.removeprefix("<think>").partition("</think>")
+    return inside if closing and opened.startswith("<think>") else ""
+
+
+def stages(sample: Sample, response: str) -> dict[str, float]:
+    """The stages ``facts["stages"]``, each in tags of its name.
+
+    ``stages``: each stage stands where the list has it, is not empty, and nothing but blanks stands around
+    them. ``stage_tags``: the share of the list's opening and closing tags that occur as often as it has them;
+    those of a stage that is empty, or closed before it is opened, do not count. V-Triune pays 0.25 for each
+    of the tags of ``["think", "answer"]``. ValueError if the list is empty or has other things than names.
+    """
+    names = list_fact(sample, "stages")
+    if not names or not all(isinstance(name, str) and _STAGE.fullmatch(name) for name in names):
+        raise ValueError(f'sample {sample.id}: facts["stages"] should be names of tags, but is {names!r:.80}')
+    right = 0
+    for name, count in Counter(names).items():
+        ends = [[m.start() for m in re.finditer(tag, response)] for tag in (f"<{name}>", f"</{name}>")]
+        complete = [len(places) == count for places in ends]
+        if all(complete):
+            inside = (response[start + len(name) + 2 : end] for start, end in zip(*ends, strict=True))
+            right += 2 * sum(map(is_visible, inside))
+        else:
+            right += count * sum(complete)
+    return {"stages": float(in_stages(response, names)), "stage_tags": right / (2 * len(names))}
+
+
+def in_stages(response: str, names: Sequence[str]) -> bool:
+    """True if ``response`` is the tagged stages ``names`` in this order, none blank, and nothing else."""
+    expected = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
+    any_tag = re.compile("</?(?:" + "|".join(sorted(set(names))) + ")>")
+    tags = itertools.islice(any_tag.finditer(response), len(expected) + 1)
+    if [tag[0] for tag in tags] != expected:
+        return False
+    pieces = any_tag.split(response)
+    return all(map(is_visible, pieces[1::2])) and not any(piece.strip() for piece in pieces[::2])
+
+
+def overlong(sample: Sample, response: str) -> dict[str, float]:
+    """``overlong``: 0 up to ``max_tokens - facts["overlong_buffer"]`` tokens, falling linearly to -1 at
+    ``max_tokens``, -1 beyond.
+
+    Source: DAPO, Yu et al. 2025, equation 13; with a buffer of 0 only what is longer than ``max_tokens`` is
+    punished, as in EasyR1's and TRL's ``soft_overlong_punishment``.
+    """
+    info = rollout_info(sample)
+    # Before a run, when rows are only checked, the budget is not known yet.
+    buffer = number_fact(sample, "overlong_buffer", least=0, most=info.max_tokens or math.inf)
+    over = info.tokens - max(0.0, info.max_tokens - buffer)
+    return {"overlong": 0.0 if over <= 0 else -1.0 if over >= buffer else -over / buffer}
+
+
+def length_target(sample: Sample, response: str) -> dict[str, float]:
+    """``length_target``: 1 at ``facts["target_tokens"]`` tokens, falling linearly to 0 at none and at twice
+    as many, 0 beyond.
+    """
+    target = number_fact(sample, "target_tokens", least=1)
+    return {"length_target": max(0.0, 1.0 - abs(rollout_info(sample).tokens - target) / target)}
+
+
+def repetition(sample: Sample, response: str) -> dict[str, float]:
+    """``repetition``, from -1 to 0: minus the share of n-grams that occurred before.
+
+    n is ``facts["ngram"]`` words, 6 by default. In a JSON list of objects the objects are the words and n is
+    1: the same box twice is a repetition. The text outside such lists and each list are judged apart, and the
+    worst counts. Sources: ``get_repetition_penalty`` of Yeo et al. 2025 (Demystifying long chain-of-thought),
+    and VLM-R1's ``repetition_reward`` for lists of boxes.
+    """
+    size = round(number_fact(sample, "ngram", 6, least=1, most=100))
+    text, lists = _split_lists(response[:MAX_REPETITION])
+    items: list[Sequence[Any]] = [_ngrams(list(_units(text)), size), *lists]
+    return {"repetition": min(len(set(each)) / len(each) if each else 1.0 for each in items) - 1.0}
+
+
+def _units(text: str) -> Iterator[tuple[str, int]]:
+    """Words of ``text``, or characters where a script has no blanks or a word no end; with their worth."""
+    for word in text.lower().split():
+        if len(word) > LONGEST_WORD:
+            yield from ((character, 1) for character in word)
+        elif word.isascii():
+            yield word, WORD
+        else:
+            for character, rest in _UNITS.findall(word):
+                yield (character, 1) if character else (rest, WORD)
+
+
+def _ngrams(units: Sequence[tuple[str, int]], size: int) -> list[int]:
+    """Hashes of the runs of units that are worth ``size`` words, one for each beginning."""
+    grams, end, worth = [], 0, 0
+    for start in range(len(units)):
+        while end < len(units) and worth < WORD * size:
+            worth, end = worth + units[end][1], end + 1
+        if worth < WORD * size:
+            break
+        grams.append(hash(tuple(units[start:end])))
+        worth -= units[start][1]
+    return grams
+
+
+def _split_lists(text: str) -> tuple[str, list[list[str]]]:
+    """``text`` without its JSON lists of objects, and the objects of each."""
+    decoder, rest, lists, end = json.JSONDecoder(), [], [], 0
+    opening = _LIST.search(text)
+    for _ in range(MAX_LISTS):
+        if opening is None:
+            break
+        try:
+            items, after = decoder.raw_decode(text, opening.start())
+            lists.append([_object_key(item) for item in items])
+            rest.append(text[end : opening.start()])
+            end = after
+        except (ValueError, RecursionError):
+            after = opening.end()
+        opening = _LIST.search(text, after)
+    return " ".join([*rest, text[end:]]), lists
+
+
+def _object_key(item: Any) -> str:
+    """Box and label of an object that has both, else all of it."""
+    if isinstance(item, dict) and "bbox_2d" in item and "label" in item:
+        return f"{item['bbox_2d']}_{item['label']}"
+    return repr(item)
+
+
+def language(sample: Sample, response: str) -> dict[str, float]:
+    """``language``: the share of the response's letters that are of ``facts["language"]``'s scripts.
+
+    Left out are tags, fenced code, LaTeX commands, and runs of one or two Latin or Greek letters (``x``,
+    ``AB``, ``cm``) in a language of another script. A response without letters is in no language: 0.
+    Languages of one script, such as English and French, are not told apart.
+    """
+    scripts = SCRIPTS[text_fact(sample, "language", choices=SCRIPTS)]
+    text = _NO_TEXT.sub(" ", response[:MAX_LANGUAGE])
+    for script, symbols in _SYMBOLS.items():
+        if script not in scripts:
+            text = symbols.sub(" ", text)
+    counts: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        counts[_script(character)] += count
+    letters = counts.total() - counts[""]
+    return {"language": sum(counts[script] for script in scripts) / letters if letters else 0.0}
+
+
+@lru_cache(maxsize=65536)
+def _script(character: str) -> str:
+    """The first word of a letter's Unicode name, its width left out; "" for what is no letter of a text."""
+    if not unicodedata.category(character).startswith("L"):
+        return ""
+    name = unicodedata.name(character, "UNKNOWN").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
+    script = name.split()[0]
+    return "" if script in ("MATHEMATICAL", "MODIFIER", "DOUBLE-STRUCK", "SCRIPT") else script
