@@ -18,7 +18,7 @@ from mmrl.config import Config
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
 from mmrl.data.rounds import Mixture
 from mmrl.data.sources import Source, mixture, read
-from mmrl.data.validation import Broken, Budget, Report, inspect, merged, usable
+from mmrl.data.validation import Broken, Budget, Report, inspect, keep_usable, merge_reports
 from mmrl.grading import row_check
 from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, make_mesh, shardings
@@ -371,7 +371,7 @@ def _looked_through(
         progress=partial(_show_progress, source.name, time.monotonic()),
     )
     parts = hosts.gather(dataclasses.asdict(part))
-    report = merged(
+    report = merge_reports(
         [
             Report(
                 one["rows"],
@@ -384,7 +384,7 @@ def _looked_through(
             for one in parts
         ]
     )
-    source = usable(source, report, max_broken=config.data.max_broken, overlong=form.overlong)
+    source = keep_usable(source, report, max_broken=config.data.max_broken, overlong=form.overlong)
     if len(source) < size:
         say(
             f"{source.name}: {len(source)} of {size} rows are used; {len(report.broken)} are broken, "

@@ -14,8 +14,10 @@ from mmrl.terminal import command, rewrite, tell
 
 if TYPE_CHECKING:
     from mmrl.config import Config
-    from mmrl.data.inspection import Findings, Prompt
+    from mmrl.data.inspection import Findings
+    from mmrl.data.pipeline import PromptFormat
     from mmrl.data.sources import Source
+    from mmrl.models.processor import Processor
     from mmrl.sample import Sample
     from mmrl.tasks.convert import Converted
     from mmrl.tasks.pretext import Material
@@ -27,8 +29,7 @@ LISTED = 20  # broken entries
 def shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data shapes``."""
     from mmrl.atomic import atomic_file
-    from mmrl.data.contact_sheet import contact_sheet
-    from mmrl.data.inspection_examples import example
+    from mmrl.data.examples import contact_sheet, example
     from mmrl.data.sources import read
     from mmrl.tasks.shapes_world import PRIOR, write_data, write_model
 
@@ -57,7 +58,7 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     import numpy as np
 
     from mmrl.config import Config
-    from mmrl.data.inspection import look
+    from mmrl.data.inspection import inspect_rows
     from mmrl.data.inspection_report import as_text
     from mmrl.data.sources import read
 
@@ -68,7 +69,7 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     source = whole
     if options.rows is not None and options.rows < len(whole):
         source = whole.choose(np.linspace(0, len(whole) - 1, options.rows).astype(int))
-    found = look(
+    found = inspect_rows(
         source,
         _prompt(options, config, workdir),
         probe=_probe(config if options.config else None),
@@ -80,12 +81,13 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         _write_report(options.out, source, found, options.examples)
 
 
-def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> "Prompt | None":
+def _prompt(
+    options: argparse.Namespace, config: "Config", workdir: Path
+) -> "tuple[Processor, PromptFormat] | None":
     """How prompts are made; None if nothing names a model, or the config's is not there (which is said)."""
     if not options.model and not options.config:
         return None
     from mmrl import hub
-    from mmrl.data.inspection import Prompt
     from mmrl.open import model_directory, open_processor, prompt_format
 
     if options.model:
@@ -95,7 +97,7 @@ def _prompt(options: argparse.Namespace, config: "Config", workdir: Path) -> "Pr
     if not options.model and not Path(directory or "none").is_dir():
         tell(f"config.model.path={directory!r} is no directory: name one with --model=DIR", error=True)
         return None
-    return Prompt(open_processor(config, directory), prompt_format(config))
+    return open_processor(config, directory), prompt_format(config)
 
 
 def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
@@ -115,11 +117,11 @@ def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
 
 def _write_report(out: Path, source: "Source", found: "Findings", count: int) -> None:
     from mmrl.atomic import atomic_file, atomic_write
-    from mmrl.data.contact_sheet import contact_sheet
-    from mmrl.data.inspection_examples import examples
-    from mmrl.data.inspection_html import page
+    from mmrl.data.examples import contact_sheet
+    from mmrl.data.inspection import choose_examples
+    from mmrl.data.inspection_report import page
 
-    chosen = examples(source, found, count)
+    chosen = choose_examples(source, found, count)
     files = [out] if out.suffix in (".html", ".png") else [out / "report.html", out / "sheet.png"]
     files[0].parent.mkdir(parents=True, exist_ok=True)
     tell()
@@ -172,13 +174,13 @@ def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _say_converted(made: "Converted", out: Path) -> None:
-    from mmrl.data.inspection_report import shown
+    from mmrl.data.examples import printable
 
     tell(f"{made.rows} rows of {made.entries} entries in {out}")
     if made.empty:
         tell(f"{made.empty} entries are no question of this kind, and gave no row")
     for name, why in made.broken[:LISTED]:
-        tell(f"broken: {shown(name)}: {shown(why, 400)}")
+        tell(f"broken: {printable(name)}: {printable(why, 400)}")
     if len(made.broken) > LISTED:
         tell(f"and {len(made.broken) - LISTED} more broken entries")
     tell("look at it: " + command("mmrl", "data", "inspect", out, "--out=report.html"))
@@ -238,12 +240,12 @@ def _grid(text: str) -> tuple[int, int]:
 
 
 def _say_passed_over(reasons: dict[str, str]) -> None:
-    from mmrl.data.inspection_report import shown
+    from mmrl.data.examples import printable
 
     if reasons:
         tell(f"{len(reasons)} images were passed over at least once:")
     for name, why in list(reasons.items())[:LISTED]:
-        tell(f"  {shown(name)}: {shown(why, 400)}")
+        tell(f"  {printable(name)}: {printable(why, 400)}")
     if len(reasons) > LISTED:
         tell(f"  and {len(reasons) - LISTED} more")
 

@@ -1,46 +1,55 @@
-"""Findings about a data set as sections of tables and histograms, and these as text for a terminal."""
+"""Report on an inspected data set: tables and histograms, as text for a terminal or as one page.
+
+The page has no script, fetches nothing, and escapes all of the data's text.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
+from mmrl.data.examples import Example, encode_picture, printable
 from mmrl.data.inspection import Findings
 
 LISTED = 20  # rows of a list of broken or repeated rows
 BINS = 14
 BAR = 40  # characters of the longest bar
 _VARIES = re.compile(r"\S*/\S*|\d+")  # of a reason, between rows that are broken alike: paths and numbers
-JOINERS = "\u200c\u200d"  # unprintable, but needed to write several languages
+_QUANTILES = ("least", "median", "95 %", "most")
+_FAINT, _BLUE, _RED = "#808080", "#3b6ea8", "#c04a2f"  # on light and dark pages alike
 
 
 class Histogram(NamedTuple):
-    """How many values lie in each bin: from its edge up to, but without, the next; the last has its end."""
+    """Counts of values in bins: from an edge up to, but without, the next; the last has its end."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     unit: str
-    whole: bool  # values are whole numbers
+    integers: bool
     limit: int | None = None  # values beyond are too many
 
     def label(self, bin: int) -> str:
         """The values of a bin."""
         low, high = self.edges[bin], self.edges[bin + 1]
-        if not self.whole:
+        if not self.integers:
             return f"{low:g} to {high:g}"
         return f"{low:.0f}" if high - low <= 1 else f"{low:.0f} to {high - 1:.0f}"
 
     def over(self, bin: int) -> bool:
-        """Whether the values of a bin are too many."""
+        """True if the values of a bin are too many."""
         return self.limit is not None and self.edges[bin] > self.limit
 
 
-class Section(NamedTuple):
-    """A part of a report."""
+class ReportPart(NamedTuple):
+    """A part of a report; its text is `printable`."""
 
     title: str
     rows: Sequence[Sequence[str]]  # of a table; the first is its header
@@ -48,29 +57,37 @@ class Section(NamedTuple):
     histogram: Histogram | None = None
 
 
-def sections(found: Findings) -> list[Section]:
-    """What was found, for people; text is `shown`."""
-    parts = [_overview(found), _columns(found), _verifiers(found)]
-    if len(found.usable):
-        parts += [_lengths(found), _images(found), *_sizes(found), *_tokens(found)]
-    return [*parts, *_broken(found), *_repeated(found), *_spelt(found)]
+def report_parts(found: Findings) -> list[ReportPart]:
+    """Findings as tables and histograms."""
+    return [*_overview(found), *(_statistics(found) if len(found.usable) else ()), *_problems(found)]
 
 
 def as_text(found: Findings) -> str:
-    """The sections, for a terminal."""
-    return "\n\n".join(_section_text(section) for section in sections(found))
+    """The report for a terminal."""
+    return "\n\n".join(_part_text(part) for part in report_parts(found))
 
 
-def shown(text: str, longest: int = 200, *, lines: bool = False) -> str:
-    """Text of a data set that does nothing to a terminal or a page: no control or direction characters.
+def page(found: Findings, examples: Sequence[Example]) -> str:
+    """The report as a page."""
+    import jinja2
 
-    Longer text is cut; line breaks stay where ``lines`` is set.
-    """
-    cut = text if len(text) <= longest else text[:longest] + "..."
-    kept = JOINERS + ("\n" if lines else "")
-    return "".join(
-        one if one.isprintable() or one in kept else " " if one.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for one in cut
+    parts: list[dict[str, Any]] = [
+        {**part._asdict(), "drawing": part.histogram and _draw_histogram(part.histogram)}
+        for part in report_parts(found)
+    ]
+    if len(found.sizes):
+        parts.append({"title": "Width and height of images", "drawing": _draw_sizes(found.sizes)})
+    pictures = [
+        [
+            {"width": picture.width, "height": picture.height, "src": _data_url(*encode_picture(picture))}
+            for picture in example.pictures
+        ]
+        for example in examples
+    ]
+    template = Path(__file__).with_name("inspection.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        title=printable(found.name), parts=parts, examples=list(zip(examples, pictures, strict=True))
     )
 
 
@@ -85,150 +102,110 @@ def histogram(values: np.ndarray, unit: str, limit: int | None = None) -> Histog
 
 def round_edges(values: np.ndarray) -> np.ndarray:
     """Edges of bins: of equal width, or 1, 2, 5, 10, ... where the largest value is far over the median."""
-    whole = values.dtype.kind == "i"
-    low, high = float(values.min()), float(values.max()) + whole  # whole numbers end before the next
-    if high > 8 * max(float(np.median(values)), 1.0 if whole else 1e-9):
+    integers = values.dtype.kind == "i"
+    low, high = float(values.min()), float(values.max()) + integers  # whole numbers end before the next
+    if high > 8 * max(float(np.median(values)), 1.0 if integers else 1e-9):
         steps = np.array([m * 10.0**k for k in range(-9, 13) for m in (1, 2, 5)])
         smallest = values[values > 0].min()
         first, end = steps[steps <= smallest].max(), steps[steps >= high].min()
         inside = steps[(steps >= first) & (steps <= end)]
         return np.concatenate([[0.0], inside]) if low <= 0 else inside
-    width = _round_up((high - low) / BINS or max(high, 1.0) / BINS, whole=whole)
+    width = (high - low) / BINS or max(high, 1.0) / BINS
+    scale = 10.0 ** np.floor(np.log10(width))
+    width = next(m * scale for m in (1, 2, 5, 10) if m * scale >= width * (1 - 1e-9))
+    width = max(width, 1.0) if integers else width
     first = np.floor(low / width)
     count = max(int(np.ceil(high / width - 1e-9) - first), 1)
     return (first + np.arange(count + 1)) * width
 
 
-def _round_up(width: float, *, whole: bool) -> float:
-    scale = 10.0 ** np.floor(np.log10(width))
-    found = next(m * scale for m in (1, 2, 5, 10) if m * scale >= width * (1 - 1e-9))
-    return max(found, 1.0) if whole else found
-
-
-def _overview(found: Findings) -> Section:
-    rows = [
-        ("", "rows"),
-        ("looked at", str(found.rows) + (f" of {found.of}" if found.of > found.rows else "")),
-    ]
-    rows.append(("usable", _share(len(found.usable), found.rows)))
-    rows.append(("broken", _share(len(found.broken), found.rows)))
-    rows.append(("repeated", _share(len(found.repeated), found.rows)))
-    if found.spelt:
-        rows.append(("with a control token's name", _share(found.spelling, found.rows)))
-    if found.tokens is not None:
-        rows.append(("over budget", _share(len(found.over_budget), found.rows)))
-    note = "\n".join(f"Of those over budget, {one}." for one in found.budgets)
+def _overview(found: Findings) -> Iterator[ReportPart]:
+    looked_at = str(found.rows) + (f" of {found.of}" if found.of > found.rows else "")
+    rows: list[Sequence[str]] = [("", "rows"), ("looked at", looked_at)]
+    for name, count, listed in (
+        ("usable", len(found.usable), True),
+        ("broken", len(found.broken), True),
+        ("repeated", len(found.repeated), True),
+        ("with a control token's name", found.spelling, bool(found.spelt)),
+        ("over budget", len(found.over_budget), found.tokens is not None),
+    ):
+        rows += [(name, _share(count, found.rows))] if listed else []
+    note = "\n".join(f"Of those over budget, {budget}." for budget in found.budgets)
     if found.tokens is None:
         note = "Tokens are not counted: name a model, by --model or --config."
-    return Section(shown(found.name), rows, note)
-
-
-def _columns(found: Findings) -> Section:
+    yield ReportPart(printable(found.name), rows, note)
     rows = [("column", "type", "is")]
     for column in found.columns:
-        used = (
-            "ignored" if not column.used_as else column.used_as if column.used_as != column.name else "used"
-        )
-        rows.append((shown(column.name, 40), shown(column.type), used))
-    return Section("Columns", rows)
-
-
-def _verifiers(found: Findings) -> Section:
+        used = "used" if column.used_as == column.name else column.used_as or "ignored"
+        rows.append((printable(column.name, 40), printable(column.type), used))
+    yield ReportPart("Columns", rows)
     rows = [("verifier", "rows", "different answers", "commonest answer", "its share")]
-    for name, group in found.verifiers.items():
-        rows.append(
-            (
-                shown(name, 40),
-                str(group.rows),
-                str(group.answers),
-                shown(group.commonest, 100),
-                f"{group.share:.1%}",
-            )
+    for name, stats in found.verifiers.items():
+        numbers = (str(stats.rows), str(stats.answers), printable(stats.commonest, 100), f"{stats.share:.1%}")
+        rows.append((printable(name, 40), *numbers))
+    note = "The share is what a policy gets that always answers so and never looks."
+    yield ReportPart("Answers", rows, note)
+
+
+def _statistics(found: Findings) -> Iterator[ReportPart]:
+    rows: list[Sequence[str]] = [
+        ("characters", *_QUANTILES),
+        ("problem", *_quantiles(found.problem_length)),
+        ("answer", *_quantiles(found.answer_length)),
+    ]
+    yield ReportPart("Text", rows, histogram=histogram(found.answer_length, "characters of an answer"))
+    numbers = sorted(Counter(found.images.tolist()).items())[:LISTED]
+    rows = [(str(number), _share(count, len(found.usable))) for number, count in numbers]
+    yield ReportPart("Images of a row", [("images", "rows"), *rows])
+    if len(found.sizes):
+        sizes = Counter(map(tuple, found.sizes.tolist()))
+        common = sizes.most_common(5)
+        rows = [(f"{width}x{height}", _share(count, sizes.total())) for (height, width), count in common]
+        if len(sizes) > len(common):
+            rows.append(("others", _share(sizes.total() - sum(n for _, n in common), sizes.total())))
+        pixels = histogram(found.sizes.prod(axis=1) / 1e6, "megapixels")
+        yield ReportPart("Sizes of images", [("width x height", "images"), *rows], histogram=pixels)
+    for title, values, limit in (
+        ("Tokens of a prompt", found.tokens, found.budget[0]),
+        ("Patch slots of a prompt", found.slots, found.budget[1]),
+    ):
+        if values is not None:
+            over = _share(int((values > limit).sum()), len(values))
+            rows = [
+                ("", *_QUANTILES, "largest bucket", "over it"),
+                ("", *_quantiles(values), str(limit), over),
+            ]
+            yield ReportPart(title, rows, histogram=histogram(values, title.lower(), limit))
+
+
+def _problems(found: Findings) -> Iterator[ReportPart]:
+    if found.broken:
+        kinds = Counter(_VARIES.sub("#", broken.reason) for broken in found.broken)
+        first = {_VARIES.sub("#", broken.reason): broken for broken in reversed(found.broken)}
+        rows: list[Sequence[str]] = [
+            (printable(first[kind].id, 80), printable(first[kind].reason, 300), str(count))
+            for kind, count in kinds.items()
+        ]
+        note = _and_more(len(rows), "other reasons")
+        yield ReportPart("Broken rows", [("row", "why", "rows like it"), *rows[:LISTED]], note)
+    if found.repeated:
+        rows = [
+            (printable(one.id, 80), printable(one.first, 80), "the same" if one.same_answer else "another")
+            for one in found.repeated[:LISTED]
+        ]
+        differing = sum(not one.same_answer for one in found.repeated)
+        note = f"{differing} of {len(found.repeated)} have another answer. "
+        note = (note + _and_more(len(found.repeated), "more")).strip()
+        title = "Repeated rows: problem and images of an earlier one"
+        yield ReportPart(title, [("row", "is", "answer"), *rows], note)
+    if found.spelt:
+        rows = [(one.token, str(one.rows), printable(one.first, 80)) for one in found.spelt]
+        note = (
+            "They are encoded as text: only the chat template makes control tokens."
+            " Are they meant to be there?"
         )
-    return Section("Answers", rows, "The share is what a policy gets that always answers so and never looks.")
-
-
-def _lengths(found: Findings) -> Section:
-    rows: list[tuple[str, ...]] = [("characters", *_QUANTILES)]
-    rows.append(("problem", *_quantiles(found.problem_length)))
-    rows.append(("answer", *_quantiles(found.answer_length)))
-    return Section("Text", rows, histogram=histogram(found.answer_length, "characters of an answer"))
-
-
-def _images(found: Findings) -> Section:
-    counts = sorted(Counter(found.images.tolist()).items())
-    rows = [
-        ("images", "rows"),
-        *((str(number), _share(rows, len(found.usable))) for number, rows in counts[:LISTED]),
-    ]
-    return Section("Images of a row", rows)
-
-
-def _sizes(found: Findings) -> list[Section]:
-    if not len(found.sizes):
-        return []
-    common = Counter(map(tuple, found.sizes.tolist())).most_common(5)
-    rows = [("width x height", "images")]
-    rows += [(f"{width}x{height}", _share(count, len(found.sizes))) for (height, width), count in common]
-    if len(np.unique(found.sizes, axis=0)) > len(common):
-        rows.append(("others", _share(len(found.sizes) - sum(n for _, n in common), len(found.sizes))))
-    pixels = found.sizes.prod(axis=1) / 1e6
-    return [Section("Sizes of images", rows, histogram=histogram(pixels, "megapixels"))]
-
-
-def _tokens(found: Findings) -> list[Section]:
-    if found.tokens is None or found.slots is None:
-        return []
-    parts = []
-    needs = (("Tokens of a prompt", found.tokens, 0), ("Patch slots of a prompt", found.slots, 1))
-    for title, values, which in needs:
-        limit = found.budget[which]
-        over = int((values > limit).sum())
-        rows: list[tuple[str, ...]] = [("", *_QUANTILES, "largest bucket", "over it")]
-        rows.append(("", *_quantiles(values), str(limit), _share(over, len(values))))
-        parts.append(Section(title, rows, histogram=histogram(values, title.lower(), limit)))
-    return parts
-
-
-def _broken(found: Findings) -> list[Section]:
-    if not found.broken:
-        return []
-    same = Counter(_VARIES.sub("#", one.reason) for one in found.broken)
-    rows = [("row", "why", "rows like it")]
-    named: set[str] = set()
-    for one in found.broken:
-        kind = _VARIES.sub("#", one.reason)
-        if kind not in named:
-            named.add(kind)
-            rows.append((shown(one.id, 80), shown(one.reason, 300), str(same[kind])))
-    return [Section("Broken rows", rows[: LISTED + 1], _more(len(rows) - 1, "other reasons"))]
-
-
-def _repeated(found: Findings) -> list[Section]:
-    if not found.repeated:
-        return []
-    rows = [("row", "is", "answer")]
-    for one in found.repeated[:LISTED]:
-        rows.append((shown(one.id, 80), shown(one.first, 80), "the same" if one.same_answer else "another"))
-    differing = sum(not one.same_answer for one in found.repeated)
-    note = f"{differing} of {len(found.repeated)} have another answer. {_more(len(found.repeated), 'more')}"
-    return [Section("Repeated rows: problem and images of an earlier one", rows, note.strip())]
-
-
-def _spelt(found: Findings) -> list[Section]:
-    if not found.spelt:
-        return []
-    rows = [
-        ("token", "rows", "first"),
-        *((one.token, str(one.rows), shown(one.first, 80)) for one in found.spelt),
-    ]
-    note = (
-        "They are encoded as text: only the chat template makes control tokens. Are they meant to be there?"
-    )
-    return [Section("Names of control tokens in problems, solutions and turns", rows, note)]
-
-
-_QUANTILES = ("least", "median", "95 %", "most")
+        title = "Names of control tokens in problems, solutions and turns"
+        yield ReportPart(title, [("token", "rows", "first"), *rows], note)
 
 
 def _quantiles(values: np.ndarray) -> tuple[str, ...]:
@@ -236,36 +213,75 @@ def _quantiles(values: np.ndarray) -> tuple[str, ...]:
     return tuple(str(int(value)) for value in points)
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part} ({part / whole:.1%})" if whole else str(part)
+def _share(part: int, total: int) -> str:
+    return f"{part} ({part / total:.1%})" if total else str(part)
 
 
-def _more(count: int, what: str) -> str:
+def _and_more(count: int, what: str) -> str:
     return f"And {count - LISTED} {what}." if count > LISTED else ""
 
 
-def _section_text(section: Section) -> str:
-    lines = [section.title, *_table_text(section.rows)]
-    if section.histogram:
-        lines += ["", *_bars(section.histogram)]
-    return "\n".join([*lines, section.note] if section.note else lines)
+def _part_text(part: ReportPart) -> str:
+    widths = [max(len(row[k]) for row in part.rows) for k in range(len(part.rows[0]))]
+    lines = [part.title]
+    for row in part.rows:
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append(f"  {cells}".rstrip())
+    if part.histogram:
+        bins = part.histogram
+        labels = [bins.label(k) for k in range(len(bins.counts))]
+        width = max(map(len, labels))
+        lines += ["", f"  {bins.unit}"]
+        for k, count in enumerate(bins.counts):
+            beyond = " over the largest bucket" if count and bins.over(k) else ""
+            bar = "#" * max(round(BAR * count / max(bins.counts)), 1 if count else 0)
+            lines.append(f"  {labels[k].rjust(width)}  {bar} {count}{beyond}")
+    return "\n".join([*lines, part.note] if part.note else lines)
 
 
-def _table_text(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _draw_histogram(bins: Histogram) -> str:
+    """A bar for each bin; those over the limit in another colour."""
+    figure, axes = _axes(1.8)
+    places = range(len(bins.counts))
+    colours = [_RED if bins.over(k) else _BLUE for k in places]
+    axes.bar([k + 0.5 for k in places], bins.counts, width=0.9, color=colours)
+    every = max(len(bins.counts) // 7, 1)
+    axes.set_xticks(range(0, len(bins.edges), every), [f"{edge:g}" for edge in bins.edges[::every]])
+    axes.set_xlabel(bins.unit)
+    return _save(figure)
 
 
-def _bars(bins: Histogram) -> list[str]:
-    most = max(bins.counts)
-    labels = [bins.label(k) for k in range(len(bins.counts))]
-    wide = max(map(len, labels))
-    lines = [f"  {bins.unit}"]
-    for k, count in enumerate(bins.counts):
-        beyond = " over the largest bucket" if count and bins.over(k) else ""
-        bar = "#" * max(round(BAR * count / most), 1 if count else 0)
-        lines.append(f"  {labels[k].rjust(wide)}  {bar} {count}{beyond}")
-    return lines
+def _draw_sizes(sizes: Int64[np.ndarray, "i 2"]) -> str:
+    """A heat map of the images' width (across) and height (upwards)."""
+    across, up = round_edges(sizes[:, 1]), round_edges(sizes[:, 0])
+    counts, _, _ = np.histogram2d(sizes[:, 1], sizes[:, 0], (across, up))
+    figure, axes = _axes(3.2)
+    shades = np.ma.masked_equal(np.log1p(counts.T), 0)
+    axes.pcolormesh(range(len(across)), range(len(up)), shades, cmap="Blues", vmin=-1)
+    for edges, set_ticks in ((across, axes.set_xticks), (up, axes.set_yticks)):
+        every = max(len(edges) // 7, 1)
+        set_ticks(range(0, len(edges), every), [f"{edge:g}" for edge in edges[::every]])
+    axes.set_xlabel("width in pixels, height upwards")
+    return _save(figure)
+
+
+def _axes(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure((6.4, height), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.tick_params(colors=_FAINT, labelsize=8)
+    axes.xaxis.label.set(color=_FAINT, size=8)
+    return figure, axes
+
+
+def _save(figure: Any) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", transparent=True)
+    return _data_url("image/png", out.getvalue())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

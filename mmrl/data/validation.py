@@ -1,4 +1,4 @@
-"""Look through a data set before anything is computed, reading the headers of images only."""
+"""Validation of a data set before anything is computed, by the headers of images only."""
 
 from __future__ import annotations
 
@@ -43,19 +43,18 @@ class Budget:
         return f"{over}, {self.limit} ({self.least} holds all)"
 
 
-def together(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+def merge_budgets(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
     """Budgets of different rows, each once."""
     found: dict[str, Budget] = {}
     for one in budgets:
-        seen = found.get(one.key, one)
-        rows = one.rows if seen is one else seen.rows + one.rows
-        found[one.key] = replace(one, rows=rows, least=max(seen.least, one.least))
+        seen = found.get(one.key, replace(one, rows=0))
+        found[one.key] = replace(one, rows=one.rows + seen.rows, least=max(seen.least, one.least))
     return tuple(found[key] for key in sorted(found, reverse=True))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a look through a source found."""
+    """The result of a look through a source."""
 
     rows: int  # looked at
     broken: tuple[Broken, ...]
@@ -88,50 +87,45 @@ def inspect(
       rows: how many rows of the source to look at; None: all.
       with_solutions: also ask for a solution or turns in each.
       longest: tokens of a solution, or of all turns together, beyond which a row is over budget.
-      start, stride: look at rows start, start + stride, ... only; `merged` puts such reports together.
+      start, stride: look at rows start, start + stride, ... only; `merge_reports` puts such reports together.
       probe: raises ValueError if responses to a row could not be graded.
       progress: called now and then, and at the end, with rows looked at and rows to look at.
 
-    Raises ValueError for a patch bucket that is not a whole number of windows.
+    Raises ValueError for a patch bucket that is not a multiple of a window's slots.
     """
     check_buckets(processor, form)
-    looked = range(start, len(source) if rows is None else min(rows, len(source)), stride)
-    broken: list[Broken] = []
-    over: list[int] = []
-    difficulty: list[tuple[int, float]] = []
-    budgets: list[Budget] = []
-    lengths: list[tuple[int, int]] = []
-    for count, row in enumerate(looked, 1):
+    numbers = range(start, len(source) if rows is None else min(rows, len(source)), stride)
+    reports: list[Report] = []
+    for count, row in enumerate(numbers, 1):
         try:
             sample = source[row]
             if probe:
                 probe(sample)
-            length, exceeded = _examined(sample, processor, form, with_solutions, longest)
-            over += [row] if exceeded else []
-            budgets += exceeded
-            lengths += [] if exceeded else [length]
-            if sample.difficulty is not None:
-                difficulty.append((row, sample.difficulty))
+            need, over = _examine(sample, processor, form, with_solutions, longest)
+            difficulty = () if sample.difficulty is None else ((row, sample.difficulty),)
+            reports.append(
+                Report(1, (), (row,) if over else (), difficulty, tuple(over), () if over else (need,))
+            )
         except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
-            broken.append(Broken(row, source.id(row), reason(error, source.id(row))))
-        if progress and (count % EVERY == 0 or count == len(looked)):
-            progress(count, len(looked))
-    found = (tuple(broken), tuple(over), tuple(difficulty), together(budgets), tuple(lengths))
-    return Report(len(looked), *found)
+            reports.append(Report(1, (Broken(row, source.id(row), reason(error, source.id(row))),), ()))
+        if progress and (count % EVERY == 0 or count == len(numbers)):
+            progress(count, len(numbers))
+    return merge_reports(reports)
 
 
-def merged(reports: Sequence[Report]) -> Report:
+def merge_reports(reports: Sequence[Report]) -> Report:
     """Reports on different rows of one source as one."""
-    broken = sorted((one for report in reports for one in report.broken), key=lambda one: one.row)
-    over = sorted(row for report in reports for row in report.over_budget)
-    difficulty = sorted(pair for report in reports for pair in report.difficulty)
-    budgets = together(one for report in reports for one in report.budgets)
-    lengths = sorted(length for report in reports for length in report.lengths)
-    rows = sum(report.rows for report in reports)
-    return Report(rows, tuple(broken), tuple(over), tuple(difficulty), budgets, tuple(lengths))
+    return Report(
+        rows=sum(report.rows for report in reports),
+        broken=tuple(sorted((one for report in reports for one in report.broken), key=lambda one: one.row)),
+        over_budget=tuple(sorted(row for report in reports for row in report.over_budget)),
+        difficulty=tuple(sorted(pair for report in reports for pair in report.difficulty)),
+        budgets=merge_budgets(one for report in reports for one in report.budgets),
+        lengths=tuple(sorted(length for report in reports for length in report.lengths)),
+    )
 
 
-def usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:
+def keep_usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:
     """The view of a source without broken rows and without those over budget.
 
     Args: ``report``, of all rows of this source; ``max_broken``, the share of rows that may be broken;
@@ -140,22 +134,28 @@ def usable(source: Source, report: Report, *, max_broken: float, overlong: str) 
     Raises ValueError naming rows if more are broken, if ``overlong`` is "error" and one is over budget, or if
     nothing is left.
     """
+    listed = "\n  ".join(f"{one.id}: {one.reason}" for one in report.broken[:SHOWN])
+    broken = f"{source.name}: {len(report.broken)} of {report.rows} rows cannot be used:\n  {listed}"
     if len(report.broken) > max_broken * report.rows:
         raise ValueError(
-            f"{_broken_rows(source, report)}\nFix or remove them, or raise the share that may be broken,"
+            f"{broken}\nFix or remove them, or raise the share that may be broken,"
             f" config.data.max_broken={max_broken:g}."
         )
     if overlong == "error" and report.over_budget:
         first = ", ".join(source.id(row) for row in report.over_budget[:SHOWN])
         raise ValueError(
             f"{source.name}: {len(report.over_budget)} of {report.rows} rows are over budget: {first}."
-            f"{_fix(report, 'drop or resize')}"
+            f"{_budget_fix(report, 'drop or resize')}"
         )
-    left_out = [*(one.row for one in report.broken), *report.over_budget]
-    if len(left_out) >= len(source):
-        raise _nothing_left(source, report)
     keep = np.ones(len(source), bool)
-    keep[left_out] = False
+    keep[[*(one.row for one in report.broken), *report.over_budget]] = False
+    if not keep.any() and report.broken:
+        raise ValueError(f"{broken}\nThe others are over budget: no row is left.")
+    if not keep.any():
+        raise ValueError(
+            f"{source.name}: all {report.rows} prompts looked at are over budget."
+            f"{_budget_fix(report, 'resize')}"
+        )
     return source.choose(np.flatnonzero(keep))
 
 
@@ -169,20 +169,24 @@ def check_buckets(processor: Processor, form: PromptFormat) -> None:
         )
 
 
-def _examined(
+def _examine(
     sample: Sample, processor: Processor, form: PromptFormat, with_solutions: bool, longest: int | None
 ) -> tuple[tuple[int, int], list[Budget]]:
-    """What a row's prompt needs, and the budgets that the row is over. Raises ValueError if it is broken."""
+    """Tokens and patch slots of a row's prompt, and the budgets that it is over. ValueError: it is broken."""
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
-    written = _written(sample, processor) if with_solutions else 0
-    need = needed(sample, sizes, processor, form)
-    found = exceeded(need, form)
+    written = 0
+    if with_solutions and sample.turns:  # without what its tools would answer
+        written = sum(len(text_ids(processor, turn, sample.id)) for turn in sample.turns)
+    elif with_solutions:
+        written = len(solution_tokens(sample, processor))
+    need = prompt_need(sample, sizes, processor, form)
+    found = exceeded_budgets(need, form)
     if longest is not None and written > longest:
         found.append(Budget("tokens of a solution", "cold_start.max_tokens", longest, 1, written))
     return need, found
 
 
-def needed(
+def prompt_need(
     sample: Sample, sizes: Sequence[tuple[int, int]], processor: Processor, form: PromptFormat
 ) -> tuple[int, int]:
     """Tokens and patch slots of a prompt with images of these (height, width), as ``form.overlong`` has it.
@@ -192,9 +196,9 @@ def needed(
     """
     conversation = messages(sample.problem, form.system, form.suffix)
     need = measure(processor, conversation, sizes, sample.id)
-    if form.overlong == "resize" and exceeded(need, form):
+    if form.overlong == "resize" and exceeded_budgets(need, form):
         least = measure(_seeing_least(processor), conversation, sizes, sample.id)
-        if exceeded(least, form):
+        if exceeded_budgets(least, form):
             return least
         return _within(need[0], form.prompt_buckets), _within(need[1], form.patch_buckets)
     return need
@@ -204,7 +208,7 @@ def _within(size: int, buckets: Sequence[int]) -> int:
     return min(size, max(buckets, default=size))
 
 
-def exceeded(need: tuple[int, int], form: PromptFormat) -> list[Budget]:
+def exceeded_budgets(need: tuple[int, int], form: PromptFormat) -> list[Budget]:
     """The budgets that one prompt is over, which needs so many tokens and patch slots."""
     found = (
         ("tokens", "data.prompt_buckets", form.prompt_buckets, need[0]),
@@ -224,35 +228,15 @@ def _seeing_least(processor: Processor) -> Processor:
     return replace(processor, image=image)
 
 
-def _written(sample: Sample, processor: Processor) -> int:
-    """Tokens that a row demonstrates, without what its tools would answer."""
-    if not sample.turns:
-        return len(solution_tokens(sample, processor))
-    return sum(len(text_ids(processor, turn, sample.id)) for turn in sample.turns)
-
-
 def reason(error: Exception, name: str) -> str:
-    """What is wrong, in so many characters and without the row's name."""
+    """The message of an error, cut at `REASON` characters and without the row's name."""
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     text = text.removeprefix(name).removeprefix(":").removeprefix(",").strip()
     return text if len(text) <= REASON else text[:REASON] + "..."
 
 
-def _broken_rows(source: Source, report: Report) -> str:
-    shown = "\n  ".join(f"{one.id}: {one.reason}" for one in report.broken[:SHOWN])
-    return f"{source.name}: {len(report.broken)} of {report.rows} rows cannot be used:\n  {shown}"
-
-
-def _nothing_left(source: Source, report: Report) -> ValueError:
-    if report.broken:
-        return ValueError(f"{_broken_rows(source, report)}\nThe others are over budget: no row is left.")
-    return ValueError(
-        f"{source.name}: all {report.rows} prompts looked at are over budget.{_fix(report, 'resize')}"
-    )
-
-
-def _fix(report: Report, rules: str) -> str:
-    """Which budgets rows are over, what would hold them, and what else could be done."""
-    told = "".join(f" {one}." for one in report.budgets)
+def _budget_fix(report: Report, rules: str) -> str:
+    """The budgets that rows are over, what would hold them, and what else could be done."""
+    over = "".join(f" {budget}." for budget in report.budgets)
     other = f"lower config.data.max_pixels, or set config.data.overlong as {rules}"
-    return f"{told} Raise what is too small, {other}."
+    return f"{over} Raise what is too small, {other}."

@@ -20,7 +20,7 @@ from PIL import Image
 from mmrl.analysis import Run, error_kind, load_run, rollout_sample
 from mmrl.analysis.runs import Row, choose_evenly
 from mmrl.curves import OTHER, SECTIONS, SPEED, Panel, panels
-from mmrl.data.inspection_examples import encoded
+from mmrl.data.examples import encode_picture
 from mmrl.report import overview
 
 MOST_POINTS = 500  # of a line
@@ -307,5 +307,5 @@ def _right_of(rows: Sequence[Row]) -> list[int]:
 def _data_url(image: bytes) -> str:
     picture = Image.open(io.BytesIO(image)).convert("RGB")
     picture.thumbnail((_SIDE, _SIDE))
-    kind, data = encoded(picture)
+    kind, data = encode_picture(picture)
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

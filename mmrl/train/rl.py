@@ -14,7 +14,7 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.atomic import write_jsonl
 from mmrl.config import Config, algorithm
 from mmrl.data import pipeline
-from mmrl.data.inspection_examples import small
+from mmrl.data.examples import thumbnail
 from mmrl.data.sources import Source
 from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, put, to_host
@@ -172,7 +172,7 @@ def _choose_shown(learner: Learner, params: Params, batch: RolloutBatch) -> list
         shown.append(
             Shown(
                 row=rows[b][0],
-                images=tuple(small(image, sample.id) for image in sample.images),
+                images=tuple(thumbnail(image, sample.id) for image in sample.images),
                 pieces=pieces_of(batch.responses.tokens[b, 0][written].tolist(), model.processor),
                 perception=None if perception is None else perception[b, 0][written],
             )

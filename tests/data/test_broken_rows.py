@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
-from mmrl.data.validation import inspect, usable
+from mmrl.data.validation import inspect, keep_usable
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import encode, messages
 
@@ -234,7 +234,7 @@ def _tried(source, row, processor):
     assert time.monotonic() - began < LONGEST
     assert len(message) < 1000
     if outcome in (BROKEN, LONG):
-        rest = usable(source, report, max_broken=0.5, overlong="drop")
+        rest = keep_usable(source, report, max_broken=0.5, overlong="drop")
         assert row not in rest.chosen
         assert len(rest) == len(source) - 1
     return outcome, message
@@ -321,7 +321,7 @@ def test_a_column_of_the_wrong_type(tmp_path, processor, column, values, message
     report = inspect(source, processor, FORM)
     assert [one.row for one in report.broken] == [0, 1, 2]
     with pytest.raises(ValueError, match=rf"(?s)3 of 3 rows cannot be used.*rows\.parquet:0: .*{message}"):
-        usable(source, report, max_broken=0.01, overlong="drop")
+        keep_usable(source, report, max_broken=0.01, overlong="drop")
 
 
 def test_text_of_parquet_that_is_no_utf8(tmp_path, processor):

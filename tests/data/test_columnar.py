@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import mmrl.data.columnar as columnar
-from mmrl.data.inspection_columns import columns_of
+from mmrl.data.inspection import columns_of
 from mmrl.data.sources import fingerprint, read
 from mmrl.rewards.verifier import VERIFIERS
 from mmrl.tasks.entries import read_entries

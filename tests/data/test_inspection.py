@@ -1,12 +1,13 @@
 """What a look through a data set finds, and that its report shows hostile text as text."""
 
+import base64
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrl.data.contact_sheet import contact_sheet
-from mmrl.data.inspection import Prompt, look
-from mmrl.data.inspection_examples import example, examples
-from mmrl.data.inspection_html import page
-from mmrl.data.inspection_report import as_text, histogram, sections, shown
+from mmrl.data.examples import contact_sheet, example, printable
+from mmrl.data.inspection import choose_examples, inspect_rows
+from mmrl.data.inspection_report import as_text, histogram, page, report_parts
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
 from mmrl.rewards.verifier import reported_components
@@ -69,13 +68,11 @@ def mixed(tmp_path):
 
 
 def prompt(policy, **choices):
-    return Prompt(
-        policy.processor, PromptFormat(**{"prompt_buckets": (64,), "patch_buckets": (64,), **choices})
-    )
+    return policy.processor, PromptFormat(**{"prompt_buckets": (64,), "patch_buckets": (64,), **choices})
 
 
 def test_what_is_found(mixed):
-    found = look(mixed, probe=reported_components)
+    found = inspect_rows(mixed, probe=reported_components)
     assert (found.rows, found.of, len(found.usable)) == (14, 14, 6)
     reasons = {one.id: one.reason for one in found.broken}
     for number, why in {
@@ -110,9 +107,11 @@ def test_what_is_found(mixed):
 
 
 def test_tokens_are_those_of_a_run(mixed, policy):
-    found = look(mixed, prompt(policy), probe=reported_components)
+    found = inspect_rows(mixed, prompt(policy), probe=reported_components)
     assert found.over_budget.tolist() == [4]
-    longer = look(mixed, prompt(policy, suffix="Think first, then answer."), probe=reported_components)
+    longer = inspect_rows(
+        mixed, prompt(policy, suffix="Think first, then answer."), probe=reported_components
+    )
     assert (longer.tokens > found.tokens).all()
     text = as_text(found)
     assert "over the largest bucket" in text
@@ -120,25 +119,24 @@ def test_tokens_are_those_of_a_run(mixed, policy):
 
 
 def test_without_a_probe_verifiers_are_not_asked(mixed):
-    assert len(look(mixed).broken) == 4
+    assert len(inspect_rows(mixed).broken) == 4
 
 
 def test_a_view_keeps_the_names_of_rows(mixed):
-    found = look(mixed.choose([0, 5]), of=len(mixed))
+    found = inspect_rows(mixed.choose([0, 5]), of=len(mixed))
     assert [one.id for one in found.broken] == ["d.jsonl:5"]
     assert "2 of 14" in as_text(found)
 
 
 def test_progress_reaches_the_end(mixed):
     told = []
-    look(mixed, progress=lambda done, total: told.append((done, total)))
+    inspect_rows(mixed, progress=lambda done, total: told.append((done, total)))
     assert told == [(14, 14)]
 
 
 def test_reasons_of_broken_rows_are_counted_by_kind(mixed):
-    (broken,) = [
-        one for one in sections(look(mixed, probe=reported_components)) if one.title == "Broken rows"
-    ]
+    parts = report_parts(inspect_rows(mixed, probe=reported_components))
+    (broken,) = [one for one in parts if one.title == "Broken rows"]
     assert [row[2] for row in broken.rows if "gone" in row[1]] == ["2"]
 
 
@@ -146,7 +144,7 @@ def test_columns_of_parquet_and_of_an_image_folder(tmp_path):
     image = {"bytes": png(), "path": None}
     rows = [{"problem": "<image>?", "answer": "1", "images": [image], "extra": 1.5}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
-    found = look(read(tmp_path / "d.parquet"))
+    found = inspect_rows(read(tmp_path / "d.parquet"))
     assert [(column.name, column.used_as) for column in found.columns] == [
         ("problem", "problem"),
         ("answer", "answer"),
@@ -157,15 +155,13 @@ def test_columns_of_parquet_and_of_an_image_folder(tmp_path):
     folder.mkdir()
     (folder / "a.png").write_bytes(png())
     (folder / "metadata.csv").write_text("file_name,problem,answer\na.png,<image>?,1\n")
-    found = look(read(folder))
+    found = inspect_rows(read(folder))
     assert [column.used_as for column in found.columns] == ["images", "problem", "answer"]
     assert len(found.usable) == 1
 
 
 class Page(HTMLParser):
     """The elements of a page, and the texts between them."""
-
-    VOID = ("meta", "img", "rect")
 
     def __init__(self, text):
         super().__init__()
@@ -202,14 +198,12 @@ def hostile_source(folder, text=HOSTILE):
 
 def test_hostile_text_stays_text(tmp_path):
     source = hostile_source(tmp_path)
-    found = replace(look(source, probe=reported_components), name=HOSTILE)
+    found = replace(inspect_rows(source, probe=reported_components), name=HOSTILE)
     assert (len(found.broken), len(found.repeated)) == (1, 1)
-    text = page(found, examples(source, found, 9))
+    text = page(found, choose_examples(source, found, 9))
     read_page = Page(text)
     assert read_page.open == []
-    allowed = (
-        "html head meta title style body h1 h2 div table tr th td p svg rect text img pre details summary"
-    )
+    allowed = "html head meta title style body h1 h2 div table tr th td p img pre details summary"
     assert set(read_page.tags) <= set(allowed.split())
     assert not [name for name, _ in read_page.attributes if name.startswith("on")]
     links = [value for name, value in read_page.attributes if name in ("src", "href", "action")]
@@ -220,13 +214,13 @@ def test_hostile_text_stays_text(tmp_path):
     assert told.count("<script>alert(1)</script>") >= 6
     assert not set("\x1b\u202e") & set(text)
     assert not set("\x1b\u202e") & set(as_text(found))
-    contact_sheet(examples(source, found, 9))
+    contact_sheet(choose_examples(source, found, 9))
 
 
 @settings(max_examples=30, deadline=None)
 @given(text=st.text(st.characters(codec=None), max_size=30))
 def test_any_text_is_shown(text):
-    told = shown(text, 20, lines=True)
+    told = printable(text, 20, lines=True)
     told.encode()
     assert all(one.isprintable() or one in "\n\u200c\u200d" for one in told)
     assert len(told) <= 23
@@ -234,20 +228,27 @@ def test_any_text_is_shown(text):
         assert told == text
 
 
-def test_drawings_of_the_page_are_well_formed(mixed, policy):
-    found = look(mixed, prompt(policy), probe=reported_components)
-    text = page(found, examples(mixed, found, 4))
-    drawings = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
-    assert len(drawings) == 5  # answers, megapixels, tokens, slots, sizes
-    for drawing in drawings:
-        ElementTree.fromstring(f"<svg{drawing}</svg>")
-    assert 'class="over"' in text
+def test_drawings_of_the_page(mixed, policy):
+    found = inspect_rows(mixed, prompt(policy), probe=reported_components)
+    drawn = r'class="drawing" alt="([^"]*)" src="data:image/png;base64,([^"]*)"'
+    drawings = re.findall(drawn, page(found, []))
+    titles = [title for title, _ in drawings]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for _, text in drawings]
+    assert titles == [
+        "Text",
+        "Sizes of images",
+        "Tokens of a prompt",
+        "Patch slots of a prompt",
+        "Width and height of images",
+    ]
+    red = [any(colour == (192, 74, 47) for _, colour in one.getcolors(1 << 20)) for one in pictures]
+    assert red == [False, False, True, False, False]  # a prompt over the largest bucket
 
 
 def test_examples_are_spread_and_damage_is_noted(mixed):
-    found = look(mixed, probe=reported_components)
-    assert [one.id for one in examples(mixed, found, 3)] == ["d.jsonl:0", "d.jsonl:2", "d.jsonl:13"]
-    last = examples(mixed, found, 100)[-1]
+    found = inspect_rows(mixed, probe=reported_components)
+    assert [one.id for one in choose_examples(mixed, found, 3)] == ["d.jsonl:0", "d.jsonl:2", "d.jsonl:13"]
+    last = choose_examples(mixed, found, 100)[-1]
     assert last.pictures == ()
     assert "image 0 cannot be decoded" in last.note
     assert "image 0 cannot be decoded" in page(found, [last])
@@ -258,12 +259,12 @@ def test_pictures_of_the_page_are_small_and_made_anew(tmp_path):
     source = read(write(tmp_path / "d.jsonl", [{"problem": "<image>?", "answer": "1", "images": ["a.png"]}]))
     one = example(source[0])
     assert one.pictures[0].size == (320, 160)
-    assert len(page(look(source), [one])) < 40_000
+    assert len(page(inspect_rows(source), [one])) < 40_000
 
 
 def test_a_sheet_shows_every_example(tmp_path):
     source = read(write_data(tmp_path, 0, cold_start=1, train=7, heldout=1)["train"])
-    shown_ones = examples(source, look(source), 7)
+    shown_ones = choose_examples(source, inspect_rows(source), 7)
     sheet = contact_sheet(shown_ones, columns=3)
     high = sheet.height // 3
     assert sheet.width == 960
@@ -275,9 +276,9 @@ def test_a_sheet_shows_every_example(tmp_path):
 
 def test_a_file_without_a_usable_row_has_a_report(tmp_path):
     source = read(write(tmp_path / "d.jsonl", [{"problem": "?", "answer": " "}]))
-    found = look(source)
+    found = inspect_rows(source)
     assert ["usable", "0", "(0.0%)"] in [line.split() for line in as_text(found).splitlines()]
-    assert "is empty" in page(found, examples(source, found, 5))
+    assert "is empty" in page(found, choose_examples(source, found, 5))
 
 
 @settings(max_examples=40, deadline=None)
@@ -302,9 +303,9 @@ def test_rows_that_spell_control_tokens_are_named(tmp_path, policy):
     for name in ("control.jsonl", "inject_solution.jsonl"):
         shutil.copy(CASES / "control_tokens" / name, tmp_path / name)
     (tmp_path / "ok.png").write_bytes(png())
-    prompt = Prompt(policy.processor, PromptFormat((512,), (64,)))
+    prompt = (policy.processor, PromptFormat((512,), (64,)))
     for given_prompt in (None, prompt):
-        found = look(read(tmp_path / "control.jsonl"), given_prompt)
+        found = inspect_rows(read(tmp_path / "control.jsonl"), given_prompt)
         assert (found.rows, len(found.broken), found.spelling) == (11, 0, 5)
         assert {(one.token, one.rows, one.first) for one in found.spelt} == {
             ("<|im_start|>", 1, "control.jsonl:1"),
@@ -317,6 +318,7 @@ def test_rows_that_spell_control_tokens_are_named(tmp_path, policy):
     text = as_text(found)
     assert "with a control token's name  5 (45.5%)" in text
     assert "<|im_end|>        1     control.jsonl:1" in text
-    found = look(read(tmp_path / "inject_solution.jsonl"), prompt)
+    found = inspect_rows(read(tmp_path / "inject_solution.jsonl"), prompt)
     assert [one.token for one in found.spelt] == ["<|im_start|>", "<|im_end|>"]
-    assert not look(read(write(tmp_path / "clean.jsonl", [{"problem": "1?", "answer": 1}])), prompt).spelt
+    clean = write(tmp_path / "clean.jsonl", [{"problem": "1?", "answer": 1}])
+    assert not inspect_rows(read(clean), prompt).spelt

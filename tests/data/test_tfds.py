@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.data.inspection_columns import columns_of
+from mmrl.data.inspection import columns_of
 from mmrl.data.sources import fingerprint, read
 
 tfds = pytest.importorskip("tensorflow_datasets")

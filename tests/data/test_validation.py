@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmrl.data.inspection import Prompt, look
+from mmrl.data.inspection import inspect_rows
 from mmrl.data.inspection_report import as_text
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
-from mmrl.data.validation import Broken, Report, inspect, merged, usable
+from mmrl.data.validation import Broken, Report, inspect, keep_usable, merge_reports
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import OverBudget, encode, messages
 
@@ -67,7 +67,7 @@ def test_reports_of_a_view_speak_of_its_own_rows(mixed, processor):
 @pytest.mark.parametrize("parts", [1, 2, 4, 7])
 def test_parts_make_the_whole(mixed, processor, parts):
     reports = [inspect(mixed, processor, FORM, start=k, stride=parts) for k in range(parts)]
-    assert merged(reports) == inspect(mixed, processor, FORM)
+    assert merge_reports(reports) == inspect(mixed, processor, FORM)
 
 
 def test_progress_is_told(make, processor, monkeypatch):
@@ -79,10 +79,10 @@ def test_progress_is_told(make, processor, monkeypatch):
 
 def test_usable_rows(mixed, processor):
     report = inspect(mixed, processor, FORM)
-    view = usable(mixed, report, max_broken=0.5, overlong="drop")
+    view = keep_usable(mixed, report, max_broken=0.5, overlong="drop")
     assert [sample.problem for sample in view] == ["A", "C", "E"]
     assert [sample.id for sample in view] == ["rows.jsonl:0", "rows.jsonl:2", "rows.jsonl:5"]
-    view = usable(view, inspect(view, processor, FORM), max_broken=0, overlong="error")
+    view = keep_usable(view, inspect(view, processor, FORM), max_broken=0, overlong="error")
     assert [sample.problem for sample in view] == ["A", "C", "E"]
 
 
@@ -93,7 +93,7 @@ def test_images_that_may_be_resized(make, processor):
     assert inspect(source, processor, form).over_budget == (1, 2, 3)
     report = inspect(source, processor, replace(form, overlong="resize"))
     assert report.over_budget == _refused(source, processor, form) == (2, 3)
-    assert len(usable(source, report, max_broken=0, overlong="resize")) == 3
+    assert len(keep_usable(source, report, max_broken=0, overlong="resize")) == 3
 
 
 def _refused(source, processor, form):
@@ -117,36 +117,36 @@ def _refused(source, processor, form):
 def test_too_many_are_broken(mixed, processor):
     report = inspect(mixed, processor, FORM)
     with pytest.raises(ValueError, match=r"(?s)2 of 6 rows cannot.*jsonl:1: image 0.*jsonl:4: image 0.*0\.3"):
-        usable(mixed, report, max_broken=0.3, overlong="drop")
+        keep_usable(mixed, report, max_broken=0.3, overlong="drop")
     with pytest.raises(ValueError, match=r"1 of 6 rows are over budget: rows\.jsonl:3\. 1 need"):
-        usable(mixed, report, max_broken=0.5, overlong="error")
+        keep_usable(mixed, report, max_broken=0.5, overlong="error")
 
 
 def test_exactly_the_share_may_be_broken(make):
     source = make(list("ABCD"))
     report = Report(4, (Broken(1, "rows.jsonl:1", "it is"),), ())
-    assert len(usable(source, report, max_broken=0.25, overlong="drop")) == 3
+    assert len(keep_usable(source, report, max_broken=0.25, overlong="drop")) == 3
 
 
 def test_an_error_names_five_rows(make):
     source = make(list("ABCDEFGH"))
     report = Report(8, tuple(Broken(k, source.id(k), "it is") for k in range(7)), ())
     with pytest.raises(ValueError, match="7 of 8") as error:
-        usable(source, report, max_broken=0.1, overlong="drop")
+        keep_usable(source, report, max_broken=0.1, overlong="drop")
     assert [f"rows.jsonl:{k}:" in str(error.value) for k in range(8)] == [True] * 5 + [False] * 3
 
 
 def test_nothing_left(make):
     source = make(list("AB"))
     with pytest.raises(ValueError, match="all 2 prompts looked at are over budget"):
-        usable(source, Report(2, (), (0, 1)), max_broken=0.5, overlong="drop")
+        keep_usable(source, Report(2, (), (0, 1)), max_broken=0.5, overlong="drop")
     with pytest.raises(ValueError, match=r"(?s)rows\.jsonl:0: it is.*no row is left"):
-        usable(
+        keep_usable(
             source, Report(2, (Broken(0, "rows.jsonl:0", "it is"),), (1,)), max_broken=0.5, overlong="drop"
         )
     every = tuple(Broken(k, source.id(k), "it is") for k in range(2))
     with pytest.raises(ValueError, match="no row is left"):
-        usable(source, Report(2, every, ()), max_broken=1.0, overlong="resize")
+        keep_usable(source, Report(2, every, ()), max_broken=1.0, overlong="resize")
 
 
 def test_solutions(make, processor):
@@ -193,7 +193,7 @@ def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
     tokens, slots = report.budgets
     assert (tokens.key, tokens.limit, tokens.rows) == ("data.prompt_buckets", 200, 3)
     assert (slots.key, slots.limit, slots.rows) == ("data.patch_buckets", 128, 3)
-    assert merged([inspect(source, processor, form, start=k, stride=2) for k in range(2)]) == report
+    assert merge_reports([inspect(source, processor, form, start=k, stride=2) for k in range(2)]) == report
     least = PromptFormat(prompt_buckets=(tokens.least,), patch_buckets=(slots.least,))
     assert inspect(source, processor, least).over_budget == ()
     for short in (
@@ -202,7 +202,7 @@ def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
     ):
         assert len(inspect(source, processor, short).over_budget) == 1
     with pytest.raises(ValueError, match="5 of 6 rows are over budget") as error:
-        usable(source, report, max_broken=0, overlong="error")
+        keep_usable(source, report, max_broken=0, overlong="error")
     assert f"3 need more tokens than config.data.prompt_buckets has, 200 ({tokens.least} holds all)" in str(
         error.value
     )
@@ -224,7 +224,7 @@ def test_a_solution_over_budget_names_its_key(make, processor):
 def test_a_look_for_people_counts_what_a_run_leaves_out(make, processor, overlong):
     source = make(["A", "<image>" * 16, "<image>" * 17, LONG, "<image>B", "D <|image_pad|>", "<image>" * 3])
     form = PromptFormat(prompt_buckets=(90,), patch_buckets=(256,), overlong=overlong)
-    report, found = inspect(source, processor, form), look(source, Prompt(processor, form))
+    report, found = inspect(source, processor, form), inspect_rows(source, (processor, form))
     assert tuple(found.over_budget) == report.over_budget
     assert len(report.over_budget) == (2 if overlong == "resize" else 3)
     assert found.broken == report.broken
@@ -232,4 +232,4 @@ def test_a_look_for_people_counts_what_a_run_leaves_out(make, processor, overlon
     text = as_text(found)
     assert all(f"Of those over budget, {one}." in text for one in report.budgets)
     with pytest.raises(ValueError, match=r"patch bucket 100 is not .*config\.data\.patch_buckets"):
-        look(source, Prompt(processor, replace(form, patch_buckets=(100,))))
+        inspect_rows(source, (processor, replace(form, patch_buckets=(100,))))

@@ -15,11 +15,11 @@ from fuzzing import command, examine
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrl.data.inspection import Prompt, look
+from mmrl.data.inspection import inspect_rows
 from mmrl.data.inspection_report import as_text
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import fingerprint, mixture, read
-from mmrl.data.validation import inspect, usable
+from mmrl.data.validation import inspect, keep_usable
 from mmrl.models.processor import load_processor
 from mmrl.open import OpenModel
 from mmrl.train import completions
@@ -66,13 +66,15 @@ def go_through(source, processor, folder):
     for row in range(len(source)):
         good += examine(lambda row=row: source[row], folder, source.id(row)) == "accepted"
     report = inspect(source, processor, FORM, with_solutions=False)
-    found = look(source, Prompt(processor, FORM))
+    found = inspect_rows(source, (processor, FORM))
     assert report.rows == found.rows == len(source)
     assert [one.id for one in report.broken] == [one.id for one in found.broken]
     assert len(report.broken) >= len(source) - good
     inspect(source, processor, FORM, with_solutions=True, longest=100)
     as_text(found)
-    examine(lambda: usable(source, report, max_broken=0.0, overlong="error"), folder, source.name, lines=9)
+    examine(
+        lambda: keep_usable(source, report, max_broken=0.0, overlong="error"), folder, source.name, lines=9
+    )
 
 
 def reader_of(here, processor, name):

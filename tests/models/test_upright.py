@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmrl.data.inspection_examples import small
+from mmrl.data.examples import thumbnail
 from mmrl.models.images import (
     FORMATS,
     ImageSpec,
@@ -211,6 +211,6 @@ def test_what_looks_at_images_sees_them_upright(kind):
     part = np.asarray(Image.open(io.BytesIO(zoom(data, [50, 0, 100, 50]))), int)
     assert part.shape == (40, 28, 3) or part.shape[0] > part.shape[1]
     assert (part[..., 0] > 200).mean() > 0.9
-    shown = small(data, "row")
+    shown = thumbnail(data, "row")
     assert shown.size == (40, 80)
     assert np.asarray(shown, int)[:, 24:, 0].min() > 150
