@@ -71,7 +71,7 @@ it two slices. Needs libtpu: pip install "mmrl[tpu]".""",
 examples:
   mmrl bench --config=experiments/quickstart.py
   mmrl bench --config=experiments/papo_qwen2_5_vl_3b.py --model-size=3b --config.train.update_prompts=8 \\
-      --config.rollout.lanes=8 --program=decode --program=update --json=bench.json
+      --config.rollout.prompt_slots=8 --program=decode --program=update --json=bench.json
 
 Times the programs of a run on the devices that are there, at their largest shapes, with random weights.""",
     "report": """\

@@ -85,8 +85,10 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    lanes: int = 0  # prompts decoded at once; 0 means as many as the memory has room for
-    columns: int = 0  # responses of a prompt decoded at once; 0 means the group, if there is room for it
+    prompt_slots: int = 0  # prompts decoded at once; 0 means as many as the memory has room for
+    slots_per_prompt: int = (
+        0  # responses of a prompt decoded at once; 0 means the group, if there is room for it
+    )
     chunk: int = 16  # tokens decoded between two looks at what has ended
     max_batches: int = 10  # dynamic sampling draws at most this many batches to fill one
 
@@ -375,12 +377,14 @@ def _check(config: Config) -> None:
     _divides(
         "cold_start.micro_batch", config.cold_start.micro_batch, "cold_start.batch", config.cold_start.batch
     )
-    if config.rollout.lanes < 0:
+    if config.rollout.prompt_slots < 0:
         raise ValueError(
-            f"config.rollout.lanes={config.rollout.lanes} should be 0 (as there is room) or more"
+            f"config.rollout.prompt_slots={config.rollout.prompt_slots} should be 0 (what fits) or more"
         )
-    if config.rollout.columns < 0:
-        raise ValueError(f"config.rollout.columns={config.rollout.columns} should be 0 (the group) or more")
+    if config.rollout.slots_per_prompt < 0:
+        raise ValueError(
+            f"config.rollout.slots_per_prompt={config.rollout.slots_per_prompt} should be 0 (all) or more"
+        )
     for tool in config.episode.tools:
         _choice("episode.tools", tool, TOOLS)
     check(config.data.curriculum, config.data.stages, config.data.temperature)

@@ -16,11 +16,10 @@ from mmrl.models.params import Param
 from mmrl.models.prompts import Encoded, collate, encode, encode_turn, messages
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout import engine
+from mmrl.rollout.engine import RolloutShape
 from mmrl.rollout.episodes import Call, Episode, Request, Turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Group, roll_out
-from mmrl.rollout.shape import Shape
-from mmrl.rollout.stats import Stats
+from mmrl.rollout.scheduler import PromptGroup, Stats, roll_out
 from mmrl.rollout.tools import Answer
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Prompts
@@ -125,9 +124,11 @@ def key_of(seed: int) -> np.ndarray:
     return np.array([seed, 2 * seed + 1], np.uint32)
 
 
-def shape_of(lanes: int, columns: int, chunk: int = 16, max_tokens: int = 96) -> Shape:
+def shape_of(prompt_slots: int, slots_per_prompt: int, chunk: int = 16, max_tokens: int = 96) -> RolloutShape:
     """A shape for the episodes of the world."""
-    return Shape(lanes, columns, PROMPT, max_tokens, OBSERVATION, OBSERVATION_PATCHES, chunk)
+    return RolloutShape(
+        prompt_slots, slots_per_prompt, PROMPT, max_tokens, OBSERVATION, OBSERVATION_PATCHES, chunk
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Played:
 def play(
     world: World,
     groups: list[tuple[int, list[int]]],
-    shape: Shape,
+    shape: RolloutShape,
     *,
     episode: Any = random_episode,
     entropy: bool = False,
@@ -163,7 +164,7 @@ def play(
         for m, seed in enumerate(seeds):
             logs[g, m] = []
             episodes.append(episode(world, seed, logs[g, m]))
-        made.append(Group(world.prompts[number], np.stack([key_of(seed) for seed in seeds]), episodes))
+        made.append(PromptGroup(world.prompts[number], np.stack([key_of(seed) for seed in seeds]), episodes))
     processor = world.policy.processor
     stats = Stats() if stats is None else stats
     sampled = stats.sampled_tokens

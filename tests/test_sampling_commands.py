@@ -165,7 +165,8 @@ def test_generate_takes_keys_and_shows_progress(folder, model, capsys):
     (folder / "many.jsonl").write_text('{"problem": "How many?"}\n' * 9 + (folder / "ok.jsonl").read_text())
     words = ["generate", model, "--prompts=many.jsonl", "--n=2"]
     keys = [
-        f"--config.{key}" for key in ("rollout.max_tokens=3", "seed=5", "rollout.top_k=4", "rollout.lanes=1")
+        f"--config.{key}"
+        for key in ("rollout.max_tokens=3", "seed=5", "rollout.top_k=4", "rollout.prompt_slots=1")
     ]
     assert main([*words, "--out=a.jsonl", *keys]) == 0
     said = capsys.readouterr()

@@ -16,7 +16,7 @@ def main() -> None:
     from mmrl.models.processor import load_processor
     from mmrl.models.prompts import collate, encode, messages
     from mmrl.models.qwen2_5_vl_config import describe, read_config
-    from mmrl.rollout.stats import Stats
+    from mmrl.rollout.scheduler import Stats
 
     config = read_config(options.model)
     weights = checkpoint.load(options.model, describe(config))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 1.0  # between two reports of progress
 BATCH = 32  # prompts at a time
-# Keys that an option stands for; --batch is for "eval", "generate" calls it lanes.
+# Keys that an option stands for; --batch is for "eval", "generate" calls it prompt_slots.
 _OPTIONS = {
     "seed": ("seed",),
     "temperature": ("rollout.temperature", "evaluation.temperature"),
@@ -30,7 +30,7 @@ _OPTIONS = {
     "max_tokens": ("rollout.max_tokens",),
 }
 _EVALUATION = {**_OPTIONS, "samples": ("evaluation.samples",), "batch": ("evaluation.prompts",)}
-_GENERATION = {**_OPTIONS, "batch": ("rollout.lanes",)}
+_GENERATION = {**_OPTIONS, "batch": ("rollout.prompt_slots",)}
 # Keys that say nothing here, and what does.
 _ELSEWHERE = {
     "model.path": "--model or --workdir",
@@ -89,7 +89,7 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     settings = _settings(
         options,
         overrides,
-        {"rollout.lanes": BATCH},
+        {"rollout.prompt_slots": BATCH},
         _GENERATION,
         _NOT_GENERATION,
         _ELSEWHERE | _NO_GENERATION,

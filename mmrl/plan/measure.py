@@ -76,7 +76,7 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        key = "rollout.lanes" if name in ("prefill", "decode") else "train.micro_prompts"
+        key = "rollout.prompt_slots" if name in ("prefill", "decode") else "train.micro_prompts"
         raise ValueError(
             f"{name} does not fit the memory of {work.mesh.devices.size} x "
             f"{work.mesh.devices.flat[0].device_kind}: lower config.{key}, or leave it out with --program"

@@ -19,7 +19,7 @@ from mmrl.plan.workload import Workload, program, resident_bytes
 _WORDS = {"fits": "fits", "tight": "tight", "no": "does not fit"}
 _BATCH_KEYS = (
     "rollout.prompts",
-    "rollout.lanes",
+    "rollout.prompt_slots",
     "rollout.group",
     "rollout.max_tokens",
     "train.update_prompts",
@@ -259,7 +259,7 @@ def _shapes(work: Workload, name: str) -> dict[str, int]:
     """Sizes of one call of a program."""
     data, rollout = work.config.data, work.config.rollout
     shapes = {
-        "prompts": work.lanes if name in ("prefill", "decode") else work.config.train.update_prompts,
+        "prompts": work.prompt_slots if name in ("prefill", "decode") else work.config.train.update_prompts,
         "prompt_tokens": max(data.prompt_buckets),
     }
     if name != "decode":

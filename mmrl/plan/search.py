@@ -30,7 +30,7 @@ from mmrl.train.memory import ROOM
 Log = Callable[[str], None]
 
 LARGEST_FIRST = ("update", "decode", "score", "prefill")  # the order of a search: on at the first refusal
-BATCHES = {"train.micro_prompts": ("update", "score"), "rollout.lanes": ("decode", "prefill")}
+BATCHES = {"train.micro_prompts": ("update", "score"), "rollout.prompt_slots": ("decode", "prefill")}
 """Keys of the config that bound memory, and the programs that they bound it for."""
 
 
@@ -122,8 +122,8 @@ def least_traffic(memory: MemoryUse, tokens: int = 1, per_token: int = 0) -> int
 def examine(work: Workload, program_name: str, topology: Topology, *, quick: bool) -> Finding:
     """Compile one program and judge it; one whose arguments alone are too large is not compiled."""
     chip, train, decode = TPUS[topology.generation], work.config.train, program_name == "decode"
-    rollout = program_name in BATCHES["rollout.lanes"]
-    prompts, in_call = (work.lanes,) * 2 if rollout else (train.micro_prompts, train.update_prompts)
+    rollout = program_name in BATCHES["rollout.prompt_slots"]
+    prompts, in_call = (work.prompt_slots,) * 2 if rollout else (train.micro_prompts, train.update_prompts)
     resident = resident_bytes(work, program_name)
     # Without optimization, libtpu 0.0.42 aborts on collectives between the two devices of a lone chip.
     lone = chip.devices_per_chip > 1 and topology.chips == 1
@@ -303,10 +303,14 @@ def with_batches(config: Config, shards: int, per_shard: int | None) -> Config:
         return replace(
             config,
             train=replace(train, micro_prompts=micro, update_prompts=update),
-            rollout=replace(rollout, prompts=prompts, lanes=micro),
+            rollout=replace(rollout, prompts=prompts, prompt_slots=micro),
         )
-    lanes = ("rollout.lanes", rollout.lanes) if rollout.lanes else ("rollout.prompts", rollout.prompts)
-    batches = (("train.micro_prompts", train.micro_prompts), lanes)
+    slots = (
+        ("rollout.prompt_slots", rollout.prompt_slots)
+        if rollout.prompt_slots
+        else ("rollout.prompts", rollout.prompts)
+    )
+    batches = (("train.micro_prompts", train.micro_prompts), slots)
     uneven = [f"config.{key}={size}" for key, size in batches if size % shards]
     if uneven:
         raise ValueError(

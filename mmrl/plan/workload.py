@@ -27,8 +27,8 @@ from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.open import sampling_of
 from mmrl.rollout import engine
-from mmrl.rollout.orders import STOP_SLOTS
-from mmrl.rollout.sampling import Policy, options_of
+from mmrl.rollout.sampling import Policy, sampling_arrays
+from mmrl.rollout.scheduler import MAX_STOP_IDS
 from mmrl.train import programs
 from mmrl.train.optimizer import make_optimizer, state_sharding
 from mmrl.train.programs import ImageCorruption, TrainBatch, TrainState
@@ -51,9 +51,9 @@ class Workload:
     optimizer: optax.GradientTransformation
 
     @property
-    def lanes(self) -> int:
+    def prompt_slots(self) -> int:
         """Prompts that are prefilled, and whose groups are decoded, at once."""
-        return self.config.rollout.lanes or self.config.rollout.prompts
+        return self.config.rollout.prompt_slots or self.config.rollout.prompts
 
     @property
     def micro_batches(self) -> int:
@@ -120,23 +120,23 @@ def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
 
 
 def _prefill(work: Workload, key: Key[Array, ""]) -> tuple:
-    return random_weights(work.model, key, decoding=True), _prompts(work, work.lanes)
+    return random_weights(work.model, key, decoding=True), _prompts(work, work.prompt_slots)
 
 
 def _decode(work: Workload, key: Key[Array, ""]) -> tuple:
-    """The whole budget of tokens in one call, all columns from their first token on; nothing stops them."""
+    """The whole budget of tokens in one call, all slots from their first token on; nothing stops them."""
     rollout, of_weights, of_prefix, of_draws = work.config.rollout, *jax.random.split(key, 3)
-    empty = engine.empty_lanes(
+    empty = engine.init_decode_state(
         work.model,
-        lanes=work.lanes,
-        columns=min(rollout.columns or rollout.group, rollout.group),
+        prompt_slots=work.prompt_slots,
+        slots_per_prompt=min(rollout.slots_per_prompt or rollout.group, rollout.group),
         prompt=max(work.config.data.prompt_buckets),
-        slots=rollout.max_tokens,
-        stop_slots=STOP_SLOTS,
+        cache_size=rollout.max_tokens,
+        max_stop_ids=MAX_STOP_IDS,
     )
     grid, prompt = empty.running.shape, empty.prefix.mask.shape[1]
     prefix, hidden = _normal(((empty.prefix.key, empty.prefix.value), empty.hidden), of_prefix)
-    options = options_of([replace(sampling_of(work.config), stop_ids=())], STOP_SLOTS)
+    options = sampling_arrays([replace(sampling_of(work.config), stop_ids=())], MAX_STOP_IDS)
     state = replace(
         empty,
         prefix=Prefix(prefix[0], prefix[1], jnp.ones_like(empty.prefix.mask)),

@@ -1,17 +1,18 @@
-"""The programs that sample: lanes of one prompt each, with columns in which its responses are decoded.
+"""Jitted programs of sampling: prefill into prompt slots, decode in response slots.
 
-A lane holds the keys and values of its prompt once, read once a step for all of its columns, and of each
-column those of the response so far. `mmrl.rollout.scheduler` decides on the host what runs in which lane.
-``l`` lanes, ``w`` columns of a lane, ``t`` slots of a column for response tokens; other letters as in
-`mmrl.types`.
+A prompt slot holds the KV cache of one prompt, read once a step for all of its response slots, and of each
+response slot the KV cache of its response so far. `mmrl.rollout.scheduler` decides on the host what runs in
+which slot. ``l`` prompt slots, ``w`` response slots of each, ``t`` response tokens that a cache has room for;
+other letters as in `mmrl.types`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
@@ -19,16 +20,74 @@ from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import DECODING, constrain, constrain_weights
 from mmrl.models import qwen2_5_vl as model
 from mmrl.models.qwen2_5_vl_config import Config, describe
-from mmrl.rollout.sampling import Draws, Options, sample
+from mmrl.rollout.sampling import Draws, SamplingArrays, sample
 from mmrl.types import Params, Prompts
+
+_SMALLEST_CACHE = 256  # response tokens that a slot's KV cache has room for at first
+
+
+@dataclass(frozen=True)
+class RolloutShape:
+    """How much is decoded at once; the shapes of all programs of a rollout follow from it."""
+
+    prompt_slots: int  # prompts
+    slots_per_prompt: int  # responses of a prompt
+    prompt: int  # tokens of a prompt
+    max_tokens: int  # of a response, what it reads included
+    observation: int = 0  # tokens of one observation
+    observation_patches: int = 0  # patch slots of one
+    chunk: int = 16  # steps between two looks of the host
+
+    @property
+    def cache_sizes(self) -> tuple[int, ...]:
+        """Sizes of a slot's cache: it grows with its responses, up to the last."""
+        sizes = [self.max_tokens]
+        while sizes[0] > _SMALLEST_CACHE:
+            sizes.insert(0, -(-sizes[0] // 2))
+        return tuple(sizes)
+
+    @property
+    def prefill_sizes(self) -> tuple[int, int]:
+        """Prompts of one prefill: an eighth of the prompt slots where few are free, or all."""
+        return max(1, self.prompt_slots // 8), self.prompt_slots
+
+
+def rollout_shape(
+    prompts: int,
+    group: int,
+    *,
+    prompt: int,
+    max_tokens: int,
+    prompt_slots: int,
+    slots_per_prompt: int,
+    chunk: int,
+    observation: int = 0,
+    observation_patches: int = 0,
+) -> RolloutShape:
+    """The shape for so many prompts and responses to each: never larger; 0 means all."""
+    return RolloutShape(
+        prompt_slots=min(prompt_slots or prompts, prompts),
+        slots_per_prompt=min(slots_per_prompt or group, group),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        observation=observation,
+        observation_patches=observation_patches,
+        chunk=min(chunk, max_tokens),
+    )
+
+
+def cache_bytes(config: Config, shape: RolloutShape) -> int:
+    """Bytes of the keys and values of a rollout at its largest, over all devices."""
+    token = 2 * config.layers * config.kv_heads * config.head_dim * np.dtype(config.dtype).itemsize
+    return token * shape.prompt_slots * (shape.prompt + shape.slots_per_prompt * shape.max_tokens)
 
 
 @struct.dataclass
-class Lanes:
-    """What is being decoded.
+class DecodeState:
+    """State of decoding: KV caches, and what each response slot runs.
 
-    The cache of a column holds all tokens of its response but the last one of a turn that has ended: whether
-    that one is read depends on what follows.
+    The cache of a response slot holds all tokens of its response but the last one of a turn that has ended:
+    whether that one is read depends on what follows.
     """
 
     prefix: model.Prefix
@@ -41,29 +100,29 @@ class Lanes:
     running: Bool[Array, "l w"]
     limit: Int[Array, "l w"]  # ``count`` at which the turn ends
     key: Key[Array, "l w"]
-    options: Options  # of rows ``l w``
+    options: SamplingArrays  # of rows ``l w``
 
 
 @struct.dataclass
-class Columns:
-    """Host's orders for each column: what begins anew in it, or reads an observation, or ends."""
+class SlotCommands:
+    """Commands of the host for each response slot: begin a response in it, or stop."""
 
     begins: Bool[Array, "l w"]  # at the prompt's end
     halts: Bool[Array, "l w"]
     limit: Int[Array, "l w"]
     key: UInt32[Array, "l w x"]
-    options: Options
+    options: SamplingArrays
 
 
 @struct.dataclass
-class Drawn:
+class DecodedTokens:
     """What one call of `decode` has sampled; ``s`` steps, of which ``steps`` were taken."""
 
     tokens: Int[Array, "l w s"]
     logprob: Float[Array, "l w s"]
     log_kept: Float[Array, "l w s"]
     entropy: Float[Array, "l w s"] | None
-    drawn: Int[Array, "l w"]  # tokens of each column
+    drawn: Int[Array, "l w"]  # tokens of each slot
     running: Bool[Array, "l w"]
     steps: Int[Array, ""]
 
@@ -85,13 +144,22 @@ prefill = jax.jit(model.prefill, static_argnames="config")
 """The jitted program `mmrl.models.qwen2_5_vl.prefill`."""
 
 
-@partial(jax.jit, static_argnames=("config", "lanes", "columns", "prompt", "slots", "stop_slots"))
-def empty_lanes(
-    config: Config, *, lanes: int, columns: int, prompt: int, slots: int, stop_slots: int
-) -> Lanes:
-    """Idle lanes for prompts of ``prompt`` tokens, with ``slots`` of response tokens in each column."""
-    grid = (lanes, columns)
-    shape = (lanes, prompt, config.kv_heads, config.head_dim)
+@partial(
+    jax.jit,
+    static_argnames=("config", "prompt_slots", "slots_per_prompt", "prompt", "cache_size", "max_stop_ids"),
+)
+def init_decode_state(
+    config: Config,
+    *,
+    prompt_slots: int,
+    slots_per_prompt: int,
+    prompt: int,
+    cache_size: int,
+    max_stop_ids: int,
+) -> DecodeState:
+    """Idle slots for prompts of ``prompt`` tokens and responses of up to ``cache_size`` tokens."""
+    grid = (prompt_slots, slots_per_prompt)
+    shape = (prompt_slots, prompt, config.kv_heads, config.head_dim)
 
     def layers() -> tuple[Array, ...]:
         made = (jnp.zeros(shape, config.dtype) for _ in range(config.layers))
@@ -100,34 +168,36 @@ def empty_lanes(
     def zeros(*width: int, dtype: Any = jnp.int32) -> Array:
         return constrain(jnp.zeros((*grid, *width), dtype), "batch", *[None] * (1 + len(width)))
 
-    return Lanes(
+    return DecodeState(
         prefix=model.Prefix(layers(), layers(), constrain(jnp.zeros(shape[:2], bool), "batch", None)),
-        prompt_hidden=constrain(jnp.zeros((lanes, config.width), config.dtype), "batch", None),
-        prompt_next=constrain(jnp.zeros(lanes, jnp.int32), "batch"),
-        cache=model.empty_cache(config, lanes, columns, slots, config.dtype),
+        prompt_hidden=constrain(jnp.zeros((prompt_slots, config.width), config.dtype), "batch", None),
+        prompt_next=constrain(jnp.zeros(prompt_slots, jnp.int32), "batch"),
+        cache=model.empty_cache(config, prompt_slots, slots_per_prompt, cache_size, config.dtype),
         hidden=zeros(config.width, dtype=config.dtype),
         position=zeros(),
         count=zeros(),
         running=zeros(dtype=bool),
         limit=zeros(),
         key=jnp.broadcast_to(jax.random.key(0), grid),
-        options=Options(
+        options=SamplingArrays(
             temperature=zeros(dtype=jnp.float32),
             top_p=zeros(dtype=jnp.float32),
             top_k=zeros(),
             min_p=zeros(dtype=jnp.float32),
-            stop_ids=zeros(stop_slots),
+            stop_ids=zeros(max_stop_ids),
         ),
     )
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
-def admit(params: Params, config: Config, state: Lanes, prompts: Prompts, lane: Int[Array, "b"]) -> Lanes:
-    """Prefill ``prompts`` and put each into its lane; an index past the end drops the row."""
+def admit(
+    params: Params, config: Config, state: DecodeState, prompts: Prompts, prompt_slot: Int[Array, "b"]
+) -> DecodeState:
+    """Prefill ``prompts`` and put each into its prompt slot; an index past the end drops the row."""
     prefix, hidden = model.prefill(params, config, prompts)
 
     def put(rows: Array, new: Array) -> Array:
-        return rows.at[lane].set(new.astype(rows.dtype), mode="drop")
+        return rows.at[prompt_slot].set(new.astype(rows.dtype), mode="drop")
 
     return replace(
         state,
@@ -138,8 +208,8 @@ def admit(params: Params, config: Config, state: Lanes, prompts: Prompts, lane: 
 
 
 @partial(jax.jit, donate_argnames="state")
-def share(state: Lanes, source: Int[Array, "n"], target: Int[Array, "n"]) -> Lanes:
-    """Copy prompts from lane to lane, so that more columns serve them; a target past the end is dropped."""
+def copy_prompts(state: DecodeState, source: Int[Array, "n"], target: Int[Array, "n"]) -> DecodeState:
+    """Copy prompts between prompt slots, so that more slots serve them; a target past the end is dropped."""
 
     def copy(rows: Array) -> Array:
         return rows.at[target].set(rows[source], mode="drop")
@@ -153,13 +223,13 @@ def share(state: Lanes, source: Int[Array, "n"], target: Int[Array, "n"]) -> Lan
 
 
 @partial(jax.jit, donate_argnames="state")
-def direct(state: Lanes, columns: Columns) -> Lanes:
-    """Carry out the host's orders; columns without one go on as they were."""
+def apply_commands(state: DecodeState, commands: SlotCommands) -> DecodeState:
+    """Carry out the host's commands; slots without one go on as they were."""
 
     def where(yes: Array, new: Array | int, old: Array) -> Array:
         return jnp.where(yes.reshape(yes.shape + (1,) * (old.ndim - yes.ndim)), new, old)
 
-    begins = columns.begins
+    begins = commands.begins
     fresh = partial(where, begins)
     return replace(
         state,
@@ -167,10 +237,10 @@ def direct(state: Lanes, columns: Columns) -> Lanes:
         hidden=fresh(state.prompt_hidden[:, None], state.hidden),
         position=fresh(state.prompt_next[:, None], state.position),
         count=fresh(0, state.count),
-        running=(state.running | begins) & ~columns.halts,
-        limit=fresh(columns.limit, state.limit),
-        key=jnp.where(begins, jax.random.wrap_key_data(columns.key), state.key),
-        options=jax.tree.map(fresh, columns.options, state.options),
+        running=(state.running | begins) & ~commands.halts,
+        limit=fresh(commands.limit, state.limit),
+        key=jnp.where(begins, jax.random.wrap_key_data(commands.key), state.key),
+        options=jax.tree.map(fresh, commands.options, state.options),
     )
 
 
@@ -178,39 +248,39 @@ def direct(state: Lanes, columns: Columns) -> Lanes:
 def decode(
     params: Params,
     config: Config,
-    state: Lanes,
+    state: DecodeState,
     bias: Float[Array, "v"],
     *,
     steps: int,
     entropy: bool = False,
-) -> tuple[Lanes, Drawn]:
-    """Let every running column write up to ``steps`` tokens; ends early when all have stopped.
+) -> tuple[DecodeState, DecodedTokens]:
+    """Let every running slot write up to ``steps`` tokens; ends early when all have stopped.
 
-    A token depends on its prompt, what its column has read and written, the column's key and options alone:
-    not on the other columns, nor on how the steps are cut into calls.
+    A token depends on its prompt, what its slot has read and written, the slot's key and options alone:
+    not on the other slots, nor on how the steps are cut into calls.
 
     Args:
       params: weights of the policy, as `decoding_weights` lays them out.
       config: its sizes.
-      state: the lanes; given away. There must be room for the tokens.
+      state: the prompt slots; given away. There must be room for the tokens.
       bias: added to the logits: 0, or `BANNED` for ids that must never be sampled.
       steps: at most.
       entropy: give that of each draw too.
     """
-    lanes, width = state.hidden.shape[:2]
+    prompt_slots, width = state.hidden.shape[:2]
     table = model.unembedding(params)
-    blank = jnp.zeros((lanes, width, steps), jnp.float32)
-    drawn = Drawn(
+    blank = jnp.zeros((prompt_slots, width, steps), jnp.float32)
+    drawn = DecodedTokens(
         tokens=blank.astype(jnp.int32),
         logprob=blank,
         log_kept=blank,
         entropy=blank if entropy else None,
-        drawn=jnp.zeros((lanes, width), jnp.int32),
+        drawn=jnp.zeros((prompt_slots, width), jnp.int32),
         running=state.running,
         steps=jnp.int32(0),
     )
 
-    def step(carried: tuple[Lanes, Drawn]) -> tuple[Lanes, Drawn]:
+    def step(carried: tuple[DecodeState, DecodedTokens]) -> tuple[DecodeState, DecodedTokens]:
         state, drawn = carried
         made = _draw(state, table, bias, entropy)
         token, spread = made.tokens, made.entropy
@@ -233,7 +303,7 @@ def decode(
         )
         return _read(params, config, state, token), drawn
 
-    def going(carried: tuple[Lanes, Drawn]) -> Array:
+    def going(carried: tuple[DecodeState, DecodedTokens]) -> Array:
         return (carried[1].steps < steps) & carried[0].running.any()
 
     state, drawn = jax.lax.while_loop(going, step, (state, drawn))
@@ -241,8 +311,8 @@ def decode(
     return state, jax.tree.map(lambda leaf: constrain(leaf, *[None] * leaf.ndim), drawn)
 
 
-def _draw(state: Lanes, table: Float[Array, "v d"], bias: Float[Array, "v"], entropy: bool) -> Draws:
-    """The next token of every column, arrays ``l w``; idle ones get something too."""
+def _draw(state: DecodeState, table: Float[Array, "v d"], bias: Float[Array, "v"], entropy: bool) -> Draws:
+    """The next token of every slot, arrays ``l w``; idle ones get something too."""
     with jax.named_scope("sample"):
         shape = state.running.shape
         rows = state.hidden.reshape(-1, state.hidden.shape[-1])
@@ -253,13 +323,13 @@ def _draw(state: Lanes, table: Float[Array, "v d"], bias: Float[Array, "v"], ent
         return jax.tree.map(lambda row: row.reshape(shape), made)
 
 
-def _read(params: Params, config: Config, state: Lanes, token: Int[Array, "l w"]) -> Lanes:
-    """Let the running columns read their token, if there are any.
+def _read(params: Params, config: Config, state: DecodeState, token: Int[Array, "l w"]) -> DecodeState:
+    """Let the running slots read their token, if there are any.
 
     A loop of one turn or none: unlike a condition's, its state is changed in place.
     """
 
-    def read(carried: tuple[Array, Lanes]) -> tuple[Array, Lanes]:
+    def read(carried: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         _, state = carried
         position = jnp.broadcast_to(state.position[..., None, None], (*token.shape, 1, 3))
         x = model.embed(params, config, token)[:, :, None]
@@ -275,33 +345,33 @@ def _read(params: Params, config: Config, state: Lanes, token: Int[Array, "l w"]
 def append(
     params: Params,
     config: Config,
-    state: Lanes,
+    state: DecodeState,
     prompts: Prompts,
-    column: Int[Array, "l"],
+    slot: Int[Array, "l"],
     length: Int[Array, "l"],
     limit: Int[Array, "l"],
-    options: Options,
-) -> Lanes:
-    """Let one column of each lane read an observation, and write on.
+    options: SamplingArrays,
+) -> DecodeState:
+    """Let one response slot of each prompt slot read an observation, and write on.
 
     Args:
       params: weights of the policy, as `decoding_weights` lays them out.
       config: its sizes.
-      state: the lanes; given away. There must be room for the tokens.
-      prompts: the observations, a row a lane, begun by the last token of the turn before; positions are
-        whole. A row with an empty mask leaves its lane as it was.
-      column: which one.
+      state: the prompt slots; given away. There must be room for the tokens.
+      prompts: the observations, a row a prompt slot, begun by the last token of the turn before; positions
+        are whole. A row with an empty mask leaves its prompt slot as it was.
+      slot: which one.
       length: tokens of its response that are in the cache and stay there.
       limit: ``count`` at which the coming turn ends.
       options: of the coming turn, rows ``l``.
     """
-    lane = jnp.arange(len(column))
+    prompt_slot = jnp.arange(len(slot))
     reads = prompts.mask.any(axis=1)
     with jax.named_scope("append"):
         x = model.embed_prompts(params, config, prompts)
         mine = model.Cache(
-            key=tuple(layer[lane, column][:, None] for layer in state.cache.key),
-            value=tuple(layer[lane, column][:, None] for layer in state.cache.value),
+            key=tuple(layer[prompt_slot, slot][:, None] for layer in state.cache.key),
+            value=tuple(layer[prompt_slot, slot][:, None] for layer in state.cache.value),
             length=length[:, None],
         )
         hidden, cache, _ = model.extend(
@@ -315,9 +385,9 @@ def append(
         )
 
     def put(rows: Array, new: Array) -> Array:
-        old = rows[lane, column]
+        old = rows[prompt_slot, slot]
         keep = reads.reshape(reads.shape + (1,) * (old.ndim - 1))
-        return rows.at[lane, column].set(jnp.where(keep, new, old))
+        return rows.at[prompt_slot, slot].set(jnp.where(keep, new, old))
 
     return replace(
         state,
@@ -335,13 +405,13 @@ def append(
     )
 
 
-def grow(state: Lanes, slots: int) -> Lanes:
-    """Give every column room for ``slots`` tokens; layer by layer, so that only one exists twice."""
+def grow_cache(state: DecodeState, size: int) -> DecodeState:
+    """Give every slot room for ``size`` tokens; layer by layer, so that only one exists twice."""
 
     def layers(old: tuple[Array, ...]) -> tuple[Array, ...]:
         new = []
         for layer in old:
-            new.append(_pad(layer, slots))
+            new.append(_pad(layer, size))
             layer.delete()
         return tuple(new)
 
@@ -349,9 +419,9 @@ def grow(state: Lanes, slots: int) -> Lanes:
     return replace(state, cache=replace(state.cache, key=key, value=value))
 
 
-@partial(jax.jit, static_argnames="slots")
-def _pad(layer: Float[Array, "l w h t k"], slots: int) -> Float[Array, "l w h slots k"]:
-    padded = jnp.pad(layer, ((0, 0), (0, 0), (0, 0), (0, slots - layer.shape[3]), (0, 0)))
+@partial(jax.jit, static_argnames="size")
+def _pad(layer: Float[Array, "l w h t k"], size: int) -> Float[Array, "l w h size k"]:
+    padded = jnp.pad(layer, ((0, 0), (0, 0), (0, 0), (0, size - layer.shape[3]), (0, 0)))
     return constrain(padded, "batch", None, "heads", None, None)
 
 

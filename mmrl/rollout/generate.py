@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from mmrl.models.qwen2_5_vl_config import Config
+from mmrl.rollout.engine import rollout_shape
 from mmrl.rollout.episodes import Episode, single_turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Group, roll_out
-from mmrl.rollout.shape import shape_for
-from mmrl.rollout.stats import Stats
+from mmrl.rollout.scheduler import PromptGroup, Stats, roll_out
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Images, Observed, Params, Prompts, Responses
 
@@ -29,15 +28,15 @@ def generate(
     sampling: Sampling,
     bias: Float[Array, "v"],
     text: Callable[[Sequence[int]], str] = str,
-    lanes: int = 0,
-    columns: int = 0,
+    prompt_slots: int = 0,
+    slots_per_prompt: int = 0,
     chunk: int = 16,
     stats: Stats | None = None,
 ) -> Responses:
     """Sample ``group`` responses to each prompt; arrays of the host.
 
     The tokens depend on the prompt, its key and the sampling alone: not on what else is in the batch, nor on
-    ``lanes``, ``columns`` and ``chunk``.
+    ``prompt_slots``, ``slots_per_prompt`` and ``chunk``.
 
     Args:
       params: weights of the policy, as `mmrl.rollout.engine.decoding_weights` lays them out.
@@ -48,56 +47,56 @@ def generate(
       sampling: temperature, truncation, what stops a response.
       bias: added to the logits: 0, or `BANNED` for ids that must never be sampled.
       text: of token ids, where stop strings are looked for.
-      lanes: prompts decoded at once; 0: all.
-      columns: responses of a prompt decoded at once; 0: the group.
+      prompt_slots: prompts decoded at once; 0: all.
+      slots_per_prompt: responses of a prompt decoded at once; 0: the group.
       chunk: steps between two looks of the host.
       stats: added to.
     """
     prompts = jax.tree.map(np.asarray, prompts)
     count, width = prompts.tokens.shape
-    shape = shape_for(
+    shape = rollout_shape(
         count,
         group,
         prompt=width,
         max_tokens=sampling.max_tokens,
-        lanes=lanes,
-        columns=columns,
+        prompt_slots=prompt_slots,
+        slots_per_prompt=slots_per_prompt,
         chunk=chunk,
     )
     data = np.asarray(jax.random.key_data(keys))
-    groups = groups_of(prompts, data, group, lambda _: single_turn(sampling))
+    groups = prompt_groups(prompts, data, group, lambda _: single_turn(sampling))
 
     def none(_: Any) -> Prompts:
         raise ValueError("an episode of one turn asks for no other prompt")
 
     done = roll_out(params, config, bias, groups, shape, text=text, collate=none, stats=stats or Stats())
-    return gather(done, count, group, sampling.max_tokens)
+    return to_responses(done, count, group, sampling.max_tokens)
 
 
-def groups_of(
+def prompt_groups(
     prompts: Prompts,
     keys: UInt32[np.ndarray, "b k"],
     group: int,
     episode: Callable[[int], Episode],
     keep: Bool[np.ndarray, "b"] | None = None,
-) -> Iterator[Group]:
+) -> Iterator[PromptGroup]:
     """Each prompt with ``group`` episodes, ``episode(b)`` for prompt ``b``; made as they are asked for.
 
     Groups of prompts where ``keep`` is False have no episodes.
     """
-    for b, data in enumerate(member_keys(keys, group)):
+    for b, data in enumerate(response_keys(keys, group)):
         if keep is not None and not keep[b]:
-            yield Group(row_of(prompts, b), data, [])
+            yield PromptGroup(prompt_row(prompts, b), data, [])
             continue
-        yield Group(row_of(prompts, b), data, [episode(b) for _ in range(group)])
+        yield PromptGroup(prompt_row(prompts, b), data, [episode(b) for _ in range(group)])
 
 
-def row_of(prompts: Prompts, b: int) -> Prompts:
+def prompt_row(prompts: Prompts, b: int) -> Prompts:
     """The batch of the one prompt ``b``."""
     return jax.tree.map(lambda leaf: leaf[b : b + 1], prompts)
 
 
-def member_keys(keys: UInt32[np.ndarray, "b k"], group: int) -> UInt32[np.ndarray, "b g k"]:
+def response_keys(keys: UInt32[np.ndarray, "b k"], group: int) -> UInt32[np.ndarray, "b g k"]:
     """Data of the random key of each response: that of its prompt and its number, nothing else."""
     return np.asarray(_member_keys(keys, group))
 
@@ -109,7 +108,7 @@ def _member_keys(keys: UInt32[Array, "b k"], group: int) -> UInt32[Array, "b g k
     return jax.random.key_data(made)
 
 
-def gather(
+def to_responses(
     trajectories: Iterable[Trajectory],
     prompts: int,
     group: int,
@@ -146,22 +145,22 @@ def gather(
         ),
     )
     for one in trajectories:
-        seat, count = (one.group, one.member), len(one.tokens)
-        out.tokens[seat][:count] = one.tokens
-        out.mask[seat][:count] = one.written
-        out.logprob[seat][:count] = one.logprob
-        out.log_kept[seat][:count] = one.log_kept
-        out.stop[seat] = one.stop
+        slot, count = (one.group, one.member), len(one.tokens)
+        out.tokens[slot][:count] = one.tokens
+        out.mask[slot][:count] = one.written
+        out.logprob[slot][:count] = one.logprob
+        out.log_kept[slot][:count] = one.log_kept
+        out.stop[slot] = one.stop
         if not observation_patches:
             if one.position is not None:
                 raise ValueError("a response has read something: give all its observation_patches")
             continue
-        observed.real[seat][:count] = True
-        observed.position[seat][:count] = np.arange(count)[:, None] if one.position is None else one.position
+        observed.real[slot][:count] = True
+        observed.position[slot][:count] = np.arange(count)[:, None] if one.position is None else one.position
         if one.image_token is not None:
             slots = len(one.patches)
-            observed.image_token[seat][:count] = one.image_token
-            observed.images.patches[seat][:slots] = one.patches
-            observed.images.position[seat][:slots] = one.patch_position
-            observed.images.image[seat][:slots] = one.patch_image
+            observed.image_token[slot][:count] = one.image_token
+            observed.images.patches[slot][:slots] = one.patches
+            observed.images.position[slot][:slots] = one.patch_position
+            observed.images.image[slot][:slots] = one.patch_image
     return replace(out, observed=observed) if observation_patches else out

@@ -9,7 +9,7 @@ from mmrl.models.prompts import Encoded, OverBudget, text_ids
 from mmrl.rollout.episodes import Call, Episode, Turn
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.tools import TOOLS, Answer
-from mmrl.rollout.trajectory import Piece, Trajectory, Written, assemble
+from mmrl.rollout.trajectory import Piece, Trajectory, WrittenTurn, assemble
 from mmrl.types import StopReason
 
 _ROOM = 1 << 30  # tokens: a script is not cut short
@@ -41,28 +41,30 @@ def replay(
     prompts: list[Encoded | None] = [None]
     contexts: list[list[Piece]] = [[]]
     said: list[list[Turn]] = [[]]
-    used, wish = 0, next(episode)
+    used, action = 0, next(episode)
     while True:
         value: Any
-        if isinstance(wish, Call):
+        if isinstance(action, Call):
             if tools is None:
-                raise ValueError(f"{name}: turn {used} calls the tool {wish.tool!r}, but there are no tools")
-            value = tools(wish).result()
+                raise ValueError(
+                    f"{name}: turn {used} calls the tool {action.tool!r}, but there are no tools"
+                )
+            value = tools(action).result()
         else:
             if used == len(turns):
                 raise ValueError(f"{name}: the episode goes on after the {used} turns of the script")
-            value = _turn(turns[used], wish.sampling, processor, f"{name}, turn {used + 1}")
+            value = _turn(turns[used], action.sampling, processor, f"{name}, turn {used + 1}")
             used += 1
-            if wish.prompt is not None:
-                prompts.append(wish.prompt)
+            if action.prompt is not None:
+                prompts.append(action.prompt)
                 contexts.append([])
                 said.append([])
-            elif wish.observation is not None:
-                contexts[-1].append(wish.observation)
-            contexts[-1].append(Written(value.tokens, value.logprobs))
+            elif action.observation is not None:
+                contexts[-1].append(action.observation)
+            contexts[-1].append(WrittenTurn(value.tokens, value.logprobs))
             said[-1].append(value)
         try:
-            wish = episode.send(value)
+            action = episode.send(value)
         except StopIteration as end:
             facts = end.value or {}
             break

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits: pure, and keyed by request, so the company a request keeps changes nothing."""
+"""Sampling of tokens from logits, keyed by request: its tokens do not depend on the rest of the batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Policy:
 
 
 @struct.dataclass
-class Options:
+class SamplingArrays:
     """`Sampling` on the device, of each row apart: a change of it compiles nothing."""
 
     temperature: Float[Array, "*rows"]
@@ -79,23 +79,23 @@ class Draws(NamedTuple):
     entropy: Float[Array, "t"] | None
 
 
-def options_of(samplings: Sequence[Sampling], stop_slots: int) -> Options:
+def sampling_arrays(samplings: Sequence[Sampling], max_stop_ids: int) -> SamplingArrays:
     """The options of some rows, on the host.
 
     Raises:
-      ValueError: a row has more than ``stop_slots`` stop ids.
+      ValueError: a row has more than ``max_stop_ids`` stop ids.
     """
     most = max((len(one.stop_ids) for one in samplings), default=0)
-    if most > stop_slots:
-        raise ValueError(f"a request has {most} stop ids; there is room for {stop_slots}")
+    if most > max_stop_ids:
+        raise ValueError(f"a request has {most} stop ids; there is room for {max_stop_ids}")
 
     def column(name: str, dtype: Any) -> Any:
         return np.array([getattr(one, name) for one in samplings], dtype)
 
-    ids: Any = np.full((len(samplings), stop_slots), -1, np.int32)
+    ids: Any = np.full((len(samplings), max_stop_ids), -1, np.int32)
     for row, one in zip(ids, samplings, strict=True):
         row[: len(one.stop_ids)] = one.stop_ids
-    return Options(
+    return SamplingArrays(
         temperature=column("temperature", np.float32),
         top_p=column("top_p", np.float32),
         top_k=column("top_k", np.int32),
@@ -105,7 +105,7 @@ def options_of(samplings: Sequence[Sampling], stop_slots: int) -> Options:
 
 
 def sample(
-    keys: Key[Array, "t"], logits: Float[Array, "t v"], options: Options, *, entropy: bool = False
+    keys: Key[Array, "t"], logits: Float[Array, "t v"], options: SamplingArrays, *, entropy: bool = False
 ) -> Draws:
     """Draw one token from each row.
 
@@ -166,7 +166,7 @@ def _first_above(ends: Float[Array, "t n"], share: Float[Array, "t"]) -> Int[Arr
     return jnp.minimum((ends <= share[:, None]).sum(axis=-1), last)
 
 
-def truncate(logits: Float[Array, "t v"], options: Options) -> Float[Array, "t v"]:
+def truncate(logits: Float[Array, "t v"], options: SamplingArrays) -> Float[Array, "t v"]:
     """Send the logits outside the kept support to `BANNED`; the most likely token is always kept.
 
     All three rules keep a first part of the ranking by probability, so that one sort serves them. ``top_p``

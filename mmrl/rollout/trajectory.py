@@ -11,7 +11,7 @@ from mmrl.models.prompts import Encoded
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTurn:
     """A turn of the policy; all but the tokens is empty where nothing was sampled."""
 
     tokens: Sequence[int]
@@ -20,7 +20,7 @@ class Written:
     entropies: Sequence[float] = ()
 
 
-Piece = Written | Encoded  # what was read has positions counted from 0
+Piece = WrittenTurn | Encoded  # what was read has positions counted from 0
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def observed(pieces: Sequence[Piece]) -> dict[str, Any]:
 
     Empty if nothing was read.
     """
-    if all(isinstance(piece, Written) for piece in pieces):
+    if all(isinstance(piece, WrittenTurn) for piece in pieces):
         return {}
     positions, image_tokens, patches, patch_positions, patch_images = [], [], [], [], []
     offset, slots, images = 0, 0, 0
     for piece in pieces:
-        if isinstance(piece, Written):
+        if isinstance(piece, WrittenTurn):
             count = len(piece.tokens)
             positions.append(np.broadcast_to(offset + np.arange(count)[:, None], (count, 3)))
             image_tokens.append(np.full(count, -1))
@@ -101,7 +101,7 @@ def assemble(
         return joined([own if len(own) else none for own, none in zip(given, zeros, strict=True)], np.float32)
 
     entropy = values("entropies") if any(getattr(piece, "entropies", ()) for piece in pieces) else None
-    written = [np.full(len(piece.tokens), isinstance(piece, Written)) for piece in pieces]
+    written = [np.full(len(piece.tokens), isinstance(piece, WrittenTurn)) for piece in pieces]
     return Trajectory(
         group=group,
         member=member,

@@ -51,7 +51,7 @@ def complete(
     called, facts. What tools answered is not among the tokens. ``on_response`` is called with the tokens of
     each response that has ended, which may be before others that come first.
     """
-    parts = -(-len(samples) // (HELD * (config.rollout.lanes or len(samples))))
+    parts = -(-len(samples) // (HELD * (config.rollout.prompt_slots or len(samples))))
     weights = decoding_weights(params, model.config)
     form, sampling = prompt_format(config), sampling_of(config)
     with jax.set_mesh(model.mesh), tool_pool(config) as tools:

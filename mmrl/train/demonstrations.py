@@ -10,9 +10,9 @@ from mmrl.data.sources import Source
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import OverBudget
 from mmrl.rollout.episodes import Episode
-from mmrl.rollout.generate import gather
+from mmrl.rollout.generate import to_responses
 from mmrl.rollout.replay import at_once, replay
-from mmrl.rollout.trajectory import Trajectory, Written, assemble
+from mmrl.rollout.trajectory import Trajectory, WrittenTurn, assemble
 from mmrl.sample import Sample
 from mmrl.types import Prompts, Responses, StopReason
 
@@ -51,7 +51,7 @@ def demonstrations(
 
     def collate(batch: Batch) -> Demonstrations:
         found = [(k, response) for k, response in enumerate(batch.extras) if response is not None]
-        responses = gather(
+        responses = to_responses(
             (replace(response, group=k) for k, response in found),
             len(batch.samples),
             1,
@@ -73,7 +73,7 @@ def _demonstrate(
     if sample.turns:
         ((_, response),) = replay(episode(sample), sample.turns, processor, at_once, sample.id)
     else:
-        written = Written(solution_tokens(sample, processor).tolist())
+        written = WrittenTurn(solution_tokens(sample, processor).tolist())
         text = sample.solution or ""
         response = assemble([written], group=0, member=0, stop=StopReason.EOS, text=text, facts={})
     if len(response.tokens) > longest:

@@ -20,7 +20,7 @@ from mmrl.mesh import batch_shards, local_mesh, local_rows
 from mmrl.models.corruption import corrupt
 from mmrl.open import OpenModel, prompt_format, readers
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.stats import Stats
+from mmrl.rollout.scheduler import Stats
 from mmrl.train.metrics import Phases
 from mmrl.train.rollout_batch import RolloutBatch, RowStats, concatenate, sample_and_grade
 from mmrl.train.rollouts import RolloutContext, prompt_keys, rollout_weights

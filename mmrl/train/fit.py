@@ -31,8 +31,8 @@ from mmrl.train.memory import (
 _OPEN = (  # keys that may be left open
     "data.prompt_buckets",
     "data.patch_buckets",
-    "rollout.lanes",
-    "rollout.columns",
+    "rollout.prompt_slots",
+    "rollout.slots_per_prompt",
     "train.micro_prompts",
 )
 _LANES, _MICRO = 256, 16  # more, in all and of a device, are not chosen: nothing gets faster
@@ -99,7 +99,7 @@ def fit(
     limit: int | None,
     before: Mapping[str, Any],
 ) -> Fitted:
-    """Choose what the config leaves open: buckets by the data; lanes, columns and micro-batch by the memory.
+    """Choose what the config leaves open: buckets by the data; slots and micro-batch by the memory.
 
     Args:
       config, model, mesh: the run.
@@ -118,7 +118,11 @@ def fit(
         found = estimate(config, model, mesh, widths, cpu=on_cpu(mesh))
         return limit is None or found.peak <= room * limit
 
-    keys = [key for key in ("rollout.columns", "rollout.lanes", "train.micro_prompts") if not _get(made, key)]
+    keys = [
+        key
+        for key in ("rollout.slots_per_prompt", "rollout.prompt_slots", "train.micro_prompts")
+        if not _get(made, key)
+    ]
     shards = batch_shards(mesh)
     made = _with(made, {key: _choices(key, made, shards)[-1] for key in keys})
     again = _with(made, {key: before[key] for key in keys if key in before})
@@ -133,16 +137,22 @@ def fit(
     return Fitted(made, chosen, model, mesh, widths, limit)
 
 
-def most_lanes(config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, prompts: int) -> int:
+def max_prompt_slots(config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, prompts: int) -> int:
     """Prompts to decode at once, of so many: what the memory that is free now has room for, at least one."""
     free, shards = free_bytes(mesh), batch_shards(mesh)
-    rollout = replace(config.rollout, prompts=prompts, columns=config.rollout.columns or config.rollout.group)
+    rollout = replace(
+        config.rollout,
+        prompts=prompts,
+        slots_per_prompt=config.rollout.slots_per_prompt or config.rollout.group,
+    )
     config = replace(config, rollout=rollout)
-    choices = _choices("rollout.lanes", config, shards)
-    for lanes in choices if free else choices[:1]:
-        parts = sampling(_with(config, {"rollout.lanes": lanes}), model, mesh, widths, on_cpu(mesh))
+    choices = _choices("rollout.prompt_slots", config, shards)
+    for prompt_slots in choices if free else choices[:1]:
+        parts = sampling(
+            _with(config, {"rollout.prompt_slots": prompt_slots}), model, mesh, widths, on_cpu(mesh)
+        )
         if not free or sum(parts.values()) <= ROOM * free:
-            return lanes
+            return prompt_slots
     return choices[-1]
 
 
@@ -166,9 +176,9 @@ def _buckets(
 def _choices(key: str, config: Config, shards: int) -> list[int]:
     """Values of a key that bounds memory, the largest first."""
     rollout, train = config.rollout, config.train
-    if key == "rollout.columns":
+    if key == "rollout.slots_per_prompt":
         return _halves(rollout.group)
-    if key == "rollout.lanes":
+    if key == "rollout.prompt_slots":
         return [shards * size for size in _halves(max(1, min(_LANES, rollout.prompts) // shards))]
     sizes = [size for size in range(1, train.update_prompts + 1) if train.update_prompts % size == 0]
     even = [size for size in sizes if size % shards == 0 and size <= _MICRO * shards]
@@ -264,7 +274,7 @@ def _smaller(
 
 def _reductions(config: Config, model: ModelConfig, widths: Widths, shards: int) -> Iterator[dict[str, Any]]:
     """Changes that take less memory: first those that leave the result as it is."""
-    for key in ("train.micro_prompts", "rollout.lanes", "rollout.columns"):
+    for key in ("train.micro_prompts", "rollout.prompt_slots", "rollout.slots_per_prompt"):
         yield {key: _choices(key, config, shards)[-1]}
     yield {"model.remat": "full"}
     yield {"model.dtype": "bfloat16"}
@@ -293,7 +303,7 @@ def _get(config: Config, key: str) -> Any:
 
 
 def _with(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The config with values for keys like "rollout.lanes"."""
+    """The config with values for keys like "rollout.prompt_slots"."""
     for key, value in changes.items():
         part, name = key.split(".")
         value = tuple(value) if isinstance(value, list) else value

@@ -22,7 +22,7 @@ from mmrl.config import Config, algorithm
 from mmrl.mesh import DECODING, WEIGHTS, Rules, batch_shards, sharding
 from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 from mmrl.models.qwen2_5_vl_config import describe
-from mmrl.rollout.shape import Shape, cache_bytes
+from mmrl.rollout.engine import RolloutShape, cache_bytes
 from mmrl.train.optimizer import is_under
 
 GIB = 2**30
@@ -72,7 +72,7 @@ class Estimate:
 def estimate(
     config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, widths: Widths, *, cpu: bool
 ) -> Estimate:
-    """The bytes of a run whose ``rollout.lanes``, ``rollout.columns`` and ``train.micro_prompts`` are set.
+    """The bytes of a run whose numbers of slots and ``train.micro_prompts`` are set.
 
     ``cpu``: the devices are the host's, where XLA computes in 32 bits and batches of the host count too.
     """
@@ -99,13 +99,15 @@ def sampling(
 ) -> Parts:
     """What prefill and decoding hold beside the weights."""
     rollout, tensor, shards = config.rollout, mesh.shape["tensor"], batch_shards(mesh)
-    lanes = -(-rollout.lanes // shards)
-    cache = cache_bytes(model, Shape(lanes, rollout.columns, widths.prompt, rollout.max_tokens))
-    prefill = _Pass(model, tensor, _wide(model, cpu), lanes, widths)
+    prompt_slots = -(-rollout.prompt_slots // shards)
+    cache = cache_bytes(
+        model, RolloutShape(prompt_slots, rollout.slots_per_prompt, widths.prompt, rollout.max_tokens)
+    )
+    prefill = _Pass(model, tensor, _wide(model, cpu), prompt_slots, widths)
     return {
         "keys and values": _copies(model, cpu) * cache // _cut_heads(model, tensor),
         **prefill.parts(_FORWARD, 1),
-        "logits": _LOGITS * 4 * lanes * rollout.columns * model.vocabulary // tensor,
+        "logits": _LOGITS * 4 * prompt_slots * rollout.slots_per_prompt * model.vocabulary // tensor,
         "images of the batch": (3 if cpu else 1) * _images(config, model, shards, widths),
     }
 

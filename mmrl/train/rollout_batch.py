@@ -18,7 +18,7 @@ from mmrl.data.pipeline import Batch, Skipped
 from mmrl.grading import SELF_JUDGE, Specs, group_rewards, response_info, reward_specs, verifier_input
 from mmrl.mesh import constrain, local_mesh, put
 from mmrl.rewards.verifier import Graded
-from mmrl.rollout.generate import gather, member_keys
+from mmrl.rollout.generate import response_keys, to_responses
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
@@ -116,7 +116,7 @@ def sample_and_grade(
     with phases("rollout"):
         width = batch.prompts.images.patches.shape[-1]
         slots = observation_slots(config)
-        responses = gather(ended.values(), *shape, sampling.max_tokens, slots, width)
+        responses = to_responses(ended.values(), *shape, sampling.max_tokens, slots, width)
     with phases("reward"):
         graded = _wait_for_grades(grading, context.stop)
     context.stop.check()
@@ -168,7 +168,7 @@ def _add_verdicts(
     shape = (len(texts), len(texts[0]))
     keep: Any = np.array([cell in graded and graded[cell].valid for cell in np.ndindex(shape)]).reshape(shape)
     # The key of a member that no group has: no response was sampled with it.
-    own_keys = member_keys(keys, shape[1] + 1)[:, -1]
+    own_keys = response_keys(keys, shape[1] + 1)[:, -1]
     verdicts = judge_responses(context, params, batch.samples, texts, keep, own_keys)
     out = {}
     for cell, grade in graded.items():

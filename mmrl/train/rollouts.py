@@ -21,17 +21,15 @@ from mmrl.open import OpenModel, expand_workdir
 from mmrl.rewards.judge_client import JudgeClient
 from mmrl.rewards.pool import RewardPool
 from mmrl.rewards.spec import user_verifiers
-from mmrl.rollout.engine import decoding_weights
+from mmrl.rollout.engine import RolloutShape, decoding_weights, rollout_shape
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
-from mmrl.rollout.generate import groups_of
+from mmrl.rollout.generate import prompt_groups
 from mmrl.rollout.sampling import Policy, Sampling
-from mmrl.rollout.scheduler import roll_out
-from mmrl.rollout.shape import Shape, shape_for
-from mmrl.rollout.stats import Stats
+from mmrl.rollout.scheduler import Stats, roll_out
 from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
-from mmrl.train.fit import most_lanes
+from mmrl.train.fit import max_prompt_slots
 from mmrl.train.memory import Widths
 from mmrl.train.metrics import Phases
 from mmrl.train.stop_signal import StopSignal
@@ -153,20 +151,24 @@ def observation_slots(config: Config) -> int:
     return max(limits.images, 1) * limits.observation_patches if limits.tools else 0
 
 
-def choose_shape(config: Config, model: OpenModel, prompts: Prompts, group: int, max_tokens: int) -> Shape:
+def choose_shape(
+    config: Config, model: OpenModel, prompts: Prompts, group: int, max_tokens: int
+) -> RolloutShape:
     """How much is decoded at once of ``prompts``, by ``config.rollout`` or by what memory is free."""
     count, width = prompts.tokens.shape
     config = replace(config, rollout=replace(config.rollout, group=group, max_tokens=max_tokens))
     rollout, limits = config.rollout, config.episode
     widths = Widths(width, prompts.images.image.shape[1])
-    lanes = rollout.lanes or most_lanes(config, model.config, local_mesh(model.mesh), widths, count)
-    return shape_for(
+    prompt_slots = rollout.prompt_slots or max_prompt_slots(
+        config, model.config, local_mesh(model.mesh), widths, count
+    )
+    return rollout_shape(
         count,
         group,
         prompt=width,
         max_tokens=max_tokens,
-        lanes=lanes,
-        columns=rollout.columns,
+        prompt_slots=prompt_slots,
+        slots_per_prompt=rollout.slots_per_prompt,
         chunk=rollout.chunk,
         observation=limits.observation_tokens if limits.tools else 0,
         observation_patches=limits.observation_patches if limits.tools else 0,
@@ -195,11 +197,11 @@ def play(
         params,
         context.policy.model,
         jnp.asarray(np.asarray(context.policy.bias)),  # on this process's devices
-        groups_of(prompts, keys, group, lambda b: make_episode(batch.samples[b]), batch.keep),
+        prompt_groups(prompts, keys, group, lambda b: make_episode(batch.samples[b]), batch.keep),
         shape,
         text=partial(processor.tokenizer.decode, skip_special_tokens=True),
         collate=lambda encoded: collate([encoded], processor, shape.prompt, prompts.images.image.shape[1]),
         stats=context.stats,
         tools=None if tools is None else lambda call: tools.submit(call.tool, call.arguments),
-        given_up=context.stop.should_stop,
+        should_stop=context.stop.should_stop,
     )

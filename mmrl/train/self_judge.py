@@ -17,9 +17,9 @@ from mmrl.models.prompts import Encoded, OverBudget, budget, collate, encode, me
 from mmrl.rewards.judge import mark_of
 from mmrl.rewards.text import last_boxed
 from mmrl.rewards.words import says_yes
-from mmrl.rollout.generate import member_keys
+from mmrl.rollout.generate import response_keys
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.stats import Stats
+from mmrl.rollout.scheduler import Stats
 from mmrl.sample import Sample
 from mmrl.train.rollouts import RolloutContext, play
 from mmrl.types import Params
@@ -57,7 +57,7 @@ def judge_responses(
     values: Any = np.full(keep.shape, np.nan, np.float32)
     empty = np.array([[not text.strip() for text in group] for group in texts])
     values[keep & empty] = 0.0
-    members = member_keys(keys, keep.shape[1])
+    members = response_keys(keys, keep.shape[1])
     cells = [(b, g) for b, g in np.argwhere(keep & ~empty).tolist()]
     cells.sort(key=lambda cell: len(texts[cell[0]][cell[1]]))
     alone = replace(

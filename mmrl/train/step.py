@@ -15,7 +15,7 @@ from mmrl.data import pipeline
 from mmrl.hosts import say
 from mmrl.mesh import local_rows, put
 from mmrl.open import sampling_of
-from mmrl.rollout.stats import Stats, merged
+from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
 from mmrl.train.course import Course, learn
 from mmrl.train.guards import Guards, save_incident

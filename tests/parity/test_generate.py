@@ -46,7 +46,7 @@ def respond(policy, fixtures_dir):
             sampling=Sampling(max_tokens=COUNT, temperature=0, **stops),
             bias=jnp.zeros(policy.config.vocabulary),
             text=processor.tokenizer.decode,
-            lanes=2,
+            prompt_slots=2,
         )
         lengths = made.mask.sum(-1)[:, 0]
         return {

@@ -52,7 +52,7 @@ def work(fixtures_dir):
     config = from_dict(
         {
             "data": {"prompt_buckets": (8, P), "patch_buckets": (16, N)},
-            "rollout": {"prompts": 4, "lanes": LANES, "group": G, "max_tokens": R},
+            "rollout": {"prompts": 4, "prompt_slots": LANES, "group": G, "max_tokens": R},
             "train": {"update_prompts": UPDATE, "micro_prompts": 1},
             "algorithm": {"name": "papo_g"},
         }
@@ -247,7 +247,7 @@ def arguments_of_cli(fixtures_dir, *more: str) -> list[str]:
         f"--config={EXPERIMENT}:smoke",
         f"--config.model.path={fixtures_dir / 'qwen2_5_vl'}",
         "--program=prefill",
-        "--config.rollout.lanes=1",
+        "--config.rollout.prompt_slots=1",
         *more,
     ]
 
@@ -261,7 +261,7 @@ def test_command(fixtures_dir, tmp_path, capsys):
     assert "prefill: compiled in" in said.err
     assert made["hardware"]["kind"] == jax.devices()[0].device_kind
     assert made["versions"]["jax"] == jax.__version__
-    assert made["config"]["rollout"]["lanes"] == 1
+    assert made["config"]["rollout"]["prompt_slots"] == 1
     (row,) = made["programs"]
     assert (row["program"], row["repeats"], row["shapes"]["prompts"]) == ("prefill", 1, 1)
 

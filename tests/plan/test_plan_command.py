@@ -127,7 +127,7 @@ def test_a_tiny_model_on_four_chips(tmp_path):
     out, progress = planned(tmp_path, "--topology=v5e:2x2", "--per-shard=1", *only, "--suggest", "--json")
     plan = json.loads(out)["plan"]
     assert plan["mesh"] == {"replica": 1, "data": 1, "fsdp": 2, "tensor": 2}
-    assert plan["batches"]["train.micro_prompts"] == plan["batches"]["rollout.lanes"] == 2
+    assert plan["batches"]["train.micro_prompts"] == plan["batches"]["rollout.prompt_slots"] == 2
     decode, update = plan["programs"]
     assert (decode["program"], update["program"]) == ("decode", "update")
     for program in (decode, update):
@@ -152,7 +152,7 @@ def test_a_tiny_model_on_four_chips(tmp_path):
     assert update["flops"] == pytest.approx(update_flops() / 4, rel=0.05)
     assert [(one["key"], one["value"]) for one in plan["suggestions"]] == [
         ("train.micro_prompts", 4),
-        ("rollout.lanes", 8),
+        ("rollout.prompt_slots", 8),
     ]
 
 

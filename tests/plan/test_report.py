@@ -87,8 +87,9 @@ def test_a_rollout_that_does_not_fit_is_told_of_the_tensor_axis():
     ("suggestion", "line"),
     [
         (
-            Suggestion("rollout.lanes", 32, ((16, "fits"), (32, "fits"), (64, "tight"))),
-            "config.rollout.lanes=32 is the largest that fits of those tried (16 fits, 32 fits, 64 tight)",
+            Suggestion("rollout.prompt_slots", 32, ((16, "fits"), (32, "fits"), (64, "tight"))),
+            "config.rollout.prompt_slots=32 is the largest that fits of those tried"
+            " (16 fits, 32 fits, 64 tight)",
         ),
         (
             Suggestion("train.micro_prompts", None, ((16, "no"),)),
@@ -117,7 +118,7 @@ def test_the_search_for_a_slice_is_told():
 
 
 def test_json():
-    suggestion = Suggestion("rollout.lanes", 32, ((16, "fits"), (32, "fits")))
+    suggestion = Suggestion("rollout.prompt_slots", 32, ((16, "fits"), (32, "fits")))
     made = plan_json("a model", replace(PLAN, suggestions=(suggestion,)), ATTEMPTS)
     read = json.loads(json.dumps(made))
     assert read == made
@@ -133,7 +134,7 @@ def test_json():
     assert (score["flops"], update["memory"], update["unbounded"]) == (None, None, True)
     assert plan["suggestions"] == [
         {
-            "key": "rollout.lanes",
+            "key": "rollout.prompt_slots",
             "value": 32,
             "tried": [{"value": 16, "fit": "fits"}, {"value": 32, "fit": "fits"}],
         }

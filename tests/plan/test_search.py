@@ -14,19 +14,24 @@ from mmrl.plan.search import Finding, fit_verdict
 from mmrl.plan.workload import Workload
 
 
-def config(*, micro=4, update=8, prompts=16, lanes=0, tensor=1) -> Config:
+def config(*, micro=4, update=8, prompts=16, prompt_slots=0, tensor=1) -> Config:
     return from_dict(
         {
             "data": {"prompt_buckets": (4096,), "patch_buckets": (10368,)},
             "train": {"micro_prompts": micro, "update_prompts": update},
-            "rollout": {"prompts": prompts, "lanes": lanes},
+            "rollout": {"prompts": prompts, "prompt_slots": prompt_slots},
             "mesh": {"tensor": tensor},
         }
     )
 
 
 def sizes_of(made: Config) -> tuple[int, int, int, int]:
-    return made.train.micro_prompts, made.train.update_prompts, made.rollout.prompts, made.rollout.lanes
+    return (
+        made.train.micro_prompts,
+        made.train.update_prompts,
+        made.rollout.prompts,
+        made.rollout.prompt_slots,
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,10 @@ def test_with_batches(shards, per_shard, expected):
     ("made", "named"),
     [
         (config(micro=4), r"config.train.micro_prompts=4 cannot be cut evenly into the 8 parts"),
-        (config(micro=8, lanes=4), r"config.rollout.lanes=4 cannot .* multiples of 8, or let --per-shard=1"),
+        (
+            config(micro=8, prompt_slots=4),
+            r"config.rollout.prompt_slots=4 cannot .* multiples of 8, or let --per-shard=1",
+        ),
         (config(micro=2, update=4, prompts=4), r"micro_prompts=2 and config.rollout.prompts=4 cannot"),
     ],
 )
@@ -79,7 +87,7 @@ def needs(monkeypatch):
 
         def examine(work: Workload, program_name: str, topology: Topology, *, quick: bool) -> Finding:
             rollout = program_name in ("prefill", "decode")
-            prompts = work.lanes if rollout else work.config.train.micro_prompts
+            prompts = work.prompt_slots if rollout else work.config.train.micro_prompts
             asked.append((str(topology), program_name, prompts))
             limit = TPUS[topology.generation].hbm_bytes
             needed = int(gib(program_name, prompts, work.mesh) * GIB)
@@ -99,9 +107,9 @@ def suggested(model, made: Config, **options):
 
 def test_batches_grow_until_one_does_not_fit(needs, model):
     needs(lambda program, prompts, mesh: prompts * {"update": 1.0, "decode": 0.1}.get(program, 0.01))
-    found = suggested(model, config(micro=4, update=16, prompts=32, lanes=4))
+    found = suggested(model, config(micro=4, update=16, prompts=32, prompt_slots=4))
     assert found["train.micro_prompts"] == (8, ((4, "fits"), (8, "fits"), (16, "no")))
-    assert found["rollout.lanes"][0] == 32  # all prompts of a batch
+    assert found["rollout.prompt_slots"][0] == 32  # all prompts of a batch
 
 
 def test_the_second_program_of_a_key_has_a_say(needs, model):

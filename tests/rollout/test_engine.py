@@ -11,7 +11,7 @@ from mmrl.models import qwen2_5_vl as model
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.stats import Stats
+from mmrl.rollout.scheduler import Stats
 from mmrl.train.programs import score_metrics
 from mmrl.types import StopReason
 

@@ -14,11 +14,10 @@ import pytest
 
 from mmrl.models.prompts import encode_turn
 from mmrl.rollout import engine, scheduler
+from mmrl.rollout.engine import RolloutShape
 from mmrl.rollout.episodes import Request, single_turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.scheduler import Group, roll_out
-from mmrl.rollout.shape import Shape
-from mmrl.rollout.stats import Stats
+from mmrl.rollout.scheduler import PromptGroup, Stats, roll_out
 from mmrl.types import Images, Prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "rollout.md"
@@ -35,20 +34,20 @@ ROW = Prompts(  # of one token
 
 
 def counting(monkeypatch):
-    """Programs that write nothing: a column's count goes up to its limit."""
+    """Programs that write nothing: a slot's count goes up to its limit."""
 
-    def empty_lanes(config, *, lanes, columns, **_):
-        names = [field.name for field in fields(engine.Lanes)]
-        count = np.zeros((lanes, columns), int)
+    def init_decode_state(config, *, prompt_slots, slots_per_prompt, **_):
+        names = [field.name for field in fields(engine.DecodeState)]
+        count = np.zeros((prompt_slots, slots_per_prompt), int)
         held = {"count": count, "limit": count, "running": count > 0, "prompt_hidden": count}
-        return engine.Lanes(**dict.fromkeys(names) | held)
+        return engine.DecodeState(**dict.fromkeys(names) | held)
 
-    def direct(state, columns):
+    def apply_commands(state, commands):
         return replace(
             state,
-            count=np.where(columns.begins, 0, state.count),
-            limit=np.where(columns.begins, columns.limit, state.limit),
-            running=(state.running | columns.begins) & ~columns.halts,
+            count=np.where(commands.begins, 0, state.count),
+            limit=np.where(commands.begins, commands.limit, state.limit),
+            running=(state.running | commands.begins) & ~commands.halts,
         )
 
     def decode(params, config, state, bias, *, steps, entropy):
@@ -56,27 +55,34 @@ def counting(monkeypatch):
         drawn, running = np.minimum(left, steps), left > steps
         zeros = np.zeros((*left.shape, steps))
         state = replace(state, count=state.count + drawn, running=running)
-        return state, engine.Drawn(zeros.astype(int), zeros, zeros, None, drawn, running, drawn.max())
+        return state, engine.DecodedTokens(zeros.astype(int), zeros, zeros, None, drawn, running, drawn.max())
 
-    def append(params, config, state, prompts, column, length, limit, options):
+    def append(params, config, state, prompts, slot, length, limit, options):
         count, most, running = state.count.copy(), state.limit.copy(), state.running.copy()
-        for lane in np.flatnonzero(prompts.mask.any(axis=1)):
-            seat = lane, column[lane]
-            count[seat] = length[lane] + prompts.mask[lane].sum()
-            most[seat], running[seat] = limit[lane], True
+        for prompt_slot in np.flatnonzero(prompts.mask.any(axis=1)):
+            at = prompt_slot, slot[prompt_slot]
+            count[at] = length[prompt_slot] + prompts.mask[prompt_slot].sum()
+            most[at], running[at] = limit[prompt_slot], True
         return replace(state, count=count, limit=most, running=running)
 
-    programs = {"empty_lanes": empty_lanes, "direct": direct, "decode": decode, "append": append}
-    for name in ("admit", "share", "grow"):
-        programs[name] = lambda *arguments: next(one for one in arguments if isinstance(one, engine.Lanes))
+    programs = {
+        "init_decode_state": init_decode_state,
+        "apply_commands": apply_commands,
+        "decode": decode,
+        "append": append,
+    }
+    for name in ("admit", "copy_prompts", "grow_cache"):
+        programs[name] = lambda *arguments: next(
+            one for one in arguments if isinstance(one, engine.DecodeState)
+        )
     monkeypatch.setattr(scheduler, "engine", SimpleNamespace(**programs))
 
 
-def counted(config, lengths, lanes, columns, chunk=16):
+def counted(config, lengths, prompt_slots, slots, chunk=16):
     """What a rollout of responses of these lengths did."""
     keys = np.zeros((lengths.shape[1], 2), np.uint32)
-    groups = (Group(ROW, keys, [single_turn(Sampling(int(n))) for n in row]) for row in lengths)
-    shape, stats = Shape(lanes, columns, 1, MOST, chunk=chunk), Stats()
+    groups = (PromptGroup(ROW, keys, [single_turn(Sampling(int(n))) for n in row]) for row in lengths)
+    shape, stats = RolloutShape(prompt_slots, slots, 1, MOST, chunk=chunk), Stats()
     done = list(
         roll_out({}, config, jnp.zeros(1), groups, shape, text=str, collate=lambda _: ROW, stats=stats)
     )
@@ -99,12 +105,14 @@ def in_batches(config, lengths, prompts):
 
 @pytest.fixture(scope="module")
 def rows(policy):
-    """Of the table: 64 columns in all, and 32."""
+    """Of the table: 64 slots in all, and 32."""
     with pytest.MonkeyPatch.context() as patch:
         counting(patch)
         made = {"batches of 8 prompts": in_batches(policy.config, LENGTHS, 8)}
-        for lanes, columns in ((8, 8), (16, 4), (32, 2), (64, 1), (16, 2)):
-            made[f"{lanes} lanes of {columns}"] = counted(policy.config, LENGTHS, lanes, columns)
+        for prompt_slots, slots in ((8, 8), (16, 4), (32, 2), (64, 1), (16, 2)):
+            made[f"{prompt_slots} prompt slots of {slots}"] = counted(
+                policy.config, LENGTHS, prompt_slots, slots
+            )
     return made
 
 
@@ -113,7 +121,7 @@ def test_long_responses_keep_few_waiting(rows):
     assert LENGTHS.max() > 4 * LENGTHS.mean()
     work = {name: one.slots / one.sampled_tokens for name, one in rows.items()}
     assert work["batches of 8 prompts"] > 4
-    assert max(work["64 lanes of 1"], work["16 lanes of 2"]) <= 1.3
+    assert max(work["64 prompt_slots of 1"], work["16 prompt_slots of 2"]) <= 1.3
 
 
 @pytest.mark.exhaustive
@@ -125,14 +133,14 @@ def test_the_manual_has_these_counts(rows):
     assert found == made
 
 
-@pytest.mark.parametrize(("lanes", "chunk"), [(1, 3), (3, 16), (7, 50), (90, 16)])
-def test_a_lane_of_one_column_works_while_anyone_waits(policy, monkeypatch, lanes, chunk):
+@pytest.mark.parametrize(("prompt_slots", "chunk"), [(1, 3), (3, 16), (7, 50), (90, 16)])
+def test_a_lane_of_one_column_works_while_anyone_waits(policy, monkeypatch, prompt_slots, chunk):
     """It is idle for less than a chunk after each response, until nobody waits any more."""
     counting(monkeypatch)
     lengths = LENGTHS[:10] // 4 + 1
-    stats = counted(policy.config, lengths, lanes, 1, chunk)
-    waste = lengths.size * (chunk - 1) + (lanes - 1) * (lengths.max() + chunk)
-    assert stats.slots <= lengths.sum() + waste
+    stats = counted(policy.config, lengths, prompt_slots, 1, chunk)
+    waste = lengths.size * (chunk - 1) + (prompt_slots - 1) * (lengths.max() + chunk)
+    assert stats.token_capacity <= lengths.sum() + waste
 
 
 def test_an_observation_does_not_wait_for_the_longest(policy, monkeypatch):
@@ -146,8 +154,8 @@ def test_an_observation_does_not_wait_for_the_longest(policy, monkeypatch):
         return {}
 
     episodes = [[single_turn(Sampling(1500))], [single_turn(Sampling(1500))], [reader()], [reader()]]
-    groups = [Group(ROW, np.zeros((1, 2), np.uint32), one) for one in episodes]
-    shape = Shape(16, 1, 1, MOST, observation=len(observation.tokens))
+    groups = [PromptGroup(ROW, np.zeros((1, 2), np.uint32), one) for one in episodes]
+    shape = RolloutShape(16, 1, 1, MOST, observation=len(observation.tokens))
     played = roll_out(
         {}, policy.config, jnp.zeros(1), groups, shape, text=str, collate=lambda _: ROW, stats=Stats()
     )

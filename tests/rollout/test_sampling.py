@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from mmrl.kernels.vocab import BANNED
-from mmrl.rollout.sampling import Sampling, options_of, sample, truncate
+from mmrl.rollout.sampling import Sampling, sample, sampling_arrays, truncate
 
 PROBABILITY = np.array([0.3, 0.25, 0.2, 0.1, 0.08, 0.05, 0.02, 0.0])
 LOGITS = jnp.where(PROBABILITY > 0, jnp.log(jnp.maximum(PROBABILITY, 1e-9)), BANNED) + 3.0
@@ -15,7 +15,7 @@ DRAWS = 20_000
 
 
 def _options(sampling, rows=1):
-    return jax.tree.map(jnp.asarray, options_of([sampling] * rows, 0))
+    return jax.tree.map(jnp.asarray, sampling_arrays([sampling] * rows, 0))
 
 
 def _draw(sampling):
@@ -107,7 +107,7 @@ def test_each_row_has_options_of_its_own():
     keys = jax.random.split(jax.random.key(3), 40)
     logits = jax.random.normal(jax.random.key(4), (40, 30)) * 2
     rows = [choices[row % 4] for row in range(40)]
-    tokens, logprob, log_kept, _ = sample(keys, logits, jax.tree.map(jnp.asarray, options_of(rows, 0)))
+    tokens, logprob, log_kept, _ = sample(keys, logits, jax.tree.map(jnp.asarray, sampling_arrays(rows, 0)))
     for number, choice in enumerate(choices):
         alone, its, kept, _ = sample(keys, logits, _options(choice, 40))
         mine = np.arange(40) % 4 == number
@@ -119,7 +119,7 @@ def test_each_row_has_options_of_its_own():
 
 def test_stop_ids_beyond_the_room():
     with pytest.raises(ValueError, match="3 stop ids; there is room for 2"):
-        options_of([Sampling(1, stop_ids=(1, 2, 3))], 2)
+        sampling_arrays([Sampling(1, stop_ids=(1, 2, 3))], 2)
 
 
 @pytest.mark.parametrize(

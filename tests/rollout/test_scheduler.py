@@ -1,6 +1,6 @@
-"""The host's part of a rollout: an episode is played once, to its end, and the same in any company.
+"""The host's part of a rollout: an episode is played once, to its end, and the same whatever else is decoded.
 
-Each random episode is first played alone, in one lane of one column; so it has to be wherever it is played.
+Each random episode is first played alone, in one slot; so it has to be wherever it is played.
 """
 
 from dataclasses import replace
@@ -15,9 +15,8 @@ from scripted import OBSERVATION_PATCHES, assert_same, make_world, play, shape_o
 from mmrl.kernels.vocab import BANNED, token_statistics
 from mmrl.models import qwen2_5_vl as model
 from mmrl.rollout import engine
-from mmrl.rollout import shape as shapes
 from mmrl.rollout.episodes import Request
-from mmrl.rollout.generate import gather
+from mmrl.rollout.generate import to_responses
 from mmrl.rollout.sampling import Sampling
 from mmrl.train.metrics import CompileCounter
 from mmrl.types import StopReason
@@ -50,7 +49,7 @@ more = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(
-    ("lanes", "columns", "chunk", "smallest"),
+    ("prompt_slots", "slots", "chunk", "smallest"),
     [
         (3, 2, 5, 20),
         more(3, 1, 3, 256),
@@ -60,13 +59,15 @@ more = partial(pytest.param, marks=pytest.mark.exhaustive)
         more(4, 5, 7, 9),
     ],
 )
-def test_company_changes_nothing(world, alone, monkeypatch, lanes, columns, chunk, smallest):
+def test_the_rest_of_the_batch_changes_nothing(
+    world, alone, monkeypatch, prompt_slots, slots, chunk, smallest
+):
     """Nor do the cuts into chunks, the growth of the cache, and when tools answer."""
-    monkeypatch.setattr(shapes, "_SMALLEST", smallest)
-    rng = np.random.default_rng([lanes, columns])
+    monkeypatch.setattr(engine, "_SMALLEST_CACHE", smallest)
+    rng = np.random.default_rng([prompt_slots, slots])
     for turn in range(8):
         groups = random_groups(rng, 1 + turn)
-        played = play(world, groups, shape_of(lanes, columns, chunk), late=0.01 * (turn % 3))
+        played = play(world, groups, shape_of(prompt_slots, slots, chunk), late=0.01 * (turn % 3))
         for g, (prompt, seeds) in enumerate(groups):
             for m, seed in enumerate(seeds):
                 assert_same(played[g, m], alone(prompt, seed), f"group {g} {m}: prompt {prompt}, seed {seed}")
@@ -94,8 +95,8 @@ def speaker(sampling, *observations):
     return episode
 
 
-def test_a_prompt_is_copied_to_free_lanes(world):
-    """Two lanes get free at once, while five members wait for the prompt of the third."""
+def test_a_prompt_is_copied_to_free_slots(world):
+    """Two prompt slots get free at once, while five members wait for the prompt of the third."""
     groups = [(0, [0]), (1, [1]), (2, [2, 3, 4, 5, 6, 7])]
     episode = speaker(Sampling(max_tokens=6))
     played = play(world, groups, SHAPE, episode=episode)
@@ -201,9 +202,11 @@ def test_what_was_sampled_is_what_is_scored(world):
         lambda *rows: jnp.concatenate(rows), *(world.prompts[number] for number, _ in groups)
     )
     patches = prompts.images.patches.shape[-1]
-    responses = jax.tree.map(jnp.asarray, gather(trajectories, 2, 4, 96, 2 * OBSERVATION_PATCHES, patches))
+    responses = jax.tree.map(
+        jnp.asarray, to_responses(trajectories, 2, 4, 96, 2 * OBSERVATION_PATCHES, patches)
+    )
     with pytest.raises(ValueError, match="has read something"):
-        gather(trajectories, 2, 4, 96)
+        to_responses(trajectories, 2, 4, 96)
     policy = world.policy
 
     @jax.jit
@@ -216,9 +219,9 @@ def test_what_was_sampled_is_what_is_scored(world):
 
     logits, scored = jax.device_get(logits_of(policy.params))
     for one in trajectories:
-        seat, count, written = (one.group, one.member), len(one.tokens), one.written
+        slot, count, written = (one.group, one.member), len(one.tokens), one.written
         temperature, top_p = DRAWN[groups[one.group][1][one.member]]
-        whole = np.exp(logits[seat][:count].astype(np.float64) / temperature)
+        whole = np.exp(logits[slot][:count].astype(np.float64) / temperature)
         whole /= whole.sum(-1, keepdims=True)
         ranked = -np.sort(-whole, axis=-1)
         least = np.take_along_axis(ranked, (ranked.cumsum(-1) < top_p - 1e-9).sum(-1, keepdims=True), -1)
@@ -232,7 +235,7 @@ def test_what_was_sampled_is_what_is_scored(world):
         np.testing.assert_allclose(one.entropy[written], spread[written], atol=1e-4)
         assert (one.logprob[~written] == 0).all()
         if top_p == 1:
-            score = scored[DRAWN.index((temperature, 1.0))][seat][:count]
+            score = scored[DRAWN.index((temperature, 1.0))][slot][:count]
             np.testing.assert_allclose(one.logprob[written], score[written], atol=1e-4)
     masks = np.stack([responses.mask, responses.observed.real])
     np.testing.assert_array_equal(masks.sum((2, 3)), [[4 * 27] * 2, [4 * len(trajectories[0].tokens)] * 2])

@@ -1,4 +1,4 @@
-"""Episodes on a mesh of eight devices, with fewer lanes than that, are those of one device."""
+"""Episodes on a mesh of eight devices, with fewer prompt slots than that, are those of one device."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def test_on_eight_devices():
 
 @pytest.mark.exhaustive
 def test_a_mesh_changes_nothing(policy):
-    """Lanes that are admitted one by one, copied, and read in; contexts of their own."""
+    """DecodeState that are admitted one by one, copied, and read in; contexts of their own."""
     if jax.device_count() < DEVICES:
         pytest.skip(f"needs {DEVICES} devices: runs in the child of test_on_eight_devices")
     jax.config.update("jax_disable_most_optimizations", True)
@@ -36,5 +36,5 @@ def test_a_mesh_changes_nothing(policy):
     with jax.set_mesh(mesh):
         weights = jax.jit(engine.decoding_weights, static_argnums=1)(params, config)
         played = play(replace(world, params=weights), groups, shape_of(3, 1, 5))
-    for seat, one in played.items():
-        assert_same(one, expected[seat], str(seat))
+    for slot, one in played.items():
+        assert_same(one, expected[slot], str(slot))

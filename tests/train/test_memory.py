@@ -73,12 +73,17 @@ def papo(monkeypatch, request):
     return resolve(load(PAPO))
 
 
-def sized(config, model, *, dtype, remat, group=5, tokens=2048, micro=1, update=2, lanes=4):
+def sized(config, model, *, dtype, remat, group=5, tokens=2048, micro=1, update=2, prompt_slots=4):
     """A run with these batches, and the model as it computes it."""
     config = replace(
         config,
         rollout=replace(
-            config.rollout, prompts=update, group=group, max_tokens=tokens, lanes=lanes, columns=group
+            config.rollout,
+            prompts=update,
+            group=group,
+            max_tokens=tokens,
+            prompt_slots=prompt_slots,
+            slots_per_prompt=group,
         ),
         train=replace(config.train, update_prompts=update, micro_prompts=micro),
     )
@@ -105,7 +110,7 @@ def sized(config, model, *, dtype, remat, group=5, tokens=2048, micro=1, update=
             published("7b"),
             4096,
             12288,
-            {"dtype": "bfloat16", "remat": "full", "lanes": 2},
+            {"dtype": "bfloat16", "remat": "full", "prompt_slots": 2},
             "update",
             114_609_222_704,
         ),
@@ -113,7 +118,7 @@ def sized(config, model, *, dtype, remat, group=5, tokens=2048, micro=1, update=
             published("7b"),
             4096,
             12288,
-            {"dtype": "bfloat16", "remat": "full", "lanes": 2},
+            {"dtype": "bfloat16", "remat": "full", "prompt_slots": 2},
             "prefill",
             83_793_808_104,
         ),
@@ -148,7 +153,7 @@ def test_estimate_is_at_most_a_third_more_than_the_cpu_compiler_takes_and_never_
 def test_estimate_is_near_what_the_tpu_compiler_takes(papo, size, fsdp, tensor, gib):
     config = replace(
         papo,
-        rollout=replace(papo.rollout, lanes=fsdp, columns=5),
+        rollout=replace(papo.rollout, prompt_slots=fsdp, slots_per_prompt=5),
         train=replace(papo.train, micro_prompts=fsdp),
     )
     model = replace(published(size), dtype=jnp.dtype("bfloat16"), remat="full", attention="flash")
@@ -158,7 +163,7 @@ def test_estimate_is_near_what_the_tpu_compiler_takes(papo, size, fsdp, tensor, 
 
 
 def test_estimate_of_a_prefill_beside_the_compiler_that_is_here(papo, mesh):
-    config, model = sized(papo, TINY, dtype="float32", remat="none", lanes=2)
+    config, model = sized(papo, TINY, dtype="float32", remat="none", prompt_slots=2)
     config = replace(config, data=replace(config.data, prompt_buckets=(320,), patch_buckets=(1024,)))
     work = workload.workload(config, model, mesh)
     program, arguments, static = workload.program(work, "prefill")
@@ -177,21 +182,21 @@ def test_batches_of_photographs_are_chosen_by_data_and_memory(papo, mesh):
     assert found.chosen["data.prompt_buckets"] == (1056,)
     assert found.chosen["data.patch_buckets"] == (4480,)
     assert found.estimate().peak <= 0.9 * 22 * GIB
-    assert found.config.rollout.lanes >= 16
+    assert found.config.rollout.prompt_slots >= 16
     assert found.config.train.micro_prompts >= 4
     less = fit(config, model, mesh, PHOTOS, 9 * GIB, {})
     assert less.estimate().peak <= 0.9 * 9 * GIB
-    assert less.config.rollout.lanes < found.config.rollout.lanes
+    assert less.config.rollout.prompt_slots < found.config.rollout.prompt_slots
     assert less.config.train.micro_prompts < found.config.train.micro_prompts
     unknown = fit(config, model, mesh, PHOTOS, None, {})
-    assert unknown.config.rollout.lanes == 256
+    assert unknown.config.rollout.prompt_slots == 256
     assert fit(papo, model, mesh, PHOTOS, 22 * GIB, {}).widths == Widths(1536, 4608)
 
 
 def test_values_that_the_config_names_stay(papo, mesh):
     config = replace(
         papo,
-        rollout=replace(papo.rollout, lanes=3, columns=2),
+        rollout=replace(papo.rollout, prompt_slots=3, slots_per_prompt=2),
         train=replace(papo.train, micro_prompts=2),
     )
     found = fit(config, with_compute_options(TINY, config, mesh), mesh, PHOTOS, 22 * GIB, {})
@@ -227,13 +232,13 @@ def test_buckets_follow_the_lengths_of_batches(lengths, batch, buckets):
 
 def test_what_has_no_room_is_refused_with_keys_that_make_room(papo, mesh):
     config = replace(
-        papo, rollout=replace(papo.rollout, lanes=64), train=replace(papo.train, micro_prompts=32)
+        papo, rollout=replace(papo.rollout, prompt_slots=64), train=replace(papo.train, micro_prompts=32)
     )
     model = with_compute_options(TINY, config, mesh)
     with pytest.raises(ValueError, match=r"needs .* GiB of each device, and 2\.0 are free") as refused:
         fit(config, model, mesh, PHOTOS, 2 * GIB, {})
     said = str(refused.value)
-    assert "config.rollout.lanes=64 " in said
+    assert "config.rollout.prompt_slots=64 " in said
     assert "config.train.micro_prompts=32 " in said
     parts = re.findall(r"^ *([\d.]+)  update: (?!.*together)", said, re.MULTILINE)
     assert len(parts) >= 5
@@ -340,14 +345,14 @@ def test_memory_that_runs_out_all_the_same_shows_the_estimate(papo, mesh):
         raise jax.errors.JaxRuntimeError("INTERNAL: other")
 
 
-def test_lanes_of_an_evaluation_follow_what_is_free(mesh, monkeypatch):
+def test_prompt_slots_of_an_evaluation_follow_what_is_free(mesh, monkeypatch):
     model = replace(TINY, attention="plain")
-    lanes = []
+    slots = []
     for gib in (None, 1, 4, 1e-6):
         monkeypatch.setattr(fitting, "free_bytes", lambda mesh, gib=gib: gib and int(gib * GIB))
-        lanes.append(fitting.most_lanes(Config(), model, mesh, Widths(1056, 4480), 32))
-    assert lanes[0] == 32
-    assert lanes[0] > lanes[2] > lanes[1] >= lanes[3] == 1
+        slots.append(fitting.max_prompt_slots(Config(), model, mesh, Widths(1056, 4480), 32))
+    assert slots[0] == 32
+    assert slots[0] > slots[2] > slots[1] >= slots[3] == 1
 
 
 @pytest.mark.parametrize(
@@ -376,7 +381,7 @@ def test_free_memory_of_the_host(tmp_path, files, free):
 
 @pytest.mark.exhaustive
 def test_what_is_left_open_changes_padding_and_nothing_else(smoke_config, smoke_run, tmp_path):
-    """The same responses and figures as the run that names buckets, lanes and micro-batches."""
+    """The same responses and figures as the run that names buckets, slots and micro-batches."""
     config = replace(
         smoke_config,
         data=replace(smoke_config.data, prompt_buckets=(), patch_buckets=()),

@@ -11,7 +11,8 @@ import pytest
 from devices import IN_HASTE
 from runs import assert_same_run
 
-from launch.local import device_shares, together
+from launch import local
+from launch.local import device_shares
 from mmrl.hosts import LOST
 from mmrl.run_folder import read_metrics
 
@@ -26,7 +27,7 @@ def start(processes: int, workdir: Path) -> list[subprocess.Popen[str]]:
     if processes > 1:  # each compiles for itself: let that be in haste
         env |= IN_HASTE
         parts = device_shares(processes, {"fsdp": -1}, env)
-        started = [(one.words, one.environment) for one in together(command, parts, workdir, env)]
+        started = [(one.words, one.environment) for one in local.processes(command, parts, workdir, env)]
     else:
         started = [(command, env)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -38,7 +39,7 @@ def test_processes_that_differ_are_refused(tmp_path):
     command = [sys.executable, "-m", "mmrl.cli", "train", f"--config={EXPERIMENT}:smoke"]
     command += [f"--workdir={tmp_path / 'run'}"]
     parts = device_shares(2, {"fsdp": -1}, dict(os.environ))
-    started = together(command, parts, tmp_path, dict(os.environ))
+    started = local.processes(command, parts, tmp_path, dict(os.environ))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = [
         subprocess.Popen([*one.words, f"--config.seed={k}"], env=one.environment, **pipes)

@@ -15,9 +15,9 @@ from mmrl.models.params import Param, initialise
 from mmrl.models.prompts import encode_turn
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.engine import vocabulary_bias
-from mmrl.rollout.generate import gather
+from mmrl.rollout.generate import to_responses
 from mmrl.rollout.sampling import Policy
-from mmrl.rollout.trajectory import Written, assemble
+from mmrl.rollout.trajectory import WrittenTurn, assemble
 from mmrl.train import programs
 from mmrl.train.optimizer import initial_state
 from mmrl.train.programs import ImageCorruption, TrainBatch
@@ -52,15 +52,15 @@ def looking(policy, small):
     made = []
     for row in range(PROMPTS):
         for member in range(GROUP):
-            pieces = [Written(rng.integers(0, 1800, 2).tolist())]
+            pieces = [WrittenTurn(rng.integers(0, 1800, 2).tolist())]
             if (row + member) % GROUP:
                 pictures = [noise_image(56, 56, seed=10 * row + member)]
                 pieces.append(encode_turn(policy.processor, "<image>", pictures, ended=False))
-                pieces.append(Written(rng.integers(0, 1800, 3).tolist()))
+                pieces.append(WrittenTurn(rng.integers(0, 1800, 3).tolist()))
             made.append(assemble(pieces, group=row, member=member, stop=1, text="", facts={}))
     length = max(len(one.tokens) for one in made)
     width = batch.prompts.images.patches.shape[-1]
-    responses = gather(made, PROMPTS, GROUP, length, observation_patches=16, patch_width=width)
+    responses = to_responses(made, PROMPTS, GROUP, length, observation_patches=16, patch_width=width)
     return params, static, replace(batch, responses=jax.tree.map(jnp.asarray, responses))
 
 

@@ -15,7 +15,7 @@ from mmrl.kernels.vocab import BANNED
 from mmrl.models.prompts import text_ids
 from mmrl.open import open_model, open_source, prompt_format
 from mmrl.rollout.engine import decoding_weights
-from mmrl.rollout.generate import gather
+from mmrl.rollout.generate import to_responses
 from mmrl.rollout.sampling import Sampling
 from mmrl.tasks.tiny_model import write_model
 from mmrl.tasks.zoom_world import BOXES, model_spec, write_data, zoom_call
@@ -72,7 +72,7 @@ def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
         )
     assert sum(one.facts.get("images", 0.0) for one in played) >= 8
     width = batch.prompts.images.patches.shape[-1]
-    responses = gather(played, 4, 4, config.rollout.max_tokens, observation_slots(config), width)
+    responses = to_responses(played, 4, 4, config.rollout.max_tokens, observation_slots(config), width)
     corruption_keys = jax.random.wrap_key_data(prompt_keys(0, 1, 1, 4))
     scored = programs.score(
         params,

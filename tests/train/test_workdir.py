@@ -35,7 +35,7 @@ class TestConfig:
         [
             dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, tensor=4)),
             changed("train", micro_prompts=4, checkpoint_every=3, keep_checkpoints=9, evaluate_every=2),
-            changed("rollout", lanes=4, columns=2, chunk=8),
+            changed("rollout", prompt_slots=4, slots_per_prompt=2, chunk=8),
             changed("data", workers=1),
             changed("episode", workers=1),
             changed("cold_start", checkpoint_every=2, micro_batch=8),
@@ -50,13 +50,13 @@ class TestConfig:
     def test_anything_else_may_not(self, tmp_path):
         workdir.open_workdir(CONFIG, tmp_path)
         other = dataclasses.replace(
-            CONFIG, seed=4, train=TrainConfig(steps=8), rollout=RolloutConfig(group=3, lanes=2)
+            CONFIG, seed=4, train=TrainConfig(steps=8), rollout=RolloutConfig(group=3, prompt_slots=2)
         )
         with pytest.raises(
             ValueError, match=r"\(rollout.group: 8 there, 3 now; seed: 3 there, 4 now; tr"
         ) as told:
             workdir.open_workdir(other, tmp_path)
-        assert "lanes" not in str(told.value)
+        assert "prompt_slots" not in str(told.value)
         assert run_folder.read_config(tmp_path) == CONFIG
 
     @pytest.mark.parametrize("left", ["", '{"seed": 3, "da', "\x00\x00\x00"])

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.models.processor import load_processor
+from mmrl.rollout.episode_state import EpisodeState, end_turn, truncate_at_stop_string
 from mmrl.rollout.episodes import single_turn
-from mmrl.rollout.members import Member, cut_at_stop_string, end_turn
 from mmrl.rollout.sampling import Sampling
 from mmrl.types import StopReason
 
@@ -29,11 +29,11 @@ def ids(words):
 
 def write(tokens, strings, cuts, stop_ids=()):
     """A member that receives ``tokens`` in chunks, until a stop string ends its turn, or they end."""
-    member = Member(0, 0, single_turn(Sampling(1)), np.zeros(2, np.uint32))
+    member = EpisodeState(0, 0, single_turn(Sampling(1)), np.zeros(2, np.uint32))
     member.sampling = Sampling(len(tokens), stop_strings=strings, stop_ids=stop_ids)
     for chunk in np.split(np.array(tokens), cuts):
         member.write(chunk, chunk / 100, -chunk / 10, None)
-        if cut_at_stop_string(member, len(chunk), text) is not None:
+        if truncate_at_stop_string(member, len(chunk), text) is not None:
             return end_turn(member, True, text, 1000), member
     return end_turn(member, False, text, 1000), member
 

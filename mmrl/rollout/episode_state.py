@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Int, UInt32
 
 from mmrl.models.prompts import Encoded
+from mmrl.rollout.engine import RolloutShape
 from mmrl.rollout.episodes import Call, Episode, Request, Turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.shape import Shape
-from mmrl.rollout.trajectory import Piece, Trajectory, Written, assemble
+from mmrl.rollout.trajectory import Piece, Trajectory, WrittenTurn, assemble
 from mmrl.types import Prompts, StopReason
 
 _CONTEXTS = 2**30  # of random keys: beyond the index of any token
@@ -22,15 +22,15 @@ _BROKEN = 3  # marks that a character cut in two can become, at either end of a 
 
 
 @dataclass(eq=False)
-class Context:
+class PromptContext:
     """A prompt, and the members that wait to continue it."""
 
     prompt: Prompts
-    waiting: deque["Member"] = field(default_factory=deque)
+    waiting: deque["EpisodeState"] = field(default_factory=deque)
 
 
 @dataclass(eq=False)
-class Member:
+class EpisodeState:
     """One episode of a group; ``count`` and ``position`` are those of its running context."""
 
     group: int
@@ -38,7 +38,7 @@ class Member:
     episode: Episode
     key: UInt32[np.ndarray, "k"]
     sampling: Sampling | None = None
-    seat: tuple[int, int] | None = None  # lane and column
+    slot: tuple[int, int] | None = None  # prompt slot and slot
     prompt_next: int = 0  # mRoPE position of the first response token
     writing: bool = False
     count: int = 0  # tokens of the response
@@ -55,9 +55,9 @@ class Member:
     main: Trajectory | None = None  # what is trained on, once another context has begun
     contexts: int = 1
 
-    def sit(self, seat: tuple[int, int], prompt: Prompts) -> None:
-        """Begin to write in a column."""
-        self.seat, self.writing = seat, True
+    def assign(self, slot: tuple[int, int], prompt: Prompts) -> None:
+        """Begin to write in a slot."""
+        self.slot, self.writing = slot, True
         self.prompt_next = int(np.asarray(prompt.next_position)[0])
 
     def limit(self, most: int) -> int:
@@ -84,7 +84,7 @@ class Member:
         self.writing = True
         return len(observation.tokens)
 
-    def start_over(self) -> None:
+    def begin_context(self) -> None:
         """Leave the context for another; the first one is what is trained on."""
         if self.count and self.main is None:
             self.main = self.trajectory({})
@@ -111,22 +111,24 @@ def _another_key(data: UInt32[Array, "k"], number: Int[Array, ""]) -> UInt32[Arr
     return jax.random.key_data(key)
 
 
-def advance(member: Member, value: Any) -> Request | Call | Trajectory:
-    """Give an episode what it has asked for (None at its beginning): its next wish, or its end."""
+def advance(member: EpisodeState, value: Any) -> Request | Call | Trajectory:
+    """Give an episode what it has asked for (None at its beginning): its next action, or its end."""
     try:
         return next(member.episode) if value is None else member.episode.send(value)
     except StopIteration as end:
         return ended(member, end.value or {})
 
 
-def ended(member: Member, facts: dict[str, float]) -> Trajectory:
+def ended(member: EpisodeState, facts: dict[str, float]) -> Trajectory:
     """The trajectory of an episode that is over."""
     if member.main is None:
         return member.trajectory(facts)
     return replace(member.main, facts=facts)
 
 
-def cut_at_stop_string(member: Member, new: int, text: Callable[[Sequence[int]], str]) -> int | None:
+def truncate_at_stop_string(
+    member: EpisodeState, new: int, text: Callable[[Sequence[int]], str]
+) -> int | None:
     """Take back what follows the token, of the ``new`` ones, that completes a stop string.
 
     Looked for in the text of the new tokens and of so many before them as a stop string can begin in: some
@@ -155,7 +157,7 @@ def cut_at_stop_string(member: Member, new: int, text: Callable[[Sequence[int]],
     return surplus
 
 
-def end_turn(member: Member, completed: bool, text: Callable[[Sequence[int]], str], most: int) -> Turn:
+def end_turn(member: EpisodeState, completed: bool, text: Callable[[Sequence[int]], str], most: int) -> Turn:
     """The turn that has ended; ``completed``: by a stop string."""
     assert member.sampling is not None
     stop = StopReason.STRING if completed else StopReason.LENGTH
@@ -169,7 +171,9 @@ def end_turn(member: Member, completed: bool, text: Callable[[Sequence[int]], st
         stop=stop,
         left=most - member.count,
     )
-    member.pieces.append(Written(turn.tokens, turn.logprobs, tuple(member.log_kept), tuple(member.entropies)))
+    member.pieces.append(
+        WrittenTurn(turn.tokens, turn.logprobs, tuple(member.log_kept), tuple(member.entropies))
+    )
     member.texts.append(said)
     member.position += len(turn.tokens)
     member.stop, member.writing = stop, False
@@ -177,7 +181,7 @@ def end_turn(member: Member, completed: bool, text: Callable[[Sequence[int]], st
     return turn
 
 
-def fits(member: Member, observation: Encoded, shape: Shape) -> bool:
+def fits(member: EpisodeState, observation: Encoded, shape: RolloutShape) -> bool:
     """Whether an observation and one token after it fit the response.
 
     Raises:
