@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def exits(sample: Sample, response: str) -> dict[str, float]:
     os._exit(3)
 
 
+def exits_later(sample: Sample, response: str) -> dict[str, float]:
+    """Answers, and ends its worker between two jobs."""
+    threading.Timer(0.05, os._exit, (0,)).start()
+    return {"accuracy": 1.0}
+
+
 def process_id(sample: Sample, response: str) -> dict[str, float]:
     return {"pid": float(os.getpid())}
 
@@ -76,6 +83,7 @@ VERIFIERS = {
         not_finite,
         eats_memory,
         exits,
+        exits_later,
         process_id,
         too_large,
         escapes,

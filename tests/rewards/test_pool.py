@@ -94,6 +94,12 @@ def test_a_misbehaving_verifier_makes_its_own_row_invalid_and_no_other(hostile_p
         raise AssertionError(bad.error)
 
 
+def test_a_worker_that_ended_between_two_jobs_is_replaced(hostile_pool):
+    assert hostile_pool.grade([(sample("exits_later"), "")]) == [Graded({"accuracy": 1.0})]
+    time.sleep(0.5)
+    assert hostile_pool.grade([(sample("length"), "x")]) == [Graded({"length": 1.0})]
+
+
 def test_what_a_verifier_started_dies_with_it(hostile_pool, tmp_path):
     other = tmp_path / "pid"
     assert not hostile_pool.grade([(sample("starts_another"), str(other))])[0].valid
