@@ -30,8 +30,9 @@ from mmrl.rollout import engine
 from mmrl.rollout.sampling import Policy, sampling_arrays
 from mmrl.rollout.scheduler import MAX_STOP_IDS
 from mmrl.train import programs
-from mmrl.train.optimizer import make_optimizer, state_sharding
-from mmrl.train.programs import ImageCorruption, TrainBatch, TrainState
+from mmrl.train.optimizer import make_optimizer
+from mmrl.train.programs import ImageCorruption, TrainBatch
+from mmrl.train.state import TrainState, abstract_state, split_params, state_sharding
 from mmrl.types import Images, Params, Prompts, Responses, StopReason
 
 PROGRAMS = ("prefill", "decode", "score", "update")
@@ -92,7 +93,7 @@ def workload(config: Config, model: ModelConfig, mesh: Mesh) -> Workload:
             f"config.data.patch_buckets: {patches} is not a multiple of {slots}, the patches of a window"
         )
     sampling_of(config)
-    optimizer = make_optimizer(config.optimizer, abstract_weights(model, mesh), _STEPS)
+    optimizer = make_optimizer(config.optimizer, _STEPS)
     return Workload(config, model, mesh, algorithm(config), optimizer)
 
 
@@ -160,7 +161,8 @@ def _score(work: Workload, key: Key[Array, ""]) -> tuple:
 def _update(work: Workload, key: Key[Array, ""]) -> tuple:
     """`_score` with a fresh optimizer, and `programs.prepare` of random rewards and likely scores."""
     params, policy, batch, corruption = _score(work, key)
-    state = TrainState(params, work.optimizer.init(params), jnp.int32(0))
+    trainable, frozen = split_params(params, work.config.optimizer.freeze)
+    state = TrainState(trainable, work.optimizer.init(trainable), jnp.int32(0), frozen)
     of_rewards, *of_scores = jax.random.split(key, 1 + len(work.algorithm.needs | {"logprob"}))
     scores = {}
     for name, of_score in zip(sorted(work.algorithm.needs | {"logprob"}), of_scores, strict=True):
@@ -292,10 +294,9 @@ def abstract_weights(model: ModelConfig, mesh: Mesh, *, decoding: bool = False) 
 
 
 def _abstract_state(work: Workload) -> TrainState:
-    params = abstract_weights(work.model, work.mesh)
-    updates: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(params, jax.eval_shape(work.optimizer.init, params), updates)
-    return abstract_arrays(state, state_sharding(params, work.optimizer))
+    params, freeze = abstract_weights(work.model, work.mesh), work.config.optimizer.freeze
+    state = abstract_state(params, work.optimizer, freeze)
+    return abstract_arrays(state, state_sharding(params, work.optimizer, freeze))
 
 
 def resident_bytes(work: Workload, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Whether the processes of a run are alike: compared before the first step, and refused in one line."""
+"""Agreement of the processes of a run: compared before the first step, refused in one line."""
 
 import dataclasses
 import hashlib
@@ -36,12 +36,16 @@ def check_start(config: Config, workdir: Path) -> None:
         agree(start_facts(config), hosts.gather_early)
         check_folder(workdir)
         agree(
-            {"steps saved": [saved_steps(workdir / one) for one in ("checkpoints", "cold_start/checkpoints")]}
+            {
+                "steps saved": [
+                    saved_steps(workdir / name) for name in ("checkpoints", "cold_start/checkpoints")
+                ]
+            }
         )
 
 
 def start_facts(config: Config) -> dict[str, Any]:
-    """What a process brings along: config, code, versions, settings and devices, by names for people."""
+    """Config, code, versions, settings and devices of this process, by names for messages."""
     values = {f"config.{key}": value for key, value in flat(dataclasses.asdict(config)).items()}
     files = {match[1] for value in values.values() if (match := _FILE.fullmatch(str(value)))}
     kinds = Counter(device.device_kind for device in jax.local_devices())
@@ -83,13 +87,13 @@ def agree(facts: Mapping[str, Any], exchange: Callable[[Any], list[Any]] = hosts
 
 
 def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is not the same in the facts of all processes, the first being compared with."""
+    """Facts in which a process differs from the first, as text."""
     first, *_ = facts
     found = []
-    for key in dict.fromkeys(key for one in facts for key in one):
-        other = [k for k, one in enumerate(facts) if one.get(key) != first.get(key)]
+    for key in dict.fromkeys(key for part in facts for key in part):
+        other = [k for k, part in enumerate(facts) if part.get(key) != first.get(key)]
         if other:
-            here, there = (_shown(one.get(key)) for one in (first, facts[other[0]]))
+            here, there = (_shorten(part.get(key)) for part in (first, facts[other[0]]))
             which = f"process {', '.join(map(str, other))}"
             found.append(f"{key} is {here} on process 0 and {there} on {which}")
     return found
@@ -120,7 +124,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text[:80]
 

@@ -7,7 +7,7 @@ damaged: it is set aside, and the one before is used.
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mmrl.mesh import abstract_arrays
 from mmrl.models.params import abstract
 from mmrl.train.checksums import checksums, digest, shapes
 from mmrl.train.environment import versions
-from mmrl.train.programs import TrainState
+from mmrl.train.state import TrainState, select_paths
 from mmrl.types import Params
 
 _ASIDE = "damaged"  # folder beside the checkpoints
@@ -30,7 +30,7 @@ _ASIDE = "damaged"  # folder beside the checkpoints
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds: enough to go on as if nothing had happened."""
+    """The content of a checkpoint: enough to go on as if nothing had happened."""
 
     step: int
     state: TrainState
@@ -39,28 +39,28 @@ class Saved:
 
 
 class NotWritten(ValueError):
-    """A checkpoint could not be written: the disk is full, gone or not ours."""
+    """An error of the disk: a checkpoint could not be written."""
 
 
 class _Damaged(Exception):
-    """What is wrong with a checkpoint."""
+    """A checkpoint is not what was written; the message says why."""
 
 
 class _Manager(ocp.CheckpointManager):
     """Orbax's, except that a failure to write, which comes up wherever it is waited for, says what to do."""
 
     def wait_until_finished(self) -> None:
-        with _writing(Path(self.directory)):
+        with _name_disk_errors(Path(self.directory)):
             super().wait_until_finished()
 
     def close(self) -> None:
-        with _writing(Path(self.directory)):
+        with _name_disk_errors(Path(self.directory)):
             super().close()
 
 
 @dataclass(frozen=True)
-class _Policy:
-    """Which checkpoints stay, in the form that Orbax asks for."""
+class _Retention:
+    """A preservation policy of Orbax: `select_kept`."""
 
     directory: Path
     keep: int
@@ -68,20 +68,19 @@ class _Policy:
     best: str
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        values = []
-        for info in checkpoints:
-            metrics = info.metrics
-            if not metrics:  # perhaps of an earlier call of the run
-                try:
-                    metrics = _read_run(self.directory / str(info.step))["metrics"]
-                except _Damaged:
-                    metrics = {}
-            values.append(metrics.get(self.best))
-        return kept(values, self.keep, self.keep_best)
+        values = [(info.metrics or self._metrics(info.step)).get(self.best) for info in checkpoints]
+        return select_kept(values, self.keep, self.keep_best)
+
+    def _metrics(self, step: int) -> dict[str, float]:
+        """Those of a checkpoint of an earlier call of the run."""
+        try:
+            return _read_run(self.directory / str(step))["metrics"]
+        except _Damaged:
+            return {}
 
 
-def kept(values: Sequence[float | None], keep: int, keep_best: int) -> list[bool]:
-    """Which checkpoints stay: the newest ``keep``, and the ``keep_best`` with the highest value.
+def select_kept(values: Sequence[float | None], keep: int, keep_best: int) -> list[bool]:
+    """The checkpoints that stay: the newest ``keep``, and the ``keep_best`` with the highest value.
 
     ``values`` are in order of steps, None (or not a number) where there is none: never among the best. Of
     equal ones the newer is better.
@@ -104,11 +103,11 @@ def open_manager(directory: Path, keep: int, keep_best: int = 0, best: str = "")
     """
     directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=_Policy(directory, keep, keep_best, best),
+        preservation_policy=_Retention(directory, keep, keep_best, best),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )
-    with _writing(directory):
+    with _name_disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         return _Manager(directory, options=options)
 
@@ -145,7 +144,7 @@ def save(
         "shapes": shapes(tree),
         "checksums": checksums(tree),
     }
-    with _writing(Path(manager.directory)):
+    with _name_disk_errors(Path(manager.directory)):
         manager.save(
             step,
             metrics=metrics or {},
@@ -165,7 +164,7 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, say: Callable[[str
     Args:
       manager: of `open_manager`.
       like: structure, shapes and shardings: arrays, or stand-ins for them.
-      say: takes a line for people.
+      say: takes a line of text.
 
     Raises:
       ValueError: no checkpoint is whole, or the newest that is belongs to another model (leaves are named).
@@ -174,14 +173,16 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, say: Callable[[str
     damaged: dict[int, str] = {}
     for step in reversed(saved_steps(directory)):
         try:
-            run, tree = _read(directory / str(step), _tree(jax.tree.map(_stand_in, like)), hosts.gather)
+            run, tree = _read(directory / str(step), _tree(jax.tree.map(_abstract, like)), hosts.gather)
         except _Damaged as fault:
             damaged[step] = str(fault)
             continue
         if damaged:
             _set_aside(directory, damaged, f"going on from step {step}", say)
             manager.reload()
-        state = TrainState(tree["params"], tree["optimizer"]["state"], tree["optimizer"]["updates"])
+        params, optimizer = tree["params"], tree["optimizer"]
+        parts = [select_paths(params, part) for part in (like.trainable, like.frozen)]
+        state = TrainState(parts[0], optimizer["state"], optimizer["updates"], parts[1])
         return Saved(step, state, run["facts"], run["metrics"])
     if damaged:
         faults = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
@@ -235,12 +236,12 @@ def _tree(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "optimizer": {"state": state.optimizer, "updates": state.updates}}
 
 
-def _stand_in(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    with _judging("run"):
+    with _name_damage("run"):
         read = ocp.JsonCheckpointHandler().restore(epath.Path(folder / "run"))
         run = read["run"]
         if digest(run) != read["sha256"]:
@@ -251,7 +252,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def _read(
     folder: Path, like: dict[str, Any], agree: Callable[[Any], list[Any]] = lambda fault: [fault]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a checkpoint says of the run, and its items that ``like`` asks for.
+    """The ``run`` of a checkpoint, and its items that ``like`` asks for.
 
     Each process reads its own part, without waiting for others, for one may fail where others do not;
     ``agree`` then tells each what every one has met.
@@ -267,7 +268,7 @@ def _read(
         run = _read_run(folder)
         _check_same_model(folder, run["shapes"], shapes(like), tuple(like))
         for item, wanted in like.items():
-            with _judging(item):
+            with _name_damage(item):
                 tree[item] = ocp.StandardCheckpointHandler().restore(
                     epath.Path(folder / item), args=ocp.args.StandardRestore(wanted)
                 )
@@ -299,7 +300,7 @@ def _check_same_model(folder: Path, there: dict[str, str], here: dict[str, str],
 
 
 @contextmanager
-def _judging(item: str) -> Iterator[None]:
+def _name_damage(item: str) -> Iterator[None]:
     """Errors of reading, as damage; but not those that a whole checkpoint may meet."""
     try:
         yield
@@ -318,7 +319,7 @@ def _set_aside(directory: Path, damaged: dict[int, str], after: str, say: Callab
             number += 1
             place = directory / _ASIDE / f"{step}-{number}"
         hosts.barrier()  # all have seen which names are taken
-        with hosts.on_main_process() as acting, _writing(directory):
+        with hosts.on_main_process() as acting, _name_disk_errors(directory):
             if acting:
                 place.parent.mkdir(exist_ok=True)
                 (directory / str(step)).rename(place)
@@ -326,7 +327,7 @@ def _set_aside(directory: Path, damaged: dict[int, str], after: str, say: Callab
 
 
 @contextmanager
-def _writing(directory: Path) -> Iterator[None]:
+def _name_disk_errors(directory: Path) -> Iterator[None]:
     """Errors of the disk, named as such."""
     try:
         yield
@@ -334,14 +335,10 @@ def _writing(directory: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        free = ""
+        with suppress(OSError):
+            free = f", {shutil.disk_usage(directory).free / 1e9:.1f} GB free"
         raise NotWritten(
-            f"{directory}: a checkpoint cannot be written ({line[:300]}){_room(directory)}; those finished"
-            " before are whole: make room, and start again with the same command"
+            f"{directory}: a checkpoint cannot be written ({line[:300]}){free}; those finished before are"
+            " whole: make room, and start again with the same command"
         ) from error
-
-
-def _room(directory: Path) -> str:
-    try:
-        return f", {shutil.disk_usage(directory).free / 1e9:.1f} GB free"
-    except OSError:
-        return ""

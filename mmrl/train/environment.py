@@ -1,4 +1,4 @@
-"""What computes a run: versions, commit, machine, devices."""
+"""Environment of a run: versions, commit, machine, devices."""
 
 import os
 import platform

@@ -191,7 +191,7 @@ def wrong_response(row: dict[str, Any]) -> str | None:
     if not isinstance(row.get("source", ""), str):
         return "its source is no name"
     tokens = row.get("tokens", [])
-    if not isinstance(tokens, list) or not all(type(one) is int for one in tokens):
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
         return "its tokens are none"
     known = ("id", "source", "problem", "answer", "response", "tokens")
     other = next((name for name in row if name not in known and not _is_finite(row[name])), None)

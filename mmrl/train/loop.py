@@ -19,7 +19,7 @@ from mmrl.train import checkpoint
 from mmrl.train.course import Course
 from mmrl.train.guards import Guards
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress
-from mmrl.train.programs import TrainState
+from mmrl.train.state import TrainState
 from mmrl.train.stop_signal import Interrupted
 from mmrl.train.workdir import check_same
 from mmrl.train.writers import Writer
@@ -144,7 +144,7 @@ def _should_save(stage: Stage, step: int, saved_at: float) -> bool:
 
 
 def minutes_passed(since: float, minutes: float, now: float) -> bool:
-    """Whether ``minutes`` (0: never) have passed; both times are of `time.monotonic`."""
+    """True once ``minutes`` (0: never) have passed; both times are of `time.monotonic`."""
     return minutes > 0 and now - since >= 60 * minutes
 
 

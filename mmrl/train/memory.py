@@ -23,7 +23,7 @@ from mmrl.mesh import DECODING, WEIGHTS, Rules, batch_shards, sharding
 from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.engine import RolloutShape, cache_bytes
-from mmrl.train.optimizer import is_under
+from mmrl.train.state import is_under
 
 GIB = 2**30
 ROOM = 0.9  # of the memory: the rest is for what is not counted
@@ -133,7 +133,7 @@ def _update(
     copies = 3 if cpu else 1  # of the images of the batch, which the host has read
     share = 2 * train.update_prompts / rollout.prompts  # those of an update, and the same cut up
     return {
-        "gradient": sums * _weights(model, mesh, WEIGHTS, 4),
+        "gradient": sums * _weights(model, mesh, WEIGHTS, 4, config.optimizer.freeze),
         "kept for the backward pass": branches * learn.kept(),
         # Logits and layers take turns.
         **(layer if sum(layer.values()) > logits else {"logits": logits}),

@@ -12,7 +12,7 @@ from mmrl import hosts
 from mmrl.atomic import set_aside, write_jsonl
 from mmrl.run_folder import metrics_of
 from mmrl.terminal import rewrite, tell
-from mmrl.train.writers import JsonLines, Shown, TensorBoard, Writer
+from mmrl.train.writers import HeldoutExample, JsonLines, TensorBoard, Writer
 
 
 class Metrics:
@@ -43,7 +43,7 @@ class Metrics:
         for writer in self._writers:
             writer.write(step, values)
 
-    def show(self, step: int, shown: Sequence[Shown]) -> None:
+    def show(self, step: int, shown: Sequence[HeldoutExample]) -> None:
         """Add responses of the evaluation after ``step``."""
         for writer in self._writers:
             writer.show(step, shown)

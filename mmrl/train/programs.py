@@ -24,16 +24,8 @@ from mmrl.models import qwen2_5_vl as model
 from mmrl.models.corruption import corrupt
 from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.sampling import Policy
+from mmrl.train.state import TrainState, merge_params, select_paths
 from mmrl.types import Params, Prompts, Responses
-
-
-@struct.dataclass
-class TrainState:
-    """What an update changes."""
-
-    params: Params
-    optimizer: optax.OptState
-    updates: Int[Array, ""]  # optimizer steps taken, skipped ones not counted
 
 
 @struct.dataclass
@@ -269,14 +261,15 @@ def update(
       also "logprob", that of each token ``b g r`` before the step.
     """
 
-    def loss(params: Params, micro: tuple[TrainBatch, Targets]) -> tuple[Array, tuple[dict, dict]]:
+    def loss(trainable: Params, micro: tuple[TrainBatch, Targets]) -> tuple[Array, tuple[dict, dict]]:
         inputs, goals = micro
+        params = merge_params(trainable, state.frozen)
         live = token_scores(params, policy, inputs, corruption, algorithm.live, algorithm.corrupted_gradient)
         value, metrics = algorithms.loss(algorithm, goals, live)
         unscored = "logprob" not in goals.scores
         return value, (metrics, {"logprob": live["logprob"]} if unscored else {})
 
-    gradient, metrics, tokens = accumulate(loss, state.params, split((batch, targets), micro_batches))
+    gradient, metrics, tokens = accumulate(loss, state.trainable, split((batch, targets), micro_batches))
     state, metrics = apply(state, gradient, metrics, optimizer, describe(policy.model))
     return state, {**metrics, **join(tokens)}
 
@@ -289,18 +282,20 @@ def accumulate(
     Beside its metrics, ``loss`` gives values of tokens, which are kept apart along that axis.
     """
 
-    def one(params: Params, piece: Any) -> tuple[tuple[Params, dict[str, Array]], dict[str, Array]]:
+    def differentiate(params: Params, piece: Any) -> tuple[tuple[Params, dict[str, Array]], dict[str, Array]]:
         (value, (metrics, tokens)), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece)
         return (gradient, {**metrics, "loss": value}), tokens
 
     first = jax.tree.map(lambda x: x[0], micro)
     if jax.tree.leaves(micro)[0].shape[0] == 1:
-        total, tokens = one(params, first)
+        total, tokens = differentiate(params, first)
         return *total, jax.tree.map(lambda x: x[None], tokens)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, first)[0])
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, params, first)[0]
+    )
 
     def add(total: Any, piece: Any) -> tuple[Any, dict[str, Array]]:
-        more, tokens = one(params, piece)
+        more, tokens = differentiate(params, piece)
         return jax.tree.map(jnp.add, total, more), tokens
 
     total, tokens = jax.lax.scan(add, zeros, micro)
@@ -316,18 +311,17 @@ def apply(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Take the optimizer step, unless loss or gradient is not finite.
 
-    Gradients are laid out as the weights of ``description`` are: each device gets the sums of its own part.
+    Gradients, which only trainable weights have, are laid out as the weights of ``description`` are: each
+    device gets the sums of its own part.
     """
-    gradient = constrain_weights(gradient, description, WEIGHTS)
+    gradient = constrain_weights(gradient, select_paths(description, gradient), WEIGHTS)
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-    changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    taken = TrainState(
-        params=optax.apply_updates(state.params, changes),
-        optimizer=optimizer_state,
-        updates=state.updates + 1,
-    )
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
+    changes, moments = optimizer.update(gradient, state.optimizer, state.trainable)
+    taken = optax.apply_updates(state.trainable, changes), moments, state.updates + 1
+    before = state.trainable, state.optimizer, state.updates
+    trainable, moments, updates = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, before)
+    state = TrainState(trainable, moments, updates, state.frozen)
     return state, {**metrics, "gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
 
 
@@ -344,11 +338,12 @@ def imitate(
     """One supervised step: maximise the logprob of the responses, averaged over all tokens of the batch."""
     total = jnp.maximum(responses.mask.sum(), 1)
 
-    def loss(params: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, tuple[dict, dict]]:
+    def loss(trainable: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, tuple[dict, dict]]:
         prompts, responses = micro
+        params = merge_params(trainable, state.frozen)
         hidden = model.predict(params, policy.model, prompts, responses)
         out = vocabulary_statistics(params, policy, responses.tokens, hidden)
         return -jnp.where(responses.mask, out["logprob"], 0.0).sum() / total, ({}, {})
 
-    gradient, metrics, _ = accumulate(loss, state.params, split((prompts, responses), micro_batches))
+    gradient, metrics, _ = accumulate(loss, state.trainable, split((prompts, responses), micro_batches))
     return apply(state, gradient, metrics, optimizer, describe(policy.model))

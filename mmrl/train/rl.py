@@ -26,13 +26,14 @@ from mmrl.train.evaluate import evaluate, response_rows
 from mmrl.train.guards import open_guards
 from mmrl.train.loop import Stage, run_stage
 from mmrl.train.metrics import Metrics
-from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.optimizer import make_optimizer
 from mmrl.train.programs import TrainBatch
 from mmrl.train.rollout_batch import RolloutBatch
 from mmrl.train.rollouts import open_rollouts, prompt_keys
+from mmrl.train.state import initial_state
 from mmrl.train.step import Learner, take_step
 from mmrl.train.stop_signal import StopSignal
-from mmrl.train.writers import Shown, Wandb, Writer
+from mmrl.train.writers import HeldoutExample, Wandb, Writer
 from mmrl.types import Params
 
 SHOWN = 8  # held-out prompts of which one response is shown
@@ -63,7 +64,7 @@ def train(
     """
     chosen, limits = algorithm(config), config.train
     total_updates = limits.steps * (config.rollout.prompts // limits.update_prompts)
-    optimizer = make_optimizer(config.optimizer, model.description, total_updates)
+    optimizer = make_optimizer(config.optimizer, total_updates)
     course = open_course(config, data)
     with open_rollouts(config, model, workdir, stop) as rollouts:
         learner = Learner(
@@ -102,7 +103,7 @@ def train(
             writers=partial(_open_writers, config, workdir),
             headline=_HEADLINE,
         )
-        run_stage(stage, lambda: initial_state(model.load(), optimizer))
+        run_stage(stage, lambda: initial_state(model.load(), optimizer, config.optimizer.freeze))
 
 
 def _load_reference(chosen: Algorithm, model: OpenModel) -> Params | None:
@@ -153,7 +154,7 @@ def _evaluate(
     return {f"heldout/{name}": value for name, value in values.items()}
 
 
-def _choose_shown(learner: Learner, params: Params, batch: RolloutBatch) -> list[Shown]:
+def _choose_shown(learner: Learner, params: Params, batch: RolloutBatch) -> list[HeldoutExample]:
     """The first response to each of the first prompts of a batch; for wandb with its tokens' perception.
 
     Every process calls this with its part of the batch; the first gets all of its own, the others nothing.
@@ -163,14 +164,14 @@ def _choose_shown(learner: Learner, params: Params, batch: RolloutBatch) -> list
     count = min(-(-SHOWN // shards) * shards, len(batch.samples))
     wanted = bool(learner.rollouts.config.log.wandb)
     perception = _measure_perception(learner, params, batch, count) if wanted else None
-    shown: list[Shown] = []
+    shown: list[HeldoutExample] = []
     rows = response_rows(batch)
     for b, sample in enumerate(batch.samples[: count if hosts.is_main_process() else 0]):
         if not batch.responses.valid[b, 0]:
             continue
         written = batch.responses.mask[b, 0]
         shown.append(
-            Shown(
+            HeldoutExample(
                 row=rows[b][0],
                 images=tuple(thumbnail(image, sample.id) for image in sample.images),
                 pieces=pieces_of(batch.responses.tokens[b, 0][written].tolist(), model.processor),

@@ -154,7 +154,7 @@ def observation_slots(config: Config) -> int:
 def choose_shape(
     config: Config, model: OpenModel, prompts: Prompts, group: int, max_tokens: int
 ) -> RolloutShape:
-    """How much is decoded at once of ``prompts``, by ``config.rollout`` or by what memory is free."""
+    """The shape of decoding of ``prompts``, by ``config.rollout`` or by what memory is free."""
     count, width = prompts.tokens.shape
     config = replace(config, rollout=replace(config.rollout, group=group, max_tokens=max_tokens))
     rollout, limits = config.rollout, config.episode

@@ -22,9 +22,9 @@ from mmrl.train.demonstrations import Demonstrations, demonstrations
 from mmrl.train.guards import Guards, open_guards
 from mmrl.train.loop import Stage, run_stage
 from mmrl.train.metrics import Phases, to_floats
-from mmrl.train.optimizer import initial_state, make_optimizer
-from mmrl.train.programs import TrainState
+from mmrl.train.optimizer import make_optimizer
 from mmrl.train.rollouts import episode_maker, observation_slots
+from mmrl.train.state import TrainState, initial_state
 from mmrl.train.stop_signal import StopSignal
 
 
@@ -58,7 +58,7 @@ def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Pa
         schedule="cosine",
         warmup_updates=limits.warmup,
     )
-    optimizer = make_optimizer(hyper_parameters, model.description, limits.steps)
+    optimizer = make_optimizer(hyper_parameters, limits.steps)
     imitator = Imitator(
         config=limits,
         model=model,
@@ -87,7 +87,7 @@ def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Pa
         headline={"loss": "loss/loss"},
         show_every=max(1, limits.steps // 40),
     )
-    state = run_stage(stage, lambda: initial_state(model.load(), optimizer))
+    state = run_stage(stage, lambda: initial_state(model.load(), optimizer, config.optimizer.freeze))
     params = to_host(state.params)
     with hosts.on_main_process() as writes:
         if writes:

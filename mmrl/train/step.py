@@ -20,7 +20,7 @@ from mmrl.train import programs
 from mmrl.train.course import Course, learn
 from mmrl.train.guards import Guards, save_incident
 from mmrl.train.metrics import to_floats
-from mmrl.train.programs import ImageCorruption, TrainBatch, TrainState
+from mmrl.train.programs import ImageCorruption, TrainBatch
 from mmrl.train.rollout_batch import (
     RolloutBatch,
     RowStats,
@@ -30,6 +30,7 @@ from mmrl.train.rollout_batch import (
     sample_and_grade,
 )
 from mmrl.train.rollouts import RolloutContext, prompt_keys, rollout_weights
+from mmrl.train.state import TrainState
 from mmrl.types import Params
 
 _ROLLOUT, _CORRUPTION = 0, 1  # purposes of random keys

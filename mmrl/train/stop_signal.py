@@ -24,7 +24,7 @@ class StopSignal:
     requested: str | None = None  # name of the first signal that came
 
     def should_stop(self) -> bool:
-        """Whether this process was asked to."""
+        """True once this process was asked to."""
         return self.requested is not None
 
     def check(self) -> None:

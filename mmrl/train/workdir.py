@@ -1,8 +1,6 @@
 """A run's folder: what is needed to reproduce the run, and the refusal to mix two runs in one folder."""
 
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -13,8 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from mmrl import hosts
 from mmrl.atomic import (
+    NO_LOCKS,
     atomic_write,
     remove,
     remove_partial,
@@ -28,12 +29,11 @@ from mmrl.train.checkpoint import saved_steps
 from mmrl.train.environment import environment
 from mmrl.train.stop_signal import Interrupted
 
-# What a run makes in its folder before its first step.
+# Made in the folder of a run before its first step.
 _MADE = (
     *("checkpoints", "cold_start", "config.json", "lock", "metrics.jsonl"),
     *("skipped_rows.jsonl", "starts.jsonl", "tensorboard", "world"),
 )
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
@@ -52,25 +52,22 @@ def hold(workdir: Path) -> Iterator[None]:
         return
     there = workdir.exists()
     _make(workdir)
-    with _told(workdir):
-        # Opened for reading too, so as not to lose the name of who holds it.
-        descriptor = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = _acquire(workdir / "lock")
     try:
-        _lock(descriptor, workdir)
         remove_partial(workdir)
-        with _as_it_was(workdir, there):
+        with _undo_failed_start(workdir, there):
             yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 @contextmanager
-def _as_it_was(workdir: Path, there: bool) -> Iterator[None]:
+def _undo_failed_start(workdir: Path, there: bool) -> Iterator[None]:
     """Undo what a start has written that fails before its first step, where no run was before.
 
     ``there``: whether the folder was.
     """
-    before = {one.name for one in workdir.iterdir()}
+    before = {entry.name for entry in workdir.iterdir()}
     try:
         yield
     except Exception as error:
@@ -84,22 +81,24 @@ def _as_it_was(workdir: Path, there: bool) -> Iterator[None]:
         raise
 
 
-def _lock(descriptor: int, workdir: Path) -> None:
-    # A record lock belongs to one process: unlike that of flock, children that outlive it do not keep it.
+def _acquire(path: Path) -> FileLock:
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:  # some network file systems: go on, as nothing can be known
-            return
-        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+        lock.acquire()
+    except Timeout as error:
+        holder = path.read_text(errors="replace").strip() or "unknown"
         raise ValueError(
-            f"{workdir} is in use by another run (process {holder}); wait for it, end it, or name another"
+            f"{path.parent} is in use by another run (process {holder}); wait for it, end it, or name another"
             " --workdir"
         ) from error
-    with _told(workdir):
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
-        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise ValueError(f"--workdir={path.parent} cannot be written: {error}") from error
+    with _os_errors_as_value_errors(path.parent), path.open("w") as file:
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return lock
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
@@ -113,7 +112,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     if before is not None:
         check_same(config, before, f"{workdir}")
     if hosts.is_main_process():
-        with _told(workdir):
+        with _os_errors_as_value_errors(workdir):
             atomic_write(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 
@@ -139,7 +138,7 @@ def record_start(
     Args:
       workdir: the run's folder.
       fingerprints: of each data source, by the config's key that names it.
-      say: takes a line for people: libraries that are not those of the last start.
+      say: takes a warning of libraries that are not those of the last start.
       commits: of what is from the hub, by kind and name; a run that goes on takes those it began with.
       chosen: values of keys that the config leaves open, likewise.
 
@@ -171,7 +170,7 @@ def record_start(
         "chosen": chosen or {},
         **here,
     }
-    with _told(workdir):
+    with _os_errors_as_value_errors(workdir):
         set_aside(damaged, say)
         write_jsonl(workdir / "starts.jsonl", [*starts, row])
 
@@ -196,7 +195,7 @@ def _make(workdir: Path) -> None:
 
 
 @contextmanager
-def _told(workdir: Path) -> Iterator[None]:
+def _os_errors_as_value_errors(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

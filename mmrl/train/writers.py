@@ -1,4 +1,4 @@
-"""Where the figures of a run are written besides people's terminals; each writer has the same three verbs."""
+"""Writers of a run's metrics: JSON lines, TensorBoard, Weights & Biases; each has the same three methods."""
 
 import html
 import json
@@ -26,8 +26,8 @@ CLOSE_S = 60.0  # that the end of a run waits for wandb
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A response. Its texts are data, never markup."""
+class HeldoutExample:
+    """A held-out response with its images. Its texts are data, never markup."""
 
     row: Mapping[str, Any]  # of responses_after.jsonl
     images: tuple[Image.Image, ...]  # small
@@ -42,7 +42,7 @@ class Writer(Protocol):
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """The figures of a step, by their names."""
 
-    def show(self, step: int, shown: Sequence[Shown]) -> None:
+    def show(self, step: int, shown: Sequence[HeldoutExample]) -> None:
         """Some responses of the evaluation after a step."""
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class JsonLines:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def show(self, step: int, shown: Sequence[Shown]) -> None:
+    def show(self, step: int, shown: Sequence[HeldoutExample]) -> None:
         """Held-out responses have files of their own."""
 
     def close(self) -> None:
@@ -78,10 +78,10 @@ class TensorBoard:
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)
 
-    def show(self, step: int, shown: Sequence[Shown]) -> None:
-        for k, one in enumerate(shown):
-            self._board.add_text(f"heldout/{k}", _markdown(one), step)
-            for n, image in enumerate(one.images):
+    def show(self, step: int, shown: Sequence[HeldoutExample]) -> None:
+        for k, example in enumerate(shown):
+            self._board.add_text(f"heldout/{k}", _to_markdown(example), step)
+            for n, image in enumerate(example.images):
                 self._board.add_image(f"heldout/{k}/image{n}", np.asarray(image), step, dataformats="HWC")
         self._board.flush()
 
@@ -99,9 +99,9 @@ class Wandb:
     def __init__(
         self, project: str, workdir: Path, config: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
-        self._say, self._told = say, False
+        self._say, self._warned = say, False
         self._jobs: queue.Queue[Callable[[Any], None] | None] = queue.Queue(WAITING)
-        start: dict[str, Any] = {"project": project, "id": _same_id(workdir), "name": workdir.resolve().name}
+        start: dict[str, Any] = {"project": project, "id": _run_id(workdir), "name": workdir.resolve().name}
         start |= {"dir": str(workdir), "config": dict(config)}
         self._thread = threading.Thread(target=self._run, args=(start,), daemon=True, name="wandb")
         self._thread.start()
@@ -110,7 +110,7 @@ class Wandb:
         row = {"step": step, **values}
         self._put(lambda run: run.log(row))
 
-    def show(self, step: int, shown: Sequence[Shown]) -> None:
+    def show(self, step: int, shown: Sequence[HeldoutExample]) -> None:
         self._put(lambda run: run.log({"step": step, "responses": _table(shown)}))
 
     def close(self) -> None:
@@ -128,8 +128,8 @@ class Wandb:
     def _fail(self, why: str | Exception) -> None:
         if isinstance(why, Exception):
             why = f"{type(why).__name__}: {why}".partition("\n")[0]
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             self._say(f"warning: wandb lacks figures of this run, which goes on: {why}")
 
     def _run(self, start: dict[str, Any]) -> None:
@@ -175,14 +175,14 @@ def check_wandb(project: str) -> None:
 
 
 def _logged_in(host: str) -> bool:
-    """Whether ``wandb login`` has left a key."""
+    """True if ``wandb login`` has left a key."""
     try:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
 
-def _same_id(workdir: Path) -> str:
+def _run_id(workdir: Path) -> str:
     """The id of the run on wandb that belongs to the folder."""
     path = workdir / "wandb.json"
     try:
@@ -195,38 +195,38 @@ def _same_id(workdir: Path) -> str:
     return found
 
 
-def _table(shown: Sequence[Shown]) -> Any:
+def _table(shown: Sequence[HeldoutExample]) -> Any:
     import wandb
 
     texts = ("problem", "answer", "response", "reward")
     table = wandb.Table(columns=["id", "image", *texts, "accuracy", "tokens"])
-    for one in shown:
-        images = [wandb.Image(image) for image in one.images]
+    for example in shown:
+        images = [wandb.Image(image) for image in example.images]
         table.add_data(
-            one.row["id"],
+            example.row["id"],
             images[0] if len(images) == 1 else images or None,
-            *(one.row[name] for name in texts),
-            one.row.get("accuracy"),
-            wandb.Html(_coloured(one)),
+            *(example.row[name] for name in texts),
+            example.row.get("accuracy"),
+            wandb.Html(_color_tokens(example)),
         )
     return table
 
 
-def _coloured(one: Shown) -> str:
+def _color_tokens(example: HeldoutExample) -> str:
     """The tokens as HTML, darker the more each owes to the image; the number is shown under the pointer."""
-    if one.perception is None:
-        return html.escape("".join(one.pieces))
-    most = max(float(one.perception.max(initial=0.0)), 1e-9)
+    if example.perception is None:
+        return html.escape("".join(example.pieces))
+    most = max(float(example.perception.max(initial=0.0)), 1e-9)
     return "".join(
         f'<span title="{value:.4f} nats" style="background:rgba(255,140,0,{max(value, 0) / most:.2f})">'
         f"{html.escape(piece)}</span>"
-        for piece, value in zip(one.pieces, one.perception.tolist(), strict=True)
+        for piece, value in zip(example.pieces, example.perception.tolist(), strict=True)
     )
 
 
-def _markdown(one: Shown) -> str:
+def _to_markdown(example: HeldoutExample) -> str:
     """The texts as blocks of code, in which no mark means anything."""
-    parts = [f"reward {one.row['reward']:g}"]
+    parts = [f"reward {example.row['reward']:g}"]
     for name in ("problem", "answer", "response"):
-        parts += [f"**{name}**", "\n".join(f"    {line}" for line in one.row[name].splitlines())]
+        parts += [f"**{name}**", "\n".join(f"    {line}" for line in example.row[name].splitlines())]
     return "\n\n".join(parts)

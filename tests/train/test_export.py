@@ -15,8 +15,7 @@ from mmrl.config import resolve, template
 from mmrl.models.checkpoint import load
 from mmrl.models.qwen2_5_vl_config import describe, read_config
 from mmrl.train import checkpoint
-from mmrl.train.optimizer import initial_state
-from mmrl.train.programs import TrainState
+from mmrl.train.state import TrainState, initial_state
 
 
 def write_run(workdir, policy, params):

@@ -19,8 +19,8 @@ from mmrl.rollout.generate import to_responses
 from mmrl.rollout.sampling import Policy
 from mmrl.rollout.trajectory import WrittenTurn, assemble
 from mmrl.train import programs
-from mmrl.train.optimizer import initial_state
 from mmrl.train.programs import ImageCorruption, TrainBatch
+from mmrl.train.state import initial_state
 
 CORRUPTION = ImageCorruption("patch_black", 0.5)
 PROMPTS, GROUP, SLOTS = 4, 3, 5
@@ -141,6 +141,34 @@ def change(small, algorithm, targets, count):
     )
     assert int(after.updates) == 1
     return jax.tree.map(jnp.subtract, after.params, params), metrics
+
+
+def test_frozen_weights_stay_and_count_in_no_norm(small):
+    """The others change as if nothing were frozen, and the norm is theirs."""
+    params, policy, batch = small
+    algorithm = RECIPES["grpo"]()
+    targets = prepared(algorithm, small)
+    changes, norms = [], []
+    for freeze in ((), ("vision",)):
+        optimizer = optax.sgd(1e4)
+        after, metrics = programs.update(
+            initial_state(jax.tree.map(jnp.copy, params), optimizer, freeze),
+            policy,
+            batch,
+            targets,
+            CORRUPTION,
+            algorithm=algorithm,
+            optimizer=optimizer,
+            micro_batches=2,
+        )
+        changes.append(jax.tree.map(jnp.subtract, after.params, params))
+        norms.append(float(metrics["gradient_norm"]))
+    whole, frozen = changes
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(frozen.pop("vision")))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(whole.pop("vision")))
+    assert_same_change(frozen, whole)
+    assert norms[1] == pytest.approx(float(optax.global_norm(whole)) / 1e4, rel=1e-3)
+    assert norms[1] < norms[0]
 
 
 def assert_same_change(ours, theirs):

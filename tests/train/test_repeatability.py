@@ -22,7 +22,8 @@ from mmrl.rollout.sampling import Sampling
 from mmrl.train import programs
 from mmrl.open import open_model, open_source, prompt_format
 from mmrl.train.demonstrations import demonstrations
-from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.optimizer import make_optimizer
+from mmrl.train.state import initial_state
 from mmrl.train.rollouts import episode_maker
 from pathlib import Path
 
@@ -40,7 +41,7 @@ batch = next(demonstrations(
     batch_size=8,
 ))
 params = model.load()
-optimizer = make_optimizer(config.optimizer, params, 1)
+optimizer = make_optimizer(config.optimizer, 1)
 norms = set()
 for _ in range(60):
     state = initial_state(jax.tree.map(jnp.copy, params), optimizer)

@@ -18,8 +18,9 @@ from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.train import programs
-from mmrl.train.optimizer import initial_state, make_optimizer
+from mmrl.train.optimizer import make_optimizer
 from mmrl.train.programs import ImageCorruption, TrainBatch
+from mmrl.train.state import initial_state
 
 DEVICES = 8
 # replica, data, fsdp, tensor. The model has 4 heads and 2 key/value heads: over 8 they cannot be cut.
@@ -107,7 +108,7 @@ def prepared(algorithm, policy, params, batch):
 def updated(algorithm, policy, params, batch, targets):
     """State after one update, in two micro-batches, and its metrics."""
     params = jax.tree.map(jnp.copy, params)  # the update gives its input's memory away
-    optimizer = make_optimizer(OPTIMIZER, params, 10)
+    optimizer = make_optimizer(OPTIMIZER, 10)
     state = initial_state(params, optimizer)
     return programs.update(
         state, policy, batch, targets, CORRUPTION, algorithm=algorithm, optimizer=optimizer, micro_batches=2

@@ -16,8 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from mmrl.models.params import Param
 from mmrl.train import checkpoint
 from mmrl.train.checksums import checksums
-from mmrl.train.optimizer import initial_state
-from mmrl.train.programs import TrainState
+from mmrl.train.state import TrainState, initial_state
 
 SHAPES = {"embed": (40, 16), "layers": {"up": (8, 16, 32), "scale": (8, 16)}}
 FACTS = {"data": {"batch": 12}, "config": {"seed": 3, "name": "größer"}, "nothing": None}
@@ -83,7 +82,7 @@ def test_odd_values_come_back(tmp_path):
     state = make_state(1)
     bits = np.array([0x7FC00123, 0xFF800000, 0x80000000, 0x00000001], np.uint32)
     odd = jnp.asarray(np.resize(bits.view(np.float32), SHAPES["embed"]))
-    state = state.replace(params={**state.params, "embed": odd})
+    state = state.replace(trainable={**state.params, "embed": odd})
     with checkpoint.open_manager(tmp_path, 2) as manager:
         checkpoint.save(manager, 1, state, FACTS)
     saved, _ = read(tmp_path)
@@ -115,7 +114,7 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     ],
 )
 def test_which_are_kept(values, keep, keep_best, expected):
-    assert checkpoint.kept(values, keep, keep_best) == [bool(flag) for flag in expected]
+    assert checkpoint.select_kept(values, keep, keep_best) == [bool(flag) for flag in expected]
 
 
 def test_a_saved_step_is_not_saved_again(tmp_path):
@@ -172,7 +171,7 @@ class TestChecksums:
 def test_another_model_is_refused_and_nothing_is_moved(tmp_path):
     write(tmp_path, [1])
     like = make_state(0)
-    other = like.replace(params={**like.params, "embed": jnp.zeros((41, 16)), "head": jnp.zeros(3)})
+    other = like.replace(trainable={**like.params, "embed": jnp.zeros((41, 16)), "head": jnp.zeros(3)})
     with pytest.raises(
         ValueError, match=r"embed: float32\[40, 16\] there, float32\[41, 16\] wanted; params/head"
     ):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -154,7 +155,7 @@ class TestOneRunAtATime:
         def none(*_):
             raise OSError(37, "No locks available")
 
-        monkeypatch.setattr(workdir.fcntl, "lockf", none)
+        monkeypatch.setattr(fcntl, "flock", none)
         with workdir.hold(tmp_path):
             workdir.open_workdir(CONFIG, tmp_path)
 
@@ -198,7 +199,7 @@ class TestRefusedStart:
             (tmp_path / "world").mkdir()
             raise OSError(errno.EAGAIN, "locked")
 
-        monkeypatch.setattr(workdir.fcntl, "lockf", held)
+        monkeypatch.setattr(fcntl, "flock", held)
         with pytest.raises(ValueError, match="in use by another"), workdir.hold(tmp_path):
             pass
         assert (tmp_path / "world").is_dir()

@@ -17,11 +17,13 @@ from mmrl.config import LogConfig
 from mmrl.run_folder import read_metrics
 from mmrl.train import writers
 from mmrl.train.metrics import Metrics
-from mmrl.train.writers import Shown, Wandb, check_wandb
+from mmrl.train.writers import HeldoutExample, Wandb, check_wandb
 
 HOSTILE = "<script>alert(1)</script> **bold** \x1b[2J\n| a | b |"
 ROW = {"id": "rows:0", "problem": "<image>How many?", "answer": "2", "response": HOSTILE, "reward": 0.5}
-SHOWN = Shown(ROW, (Image.new("RGB", (20, 10), (255, 0, 0)),), ("<script>", "alert"), np.array([0.1, 0.2]))
+SHOWN = HeldoutExample(
+    ROW, (Image.new("RGB", (20, 10), (255, 0, 0)),), ("<script>", "alert"), np.array([0.1, 0.2])
+)
 
 
 def events(folder) -> list[Event]:
@@ -197,7 +199,7 @@ def test_what_wandb_needs_is_asked_for_before_anything_is_computed(monkeypatch, 
 def test_a_run_with_wandb_has_token_perception(offline, smoke_config, monkeypatch, tmp_path):
     from mmrl.train.stages import run
 
-    seen: dict[int, list[Shown]] = {}
+    seen: dict[int, list[HeldoutExample]] = {}
     show = Wandb.show
 
     def noted(self, step, shown):
