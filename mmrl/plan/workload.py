@@ -136,7 +136,7 @@ def _decode(work: Workload, key: Key[Array, ""]) -> tuple:
         max_stop_ids=MAX_STOP_IDS,
     )
     grid, prompt = empty.running.shape, empty.prefix.mask.shape[1]
-    prefix, hidden = _normal(((empty.prefix.key, empty.prefix.value), empty.hidden), of_prefix)
+    prefix, hidden = _noise_like(((empty.prefix.key, empty.prefix.value), empty.hidden), of_prefix)
     options = sampling_arrays([replace(sampling_of(work.config), stop_ids=())], MAX_STOP_IDS)
     state = replace(
         empty,
@@ -186,15 +186,15 @@ _MAKERS: dict[str, Callable[[Workload, Any], tuple]] = {
 
 
 def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = False) -> Params:
-    """Weights for training (float32) or for decoding: normal but for norms (one) and biases (zero)."""
+    """Weights for training (float32) or for decoding: random but for norms (one) and biases (zero)."""
     dtype = jnp.dtype(model.dtype if decoding else jnp.float32)
+    described = flatten(describe(model))
     made = {}
-    for number, (path, param) in enumerate(flatten(describe(model)).items()):
+    for (path, param), seed in zip(described.items(), jax.random.bits(key, (len(described),)), strict=True):
         if param.init in ("zeros", "ones"):
             made[path] = jnp.full(param.shape, float(param.init == "ones"), dtype)
         else:
-            draw = jax.random.normal(jax.random.fold_in(key, number), param.shape, dtype)
-            made[path] = draw * dtype.type(_SCALE)
+            made[path] = (_SCALE * _noise(param.shape, seed)).astype(dtype)
     params = unflatten(made)
     return engine.decoding_weights(params, model) if decoding else params
 
@@ -255,11 +255,21 @@ def _policy(work: Workload) -> Policy:
     return Policy(work.model, work.config.rollout.temperature, jnp.zeros(work.model.vocabulary))
 
 
-def _normal(like: Any, key: Key[Array, ""]) -> Any:
-    leaves, tree = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    made = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, made)
+def _noise(shape: tuple[int, ...], seed: Array) -> Array:
+    """Uniform numbers of variance 1, hashes of their indices, which compile sooner than `jax.random`."""
+    bits = jnp.full(shape, seed, jnp.uint32)
+    for axis, size in enumerate(shape):
+        bits = bits * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    for factor in (0x85EBCA6B, 0xC2B2AE35):  # the finaliser of MurmurHash3
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(factor)
+    return ((bits >> 8).astype(jnp.float32) / 2**23 - 1) * 3**0.5
+
+
+def _noise_like(tree: Any, key: Key[Array, ""]) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    seeds = jax.random.bits(key, (len(leaves),))
+    made = [_noise(leaf.shape, seed).astype(leaf.dtype) for leaf, seed in zip(leaves, seeds, strict=True)]
+    return jax.tree.unflatten(structure, made)
 
 
 def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
