@@ -9,10 +9,9 @@ from mmrl.commands import option_types, sampling
 from mmrl.terminal import tell
 
 if TYPE_CHECKING:
-    from mmrl.suite.run import Origin
     from mmrl.suite.suite import Suite
 
-_FIELDS = ("samples", "temperature", "top_p", "max_tokens")  # options that overrule those of benchmarks
+_FIELDS = ("samples", "temperature", "top_p", "max_tokens")  # options that override those of benchmarks
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -49,17 +48,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if not (options.model or options.workdir):
         raise ValueError("name the weights: --workdir=RUN, or --model=DIR of a Hugging Face directory")
     if options.suite:
-        _suite(options)
+        from mmrl.suite.suite import load_suite, override_fields
+
+        _measure(override_fields(load_suite(options.suite), _given(options)), options, {})
         return
     if options.data_root:
         raise ValueError("--data-root says where the data of a --suite lie; --data is a path by itself")
     sampling.evaluate(options, overrides)
-
-
-def _suite(options: argparse.Namespace) -> None:
-    from mmrl.suite.suite import load_suite, overruled
-
-    _measure(overruled(load_suite(options.suite), _given(options)), options)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -68,7 +63,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 def _again(options: argparse.Namespace) -> None:
     from mmrl.suite.run import changed, read_results
-    from mmrl.suite.suite import from_dict, overruled
+    from mmrl.suite.suite import from_dict, override_fields
 
     before = read_results(options.again)
     origin = before["origin"]
@@ -80,84 +75,57 @@ def _again(options: argparse.Namespace) -> None:
     options.step = origin["step"] if options.step is None and options.workdir else options.step
     options.seed = before["seed"]
     options.data_root = options.data_root or before["data_root"]
-    # What is overruled has another hash, unless it is what it was.
-    suite = overruled(from_dict(before["suite"], f"--again={options.again}"), _given(options))
-    now = _measure(suite, options, before["rows"])
-    other = changed(now, before)
+    # A field that is overridden has another hash, unless it is what it was.
+    suite = override_fields(from_dict(before["suite"], f"--again={options.again}"), _given(options))
+    other = changed(_measure(suite, options, {f"--again={options.again}": before["rows"]}), before)
     if other:
         raise ValueError(f"not as in {options.again}: {'; '.join(other)}")
     tell(f"the same figures as in {options.again}")
 
 
 def _measure(
-    suite: "Suite", options: argparse.Namespace, rows: Sequence[Mapping[str, Any]] = ()
+    suite: "Suite", options: argparse.Namespace, expected: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """Run a suite, whose hashes must be those of ``rows`` where there are such; print its table."""
-    from mmrl.suite.run import check_same, open_suite, run_suite
+    """Run a suite, which must be measured as ``expected`` of `run_suite` was, and print its table."""
+    from mmrl import hub
+    from mmrl.suite.run import Origin, open_suite, run_suite
 
     config, model, load = sampling.opened(options)
-    data_root = options.data_root or "."
-    opened = open_suite(
-        suite,
-        config,
-        model,
-        options.workdir,
-        data_root=data_root,
-        seed=options.seed or 0,
-        batch=options.batch or sampling.BATCH,
-    )
+    root, workdir = options.data_root or ".", options.workdir
+    seed, batch = options.seed or 0, options.batch or sampling.BATCH
+    opened = open_suite(suite, config, model, workdir, data_root=root, seed=seed, batch=batch)
     step, params = load()
-    origin = _origin(options, step)
-    out = options.out or _default_out(options, suite, step)
-    check_same(rows, opened, params, f"--again={options.again}")
-    results = run_suite(suite, opened, params, origin, out, config=config, data_root=data_root)
+    if workdir:
+        path = workdir.absolute()
+        origin = Origin(f"{path.name}-step{step}", workdir=str(path), step=step)
+        out = options.out or workdir / "evaluations" / suite.name / f"step{step}"
+    elif options.out:
+        path = options.model.absolute()
+        origin, out = Origin(hub.title(path), model=str(path)), options.out
+    else:
+        raise ValueError("--suite with --model needs a folder for what it writes: --out=DIR")
+    results = run_suite(suite, opened, params, origin, out, config=config, data_root=root, expected=expected)
     tell(table(results))
     tell(f"\nresults   {out / 'results.json'}")
     return results
 
 
-def _origin(options: argparse.Namespace, step: int | None) -> "Origin":
-    from mmrl import hub
-    from mmrl.suite.run import Origin
-
-    if options.workdir:
-        workdir = options.workdir.absolute()
-        return Origin(f"{workdir.name}-step{step}", workdir=str(workdir), step=step)
-    return Origin(hub.title(options.model.absolute()), model=str(options.model.absolute()))
-
-
-def _default_out(options: argparse.Namespace, suite: "Suite", step: int | None) -> Path:
-    if not options.workdir:
-        raise ValueError("--suite with --model needs a folder for what it writes: --out=DIR")
-    return options.workdir / "evaluations" / suite.name / f"step{step}"
-
-
 def table(results: Mapping[str, Any]) -> str:
-    """The figures of a suite, for people."""
-    head = ("benchmark", "questions", "avg@k", "95 % interval", "pass@k", "k", "no image", "image gives")
-    rows = [head]
+    """The figures of a suite as a table of text."""
+    rows = [("benchmark", "questions", "avg@k", "95 % interval", "pass@k", "k", "no image", "image gives")]
     for row in results["rows"]:
-        chance = row["pass"][str(row["samples"])]["mean"]
-        rows.append(
-            (
-                row["benchmark"],
-                str(row["questions"]),
-                *_spread(row["accuracy"]),
-                _percent(chance),
-                str(row["samples"]),
-                *_hidden(row),
-            )
-        )
+        samples = str(row["samples"])
+        chance = _percent(row["pass"][samples]["mean"])
+        cells = (row["benchmark"], str(row["questions"]), *_spread(row["accuracy"]), chance, samples)
+        rows.append((*cells, *_hidden(row)))
     mean = results["overall"]
     rows.append(("mean", "", *_spread(mean["accuracy"]), "", "", *_hidden(mean)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if k == 0 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    lines = []
+    for first, *rest in rows:
+        figures = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *figures]).rstrip())
+    return "\n".join(lines)
 
 
 def _hidden(row: Mapping[str, Any]) -> tuple[str, str]:

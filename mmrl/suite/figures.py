@@ -1,7 +1,7 @@
-"""Numbers of a benchmark out of graded responses: avg@k, pass@k, by category, with and without images.
+"""Figures of a benchmark from graded responses: avg@k, pass@k, by category, with and without images.
 
 A question counts by the mean accuracy over its graded responses, and intervals are over questions: responses
-to one question are alike. What is drawn for intervals is fixed, so that the same responses give the same row.
+to one question are alike. The draws of the bootstrap are fixed, so that the same responses give the same row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,15 @@ from math import comb, isnan
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
+from mmrl.analysis.runs import Row, by_question
 from mmrl.statistics import Interval, bootstrap_interval, stratified_interval
 
-Rows = Sequence[Mapping[str, Any]]  # of mmrl.train.evaluate.evaluate
 NO_CATEGORY = "(none)"
-_APART = ("accuracy", "reward", "length", "truncated", "skipped", "invalid")  # have places of their own
+_NO_COMPONENTS = ("accuracy", "reward", "length", "truncated", "skipped", "invalid")  # have their own keys
+
+Graded = Mapping[str, Sequence[float]]  # accuracy of each graded response, by question
+JsonInterval = dict[str, float | int | None]
 
 
 def pass_at(samples: int, solved: int, tries: int) -> float:
@@ -31,26 +33,17 @@ def pass_at(samples: int, solved: int, tries: int) -> float:
 
 def tries_of(samples: int) -> list[int]:
     """The k for which pass@k is given: powers of 2, and the number of samples."""
-    powers = [2**k for k in range(samples.bit_length()) if 2**k <= samples]
-    return powers if samples in powers else [*powers, samples]
-
-
-def by_question(rows: Rows) -> dict[str, list[float]]:
-    """Accuracy of each graded response, by question, in the order of the rows."""
-    out: dict[str, list[float]] = {}
-    for row in rows:
-        out.setdefault(row["id"], []).append(row["accuracy"])
-    return out
+    return sorted({2**k for k in range(samples.bit_length()) if 2**k <= samples} | {samples})
 
 
 def figures(
     values: Mapping[str, float],
-    rows: Rows,
+    rows: Sequence[Row],
     samples: int,
     categories: Mapping[str, str],
-    masked: Rows | None = None,
+    masked: Sequence[Row] | None = None,
 ) -> dict[str, Any]:
-    """What a result row says of responses, as JSON.
+    """Figures of a result row, as JSON.
 
     Args:
       values, rows: of `mmrl.train.evaluate.evaluate`.
@@ -65,91 +58,84 @@ def figures(
       (responses); "masked" with "accuracy" and "difference", an interval over questions of what the image
       gives, by category too.
     """
-    seen, hidden = by_question(rows), None if masked is None else by_question(masked)
+    seen, hidden = _graded(rows), None if masked is None else _graded(masked)
     out = {
-        "questions": len(seen),
-        **_of_questions(seen, samples),
-        "components": {name: value for name, value in values.items() if name not in _APART},
-        **{name: values[name] for name in _APART[2:] if name in values},
+        **_figures(seen, samples, hidden),
+        "components": {name: value for name, value in values.items() if name not in _NO_COMPONENTS},
+        **{name: values[name] for name in _NO_COMPONENTS[2:] if name in values},
     }
-    if hidden is not None:
-        out["masked"] = _of_masked(seen, hidden)
     if categories:
-        names = {name: categories.get(name, NO_CATEGORY) for name in seen}
-        out["categories"] = {}
-        for one in sorted(set(names.values())):
-            of_it = {name: graded for name, graded in seen.items() if names[name] == one}
-            row = {"questions": len(of_it), **_of_questions(of_it, samples)}
-            if hidden is not None:
-                row["masked"] = _of_masked(of_it, hidden)
-            out["categories"][one] = row
+        groups: dict[str, dict[str, Sequence[float]]] = {}
+        for question, accuracies in seen.items():
+            groups.setdefault(categories.get(question, NO_CATEGORY), {})[question] = accuracies
+        out["categories"] = {name: _figures(groups[name], samples, hidden) for name in sorted(groups)}
     return out
 
 
-def overall(seen: Sequence[Rows], masked: Sequence[Rows]) -> dict[str, Any]:
+def overall(seen: Sequence[Sequence[Row]], masked: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """The mean over benchmarks, each of one weight, with an interval over questions within them.
 
     ``masked`` are the responses without images of all benchmarks, or none.
     """
-    questions = [by_question(rows) for rows in seen]
+
+    def interval(groups: Iterable[np.ndarray]) -> JsonInterval:
+        return _json(stratified_interval(list(groups), np.random.default_rng(0)))
+
+    graded = [_graded(rows) for rows in seen]
     out: dict[str, Any] = {
         "benchmarks": len(seen),
-        "accuracy": told(stratified_interval([_means(one.values()) for one in questions], _rng())),
+        "accuracy": interval(_means(group.values()) for group in graded),
     }
     if masked and len(masked) == len(seen):
-        hidden = [by_question(rows) for rows in masked]
-        differences = [_differences(a, b) for a, b in zip(questions, hidden, strict=True)]
+        hidden = [_graded(rows) for rows in masked]
         out["masked"] = {
-            "accuracy": told(stratified_interval([_means(one.values()) for one in hidden], _rng())),
-            "difference": told(stratified_interval(differences, _rng())),
+            "accuracy": interval(_means(group.values()) for group in hidden),
+            "difference": interval(map(_differences, graded, hidden)),
         }
     return out
 
 
-def told(interval: Interval) -> dict[str, float | int | None]:
-    """An interval as JSON, which has no NaN."""
-    return {name: None if isnan(value) else value for name, value in interval._asdict().items()}
-
-
-def _of_questions(graded: Mapping[str, Sequence[float]], samples: int) -> dict[str, Any]:
-    chances = {
-        tries: [
-            pass_at(len(one), sum(value >= 1.0 for value in one), tries)
-            for one in graded.values()
-            if len(one) >= tries
-        ]
+def _figures(graded: Graded, samples: int, hidden: Graded | None) -> dict[str, Any]:
+    passes = {
+        str(tries): _over_questions(
+            np.array(
+                [
+                    pass_at(len(accuracies), sum(value >= 1.0 for value in accuracies), tries)
+                    for accuracies in graded.values()
+                    if len(accuracies) >= tries
+                ],
+                float,
+            )
+        )
         for tries in tries_of(samples)
     }
-    return {
-        "accuracy": told(bootstrap_interval(_means(graded.values()), _rng())),
-        "pass": {
-            str(tries): told(bootstrap_interval(np.array(of_it, float), _rng()))
-            for tries, of_it in chances.items()
-        },
-    }
+    accuracy = _over_questions(_means(graded.values()))
+    out = {"questions": len(graded), "accuracy": accuracy, "pass": passes}
+    if hidden is not None:
+        same = [accuracies for question, accuracies in hidden.items() if question in graded]
+        difference = _over_questions(_differences(graded, hidden))
+        out["masked"] = {"accuracy": _over_questions(_means(same)), "difference": difference}
+    return out
 
 
-def _of_masked(
-    seen: Mapping[str, Sequence[float]], hidden: Mapping[str, Sequence[float]]
-) -> dict[str, dict[str, float | int | None]]:
-    of_these = [graded for name, graded in hidden.items() if name in seen]
-    return {
-        "accuracy": told(bootstrap_interval(_means(of_these), _rng())),
-        "difference": told(bootstrap_interval(_differences(seen, hidden), _rng())),
-    }
+def _graded(rows: Sequence[Row]) -> dict[str, list[float]]:
+    return {question: [row["accuracy"] for row in found] for question, found in by_question(rows).items()}
 
 
-def _means(graded: Iterable[Sequence[float]]) -> Float[np.ndarray, "n"]:
-    return np.array([np.mean(one) for one in graded], float)
+def _means(graded: Iterable[Sequence[float]]) -> np.ndarray:
+    return np.array([np.mean(accuracies) for accuracies in graded], float)
 
 
-def _differences(
-    seen: Mapping[str, Sequence[float]], hidden: Mapping[str, Sequence[float]]
-) -> Float[np.ndarray, "n"]:
-    """What each question loses without its image, of those graded with and without."""
-    both = [name for name in seen if name in hidden]
-    return _means(seen[name] for name in both) - _means(hidden[name] for name in both)
+def _differences(seen: Graded, hidden: Graded) -> np.ndarray:
+    """Accuracy that each question loses without its image, of those graded with and without."""
+    both = [question for question in seen if question in hidden]
+    return _means(seen[question] for question in both) - _means(hidden[question] for question in both)
 
 
-def _rng() -> np.random.Generator:
-    return np.random.default_rng(0)
+def _over_questions(values: np.ndarray) -> JsonInterval:
+    return _json(bootstrap_interval(values, np.random.default_rng(0)))
+
+
+def _json(interval: Interval) -> JsonInterval:
+    """An interval as JSON, which has no NaN."""
+    return {name: None if isnan(value) else value for name, value in interval._asdict().items()}

@@ -27,9 +27,9 @@ from mmrl.train.evaluate import evaluate, wrong_response
 from mmrl.train.rollouts import open_rollouts
 from mmrl.types import Params
 
-Rows = Sequence[Mapping[str, Any]]
+ResultRows = Sequence[Mapping[str, Any]]  # "rows" of results.json, one a benchmark
 
-_TELL_S = 10.0  # between two lines about a benchmark that goes on
+_SHOW_S = 10.0  # between two lines about a benchmark that goes on
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenBenchmark:
     """A benchmark whose data are there and can be asked and graded."""
 
     benchmark: Benchmark
@@ -53,6 +53,10 @@ class Opened:
     left_out: int  # rows that cannot be used
     categories: Mapping[str, str]  # of its questions, by id
     settings: dict[str, dict[str, Any]]  # `identity.settings`
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
 
 
 def open_suite(
@@ -64,7 +68,7 @@ def open_suite(
     data_root: str,
     seed: int,
     batch: int,
-) -> list[Opened]:
+) -> list[OpenBenchmark]:
     """Open the data of all benchmarks and look through them; no weights are needed.
 
     Raises ValueError naming every benchmark that cannot be measured, and why.
@@ -73,7 +77,7 @@ def open_suite(
     for benchmark in suite.benchmarks:
         config = config_for(benchmark, base, seed=seed, batch=batch)
         try:
-            found.append(_opened(benchmark, config, model, workdir, data_root))
+            found.append(_open(benchmark, config, model, workdir, data_root))
         except ValueError as error:
             wrong.append(f"benchmark {benchmark.name}: {error}")
     if wrong:
@@ -83,13 +87,14 @@ def open_suite(
 
 def run_suite(
     suite: Suite,
-    opened: Sequence[Opened],
+    opened: Sequence[OpenBenchmark],
     params: Params,
     origin: Origin,
     out: Path,
     *,
     config: Config,
     data_root: str,
+    expected: Mapping[str, ResultRows],
 ) -> dict[str, Any]:
     """Measure all benchmarks that ``out`` does not hold yet, and write what docs/evaluation.md lists there.
 
@@ -100,16 +105,20 @@ def run_suite(
       out: a folder, made if need be.
       config: the run's, whose hash is recorded.
       data_root: recorded, for the same evaluation again.
+      expected: rows that must have been measured alike, by the name of where they are.
 
     Returns:
-      What ``results.json`` holds.
+      The content of ``results.json``.
 
-    Raises ValueError if ``out`` holds results that were measured otherwise, before anything is computed.
+    Raises ValueError if ``expected`` or ``out`` hold results that were measured otherwise, before anything is
+    computed.
     """
-    hashes = _hashes(opened, params)
+    weights = identity.weights_hash(params)
+    hashes = {one.name: identity.hashes(one.settings, weights) for one in opened}
     before = read_results(out) if (out / "results.json").is_file() else {}
-    _check_same(before.get("rows", ()), hashes, str(out))
-    kept = {row["benchmark"]: row for row in before.get("rows", ()) if _complete(row, out)}
+    for where, rows in {**expected, str(out): before.get("rows", ())}.items():
+        _check_same(rows, hashes, where)
+    kept = {row["benchmark"]: row for row in before.get("rows", ()) if _is_complete(row, out)}
     made = {"commit": environment()["commit"], "config": digest(dataclasses.asdict(config))}
     results: dict[str, Any] = {
         "suite": dataclasses.asdict(suite),
@@ -120,36 +129,42 @@ def run_suite(
         "rows": [],
         "overall": None,
     }
-    _made(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out={out} cannot be made: {error}") from error
     for number, one in enumerate(opened, 1):
-        name = one.benchmark.name
-        say(f"{name}: kept from before" if name in kept else f"{name} ({number} of {len(opened)})")
-        row = kept.get(name) or {
-            "benchmark": name,
-            **_measured(one, params, Path(origin.workdir) if origin.workdir else None, out),
-            "hashes": hashes[name],
+        say(
+            f"{one.name}: kept from before" if one.name in kept else f"{one.name} ({number} of {len(opened)})"
+        )
+        row = kept.get(one.name) or {
+            "benchmark": one.name,
+            **_measure(one, params, Path(origin.workdir) if origin.workdir else None, out),
+            "hashes": hashes[one.name],
             "settings": one.settings,
             **made,
         }
         results["rows"].append(row)
         if number == len(opened):
-            results["overall"] = _overall(opened, out)
+            masked = [_file(out, each.name, "masked") for each in opened if each.benchmark.masked]
+            every = [_file(out, each.name) for each in opened]
+            results["overall"] = overall([*map(read_rows, every)], [*map(read_rows, masked)])
         # A benchmark that follows was perhaps done before: its row must not be lost meanwhile.
-        rest = [kept[later.benchmark.name] for later in opened[number:] if later.benchmark.name in kept]
-        _write(out / "results.json", {**results, "rows": [*results["rows"], *rest]})
-    write_layouts(results, out, {one.benchmark.name: one.categories for one in opened})
+        rest = [kept[later.name] for later in opened[number:] if later.name in kept]
+        content = {**results, "rows": [*results["rows"], *rest]}
+        atomic_write(out / "results.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_layouts(results, out, {one.name: one.categories for one in opened})
     return results
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """What ``results.json`` in a folder holds, or that file itself. Raises ValueError."""
+    """Content of ``results.json`` in a folder, or of that file itself. Raises ValueError."""
     path = out / "results.json" if out.is_dir() else out
     try:
         found = json.loads(path.read_bytes())
-        rows = found["rows"]
         kinds = {"suite": dict, "origin": dict, "rows": list, "seed": int, "data_root": str}
         if all(isinstance(found[key], kind) for key, kind in kinds.items()) and all(
-            isinstance(row["benchmark"], str) and isinstance(row["hashes"], dict) for row in rows
+            isinstance(row["benchmark"], str) and isinstance(row["hashes"], dict) for row in found["rows"]
         ):
             return found
     except FileNotFoundError as error:
@@ -160,7 +175,7 @@ def read_results(out: Path) -> dict[str, Any]:
 
 
 def changed(results: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """In which benchmarks, and what of them, two results differ, besides where and when they were made."""
+    """Benchmarks and their keys in which two results differ, besides where and when they were made."""
     apart = ("commit", "config", "seconds")
     rows = {row["benchmark"]: row for row in before["rows"]}
     return [
@@ -171,9 +186,17 @@ def changed(results: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _opened(
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The responses of a benchmark. Raises ValueError for a damaged line: figures are of all or of none."""
+    rows, damaged = read_jsonl(path, wrong_response)
+    if damaged:
+        raise ValueError(f"{damaged[0]}; delete the file, and the same mmrl eval measures anew")
+    return rows
+
+
+def _open(
     benchmark: Benchmark, config: Config, model: OpenModel, workdir: Path | None, data_root: str
-) -> Opened:
+) -> OpenBenchmark:
     path = data_path(benchmark, data_root)
     if "{workdir}" in path and workdir is None:
         raise ValueError(f"its data, {path}, lie in a run's folder: name one with --workdir")
@@ -187,137 +210,92 @@ def _opened(
     left_out = source.table.length - len(source)
     if benchmark.limit:
         source = source.choose(range(min(len(source), benchmark.limit)))
-    categories, verifiers = _looked_at(benchmark, config, source)
+    categories, verifiers = _categories_and_verifiers(benchmark, config, source)
     settings = identity.settings(benchmark, config, model.processor, source, verifiers)
-    return Opened(benchmark, config, model, source, left_out, categories, settings)
+    return OpenBenchmark(benchmark, config, model, source, left_out, categories, settings)
 
 
-def _looked_at(benchmark: Benchmark, config: Config, source: Source) -> tuple[dict[str, str], set[str]]:
+def _categories_and_verifiers(
+    benchmark: Benchmark, config: Config, source: Source
+) -> tuple[dict[str, str], set[str]]:
     """The category of each question, by id, and the verifiers that grade."""
-    specs = reward_specs(config)
+    specs, wanted = reward_specs(config), benchmark.category
     categories: dict[str, str] = {}
     verifiers: set[str] = set()
     facts: set[str] = set()
     for index in range(len(source)):
         sample = source[index]
-        found = specs(sample)
-        if "accuracy" not in found.weights:
+        spec = specs(sample)
+        if "accuracy" not in spec.weights:
             raise ValueError(f'{sample.id}: facts["weights"] has no accuracy, which is what is measured')
-        verifiers |= {name.strip() for name in found.verifiers(sample.verifier).split("+")}
+        verifiers |= {name.strip() for name in spec.verifiers(sample.verifier).split("+")}
         facts |= sample.facts.keys()
-        value = {"verifier": sample.verifier, "difficulty": sample.difficulty, **sample.facts}.get(
-            benchmark.category
-        )
-        if benchmark.category and value is not None:
+        values = {"verifier": sample.verifier, "difficulty": sample.difficulty, **sample.facts}
+        if wanted and (value := values.get(wanted)) is not None:
             categories[sample.id] = value if isinstance(value, str) else json.dumps(value)
-    if benchmark.category and not categories:
-        there = ", ".join(sorted(facts)) or "none"
-        raise ValueError(
-            f"no row has the fact {benchmark.category!r} to tell categories by; facts are: {there}"
-        )
+    if wanted and not categories:
+        known = ", ".join(sorted(facts)) or "none"
+        raise ValueError(f"no row has the fact {wanted!r} to tell categories by; facts are: {known}")
     return categories, verifiers
 
 
-def _measured(one: Opened, params: Params, workdir: Path | None, out: Path) -> dict[str, Any]:
+def _measure(one: OpenBenchmark, params: Params, workdir: Path | None, out: Path) -> dict[str, Any]:
     """Sample and grade a benchmark, write its responses, and give its figures."""
-    start = time.perf_counter()
+    start, samples = time.perf_counter(), one.benchmark.samples
     passes = {"": None, **({"masked": masking(one.benchmark)} if one.benchmark.masked else {})}
-    told = {}
+    found = {}
     with jax.set_mesh(one.model.mesh), open_rollouts(one.config, one.model, workdir) as context:
-        for name, corruption in passes.items():
-            told[name] = evaluate(
-                context,
-                params,
-                [one.source],
-                masked=corruption,
-                on_batch=_progress(name, len(one.source), one.benchmark.samples),
-            )
-            if not told[name][1]:
-                raise ValueError(f"benchmark {one.benchmark.name}: no response could be graded")
-            write_jsonl(out / _file(one.benchmark.name, name), told[name][1])
-    values, rows = told[""]
-    masked = told["masked"][1] if "masked" in told else None
+        for part, corruption in passes.items():
+            show = _show_progress(part, len(one.source), samples)
+            found[part] = evaluate(context, params, [one.source], masked=corruption, on_batch=show)
+            if not found[part][1]:
+                raise ValueError(f"benchmark {one.name}: no response could be graded")
+            write_jsonl(_file(out, one.name, part), found[part][1])
+    values, rows = found[""]
     return {
-        **figures(values, rows, one.benchmark.samples, one.categories, masked),
-        "samples": one.benchmark.samples,
+        **figures(values, rows, samples, one.categories, found["masked"][1] if "masked" in found else None),
+        "samples": samples,
         "left_out": one.left_out,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
 
-def _overall(opened: Sequence[Opened], out: Path) -> dict[str, Any]:
-    names = [one.benchmark.name for one in opened]
-    hidden = [one.benchmark.name for one in opened if one.benchmark.masked]
-    return overall(
-        [read_rows(out / _file(name, "")) for name in names],
-        [read_rows(out / _file(name, "masked")) for name in hidden],
-    )
+def _file(out: Path, name: str, part: str = "") -> Path:
+    return out / (f"{name}.{part}.jsonl" if part else f"{name}.jsonl")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The responses of a benchmark. Raises ValueError for a damaged line: figures are of all or of none."""
-    rows, damaged = read_jsonl(path, wrong_response)
-    if damaged:
-        raise ValueError(f"{damaged[0]}; delete the file, and the same mmrl eval measures anew")
-    return rows
-
-
-def _file(name: str, part: str) -> str:
-    return f"{name}.{part}.jsonl" if part else f"{name}.jsonl"
-
-
-def _complete(row: Mapping[str, Any], out: Path) -> bool:
+def _is_complete(row: Mapping[str, Any], out: Path) -> bool:
     parts = ("", "masked") if "masked" in row else ("",)
-    return all((out / _file(row["benchmark"], part)).is_file() for part in parts)
+    return all(_file(out, row["benchmark"], part).is_file() for part in parts)
 
 
-def check_same(rows: Rows, opened: Sequence[Opened], params: Params, what: str) -> None:
-    """Raises ValueError if ``rows`` of ``what``, another's results, were measured otherwise."""
-    _check_same(rows, _hashes(opened, params), what)
-
-
-def _check_same(rows: Rows, hashes: Mapping[str, Mapping[str, str]], what: str) -> None:
+def _check_same(rows: ResultRows, hashes: Mapping[str, Mapping[str, str]], where: str) -> None:
+    """Raises ValueError if ``rows``, results at ``where``, were measured otherwise than ``hashes`` say."""
     for row in rows:
         name = row["benchmark"]
         if name not in hashes:
             raise ValueError(
-                f"{what} holds results of {name!r}, which this suite has not; name another --out"
+                f"{where} holds results of {name!r}, which this suite has not; name another --out"
             )
         other = identity.differing(hashes[name], row["hashes"])
         if other:
             raise ValueError(
-                f"{what} holds results of {name!r} with another {' and another '.join(other)}; make these "
+                f"{where} holds results of {name!r} with another {' and another '.join(other)}; make these "
                 "what they were, or name another --out"
             )
 
 
-def _hashes(opened: Sequence[Opened], params: Params) -> dict[str, dict[str, str]]:
-    weights = identity.weights_hash(params)
-    return {one.benchmark.name: identity.hashes(one.settings, weights) for one in opened}
-
-
-def _made(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out={out} cannot be made: {error}") from error
-
-
-def _write(path: Path, results: Mapping[str, Any]) -> None:
-    atomic_write(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
-
-
-def _progress(part: str, questions: int, samples: int) -> Callable[[int], None]:
-    """Says now and then how far a pass is."""
+def _show_progress(part: str, questions: int, samples: int) -> Callable[[int], None]:
+    """Prints now and then how far a pass is."""
     start = last = time.monotonic()
     label = "without images" if part else "sampled"
 
-    def tell(done: int) -> None:
+    def show(done: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if done < questions and now - last > _TELL_S:
+        if done < questions and now - last > _SHOW_S:
             last = now
             left = (now - start) / done * (questions - done)
             say(f"  {label} {done} of {questions} questions, {samples} responses each; {left:.0f} s left")
 
-    return tell
+    return show

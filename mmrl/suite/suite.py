@@ -81,7 +81,7 @@ def from_dict(values: Mapping[str, Any], what: str) -> Suite:
     return suite
 
 
-def overruled(suite: Suite, given: Mapping[str, Any]) -> Suite:
+def override_fields(suite: Suite, given: Mapping[str, Any]) -> Suite:
     """The suite with some fields of all benchmarks replaced, as by options of the command line; checked."""
     changed = replace(suite, benchmarks=tuple(replace(one, **given) for one in suite.benchmarks))
     _check(changed)

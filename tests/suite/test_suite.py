@@ -6,7 +6,7 @@ import pytest
 
 from mmrl.config import Config, CorruptionConfig, DataConfig, ModelConfig, RewardConfig
 from mmrl.suite import Benchmark, Suite
-from mmrl.suite.suite import config_for, data_path, from_dict, load_suite, masking, overruled
+from mmrl.suite.suite import config_for, data_path, from_dict, load_suite, masking, override_fields
 from mmrl.tasks.catalogue import read_registry
 
 PAPERS = Path(__file__).parents[2] / "experiments" / "suites" / "papers.py"
@@ -52,7 +52,7 @@ def test_a_suite_goes_through_json():
     suite = Suite("x", (Benchmark("a", "y", options={"answer_in": "tag", "within": [1, 2]}),))
     read = from_dict({"name": "x", "benchmarks": [{"name": "a", "data": "y", "temperature": 1}]}, "file")
     assert read.benchmarks[0].temperature == 1.0
-    assert overruled(suite, {"samples": 2}).benchmarks[0].samples == 2
+    assert override_fields(suite, {"samples": 2}).benchmarks[0].samples == 2
     with pytest.raises(ValueError, match="file: not a suite"):
         from_dict({"name": "x"}, "file")
     with pytest.raises(ValueError, match=r"file: .*max_tokens='9' should be of type int"):
