@@ -1,4 +1,4 @@
-"""What runs left behind: read, measured again, compared and drawn."""
+"""Analysis of runs: their folders read, responses measured again, runs compared and plotted."""
 
 from mmrl.analysis.compare import (
     Change,
@@ -21,7 +21,7 @@ from mmrl.analysis.perception import (
 )
 from mmrl.analysis.pictures import (
     Occlusion,
-    Shown,
+    RolloutView,
     picture_of,
     pictures_seen,
     png,
@@ -52,9 +52,9 @@ __all__ = [
     "Curve",
     "Occlusion",
     "PerceptionProfile",
+    "RolloutView",
     "Run",
     "Share",
-    "Shown",
     "TokenPerception",
     "Transitions",
     "by_module",

@@ -34,7 +34,7 @@ class Curve:
 
 
 class Share(NamedTuple):
-    """How many responses of a group of questions are of one kind."""
+    """Share of the responses to a group of questions that are of one kind."""
 
     group: str
     kind: str  # one of `mmrl.analysis.runs.KINDS`

@@ -33,7 +33,7 @@ ProgressCallback = Callable[[int, int], None]  # called with (responses done, of
 
 @dataclass(frozen=True)
 class TokenPerception:
-    """What the policy says of each token of a response, in nats, at the temperature that it was trained at.
+    """Logprobs, entropy and perception of a response's tokens, in nats, at the temperature of training.
 
     ``pieces`` put together are the text; a token that adds none (the one that ends a turn, the first bytes
     of a letter) has an empty piece.

@@ -40,7 +40,7 @@ MOST_REGIONS = 64  # of an image, where the caller does not say how large they a
 
 
 @dataclass(frozen=True)
-class Shown:
+class RolloutView:
     """A held-out response to look at. Its texts are data, never markup: a model wrote them."""
 
     sample: Sample
@@ -116,7 +116,7 @@ def rollout_sample(
     step: int | None = None,
     seed: int = 0,
     progress: ProgressCallback | None = None,
-) -> list[Shown]:
+) -> list[RolloutView]:
     """Some held-out responses of a run: as evenly as there are of each kind, of different questions first.
 
     Args:
@@ -140,7 +140,7 @@ def rollout_sample(
     for row, sample, perception in zip(rows, samples, measured, strict=True):
         images, corrupted = pictures_seen(sample, model=model, config=config, seed=seed)
         files = tuple(map(png, images)), tuple(map(png, corrupted))
-        shown.append(Shown(sample, row, error_kind(row), perception, *files))
+        shown.append(RolloutView(sample, row, error_kind(row), perception, *files))
     return shown
 
 

@@ -9,7 +9,7 @@ from mmrl.terminal import tell
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    """What ``mmrl report`` takes."""
+    """Arguments of ``mmrl report``."""
     sub.add_argument(
         "runs",
         nargs="+",

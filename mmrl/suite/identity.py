@@ -1,4 +1,4 @@
-"""What a number depends on, as hashes: two rows with equal ones were measured alike."""
+"""Identity of a measurement, as hashes: two rows with equal ones were measured alike."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,7 @@ def settings(
         "grader": {
             "verifiers": sorted(verifiers),
             "code": code_of(Path(mmrl.rewards.__file__).parent),
-            "math-verify": metadata.version("math-verify"),
+            **{name: metadata.version(name) for name in ("math-verify", "rapidfuzz", "jsonschema")},
             "own": {name: _file_hash(name.rpartition(":")[0]) for name in sorted(verifiers) if ":" in name},
             **({"judge": [judge.model, judge.max_tokens]} if judged else {}),
         },
@@ -69,12 +69,12 @@ def hashes(found: Mapping[str, Any], weights: str) -> dict[str, str]:
 
 
 def differing(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """What two rows were measured with that is not the same."""
+    """Settings, by name, in which the hashes of two rows differ."""
     return [name for name in COMPARED if here.get(name) != there.get(name)]
 
 
 def weights_hash(params: Params) -> str:
-    """Of all weights as they are in memory: the same for a checkpoint and its float32 export."""
+    """Hash of all weights as they are in memory: the same for a checkpoint and its float32 export."""
     return digest(checksums(params))
 
 

@@ -34,7 +34,7 @@ _SHOW_S = 10.0  # between two lines about a benchmark that goes on
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights are from, as `mmrl eval` names it: a run and its step, or a directory."""
+    """Origin of the weights, as `mmrl eval` names it: a run and its step, or a directory."""
 
     name: str  # of the model, in tables and files
     workdir: str = ""

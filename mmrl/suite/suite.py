@@ -1,4 +1,4 @@
-"""What a suite is: benchmarks, each with its data, its prompts, its grader and its sampling.
+"""Suites: benchmarks, each with its data, its prompts, its grader and its sampling.
 
 A suite file defines ``get_suite(arg)``, which returns a `Suite`. A suite says all that its numbers depend on
 besides the weights, so that two models, or two runs with different configs, are measured alike.
@@ -124,7 +124,7 @@ def config_for(benchmark: Benchmark, base: Config, *, seed: int, batch: int) -> 
 
 
 def masking(benchmark: Benchmark) -> CorruptionConfig | None:
-    """How the second pass hides images: wholly; None where there is none."""
+    """Corruption of the second pass, which hides images wholly; None where there is none."""
     return CorruptionConfig(benchmark.masked, 1.0) if benchmark.masked else None
 
 

@@ -143,7 +143,7 @@ def early_stages(config: Config) -> tuple[str, ...]:
 
 
 def early_stages_done(run: SweepRun) -> bool:
-    """Whether all early stages are finished in the run's folder. The file looked for is their last."""
+    """True if all early stages are finished in the run's folder. The file looked for is their last."""
     models = (run.workdir / stage / "model" for stage in early_stages(run.config))
     return all((model / "config.json").is_file() for model in models)
 

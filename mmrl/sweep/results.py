@@ -96,7 +96,7 @@ def load_sweep(directory: str | Path, metrics: Sequence[str] = ()) -> Results:
 
 
 def _is_sweep(value: Any) -> bool:
-    """Whether a JSON value is what `mmrl.sweep.plan.write_sweep` writes."""
+    """True of a JSON value that `mmrl.sweep.plan.write_sweep` writes."""
     if not isinstance(value, dict) or not isinstance(value.get("arms"), dict):
         return False
     lists = {"seeds": int, "metrics": str}

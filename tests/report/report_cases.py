@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmrl.analysis import Shown, TokenPerception, error_kind
+from mmrl.analysis import RolloutView, TokenPerception, error_kind
 from mmrl.config import Config, DataConfig, TrainConfig
 from mmrl.sample import Sample
 
@@ -99,10 +99,10 @@ def png_of(colour: str, side: int = 28) -> bytes:
     return file.getvalue()
 
 
-def shown(row: dict, pieces: tuple[str, ...]) -> Shown:
+def shown(row: dict, pieces: tuple[str, ...]) -> RolloutView:
     """A rollout as `mmrl.analysis.rollout_sample` gives it."""
     values = np.linspace(0, 2, len(pieces), dtype=np.float32)
-    return Shown(
+    return RolloutView(
         sample=Sample(id=row["id"], problem=row["problem"], answer=row["answer"]),
         row=row,
         kind=error_kind(row),
@@ -120,7 +120,7 @@ def shown(row: dict, pieces: tuple[str, ...]) -> Shown:
     )
 
 
-def rollouts_shown(run, count: int, **_) -> list[Shown]:
+def rollouts_shown(run, count: int, **_) -> list[RolloutView]:
     """In place of `mmrl.analysis.rollout_sample`: responses cut into pieces of up to nine characters."""
     told = []
     for row in run.after[:count]:

@@ -140,7 +140,7 @@ def test_what_is_missing_is_measured_again(copy, done, smoke_run, small, monkeyp
     sampled = []
 
     def watched(*words, **rest):
-        sampled.append(words[6].evaluation.limit)
+        sampled.append(words[0].config.evaluation.limit)
         return original(*words, **rest)
 
     original = suite_run.evaluate
