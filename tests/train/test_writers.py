@@ -113,10 +113,10 @@ def test_wandb_offline_and_the_same_run_again(offline, tmp_path):
 
 
 def test_tokens_are_coloured_and_never_markup():
-    assert writers._coloured(SHOWN).count("<") == 4
-    assert "&lt;script&gt;" in writers._coloured(SHOWN)
-    assert 'title="0.1000 nats" style="background:rgba(255,140,0,0.50)"' in writers._coloured(SHOWN)
-    assert "<" not in writers._coloured(dataclasses.replace(SHOWN, perception=None))
+    assert writers._color_tokens(SHOWN).count("<") == 4
+    assert "&lt;script&gt;" in writers._color_tokens(SHOWN)
+    assert 'title="0.1000 nats" style="background:rgba(255,140,0,0.50)"' in writers._color_tokens(SHOWN)
+    assert "<" not in writers._color_tokens(dataclasses.replace(SHOWN, perception=None))
 
 
 def stand_in(monkeypatch, init):
