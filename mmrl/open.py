@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 
 from mmrl import hosts, hub
 from mmrl.config import Config
+from mmrl.data.curriculum import Mixture
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
-from mmrl.data.rounds import Mixture
 from mmrl.data.sources import Source, mixture, read
 from mmrl.data.validation import Broken, Budget, Report, inspect, keep_usable, merge_reports
 from mmrl.grading import row_check

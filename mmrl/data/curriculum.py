@@ -1,31 +1,39 @@
-"""What a run remembers of the rows it has drawn, and the rules that follow from it.
+"""Curriculum sampling: training rows in an order that follows what the policy gets right.
 
-`mmrl.data.rounds` plans the order of coming batches by them.
+A `SamplingPlan` is the order of some batches. It is made once, when the first of its batches is asked for,
+and is a function of the seed, its number, the pass rates of the rows at that moment, and the rules. So the
+state of the sampler is the plan and the pass rates, and neither who reads nor how far ahead changes it.
+
+Rows are numbered through the files of all sources, one source after the other, whether they are used or not.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 
+from mmrl.data.sources import Source
+
 ORDERS = ("", "difficulty", "pass_rate")
 TIERS = ("easy", "medium", "hard", "new")
+_PLAN, _EPOCH, _TIES = 0, 1, 2  # purposes of random draws
 
 
 @dataclass(frozen=True)
 class Curriculum:
     """Rules by which rows are drawn (docs/data.md); by default there is none, and the seed alone decides."""
 
-    batches: int = 8  # of a round: the order of so many is planned at once
+    batches: int = 8  # of a plan: the order of so many is made at once
     newest: float = 0.5  # weight of the newest visit in a row's remembered pass rate
-    rest: int = 0  # rounds that a row rests when its pass rate is not strictly between low and high; 0: none
+    rest: int = 0  # plans that a row rests when its pass rate is not strictly between low and high; 0: none
     low: float = 0.05
     high: float = 0.95
     order: str = ""  # from easy to hard: by the column "difficulty", or by the remembered "pass_rate"
@@ -53,7 +61,7 @@ def check(rules: Curriculum, stages: Sequence[Any], temperature: float) -> None:
     for name, valid, should in (
         ("batches", rules.batches >= 1, "be 1 or more"),
         ("newest", 0 < rules.newest <= 1, "be in (0, 1]"),
-        ("rest", rules.rest >= 0, "be 0 (no rests) or more rounds"),
+        ("rest", rules.rest >= 0, "be 0 (no rests) or more plans"),
         ("low", 0 <= rules.low < rules.high, "be in [0, high)"),
         ("high", rules.low < rules.high <= 1, "be in (low, 1]"),
         ("order", rules.order in ORDERS, f"be one of {', '.join(map(repr, ORDERS))}"),
@@ -83,94 +91,181 @@ def _bounds(bounds: Sequence[Any]) -> bool:
     return len(bounds) == 2 and _numbers(bounds) and bounds[0] <= bounds[1] <= 1
 
 
-class Memory(NamedTuple):
-    """What is remembered of each row."""
+class PassRates(NamedTuple):
+    """What was measured of each row."""
 
-    rate: Float32[np.ndarray, "n"]  # pass rate, of newer visits more; NaN where nothing was measured
+    rate: Float32[np.ndarray, "n"]  # of newer visits more; NaN where nothing was measured
     visits: Int32[np.ndarray, "n"]  # that were measured
-    last: Int32[np.ndarray, "n"]  # round of the last one, measured or not; -1: none
+    last: Int32[np.ndarray, "n"]  # number of the plan of the last visit, measured or not; -1: none
 
 
-class Round(NamedTuple):
-    """The order of some batches, and where the next one goes on."""
+class SamplingPlan(NamedTuple):
+    """The order of some batches, and where the next plan goes on."""
 
     number: int
     first: int  # batches before it
     rows: Int32[np.ndarray, "k"]
-    cursors: Int[np.ndarray, "s p"]  # places in the endless order of each source and pool, after this round
-    figures: dict[str, float]  # for the log, of the moment when it was planned
+    cursors: Int[np.ndarray, "s p"]  # places in the endless order of each source and pool, after this plan
+    metrics: dict[str, float]  # of the moment when it was made
 
 
-class State(NamedTuple):
+class CurriculumState(NamedTuple):
     """All that the order of the coming batches depends on and a run changes."""
 
-    memory: Memory
-    round: Round
+    pass_rates: PassRates
+    plan: SamplingPlan
 
 
-def beginning(rows: int, sources: int) -> State:
-    """Before the first batch: nothing remembered, and a round that holds none."""
-    memory = Memory(np.full(rows, np.nan, np.float32), np.zeros(rows, np.int32), np.full(rows, -1, np.int32))
-    return State(memory, Round(-1, 0, np.zeros(0, np.int32), np.zeros((sources, len(TIERS)), np.int64), {}))
+class Rows(NamedTuple):
+    """The rows of the files; this stays the same in a run."""
+
+    starts: Int[np.ndarray, "s+1"]  # first row of each source, and the number of all
+    usable: Bool[np.ndarray, "n"]
+    difficulty: Float[np.ndarray, "n"] | None = None
 
 
-def packed(state: State) -> dict[str, Any]:
-    """A state as JSON of a few bytes a row; `unpacked` gives it back, bit by bit."""
-    made = state.round
-    return {
-        **{name: _text(array) for name, array in state.memory._asdict().items()},
-        "number": made.number,
-        "first": made.first,
-        "rows": _text(made.rows),
-        "cursors": made.cursors.tolist(),
-        "figures": made.figures,
-    }
+class Mixture(NamedTuple):
+    """Shares of the sources, from a share of the run on."""
+
+    start: float
+    weights: tuple[float, ...]  # 0: nothing is drawn of that source
+    by_rows: bool = False  # a source counts by its rows besides
 
 
-def unpacked(saved: Mapping[str, Any], rows: int) -> State:
-    """The state that `packed` took. Raises ValueError if it is not of so many ``rows``."""
-    memory = Memory(
-        rate=_array(saved["rate"], np.float32),
-        visits=_array(saved["visits"], np.int32),
-        last=_array(saved["last"], np.int32),
+class CurriculumSampler:
+    """The order of the training rows; the same in every process."""
+
+    def __init__(
+        self,
+        rules: Curriculum,
+        sources: Sequence[Source],
+        mixtures: Sequence[Mixture],
+        difficulty: Float[np.ndarray, "n"] | None,
+        *,
+        seed: int,
+        steps: int,
+        batch_size: int,
+        temperature: float,
+    ) -> None:
+        starts = np.array([0, *accumulate(source.table.length for source in sources)])
+        self.index = np.full(int(starts[-1]), -1, np.int32)  # of each row in its source; -1: it is left out
+        for source, start in zip(sources, starts[:-1], strict=True):
+            chosen = np.arange(len(source)) if source.chosen is None else source.chosen
+            self.index[start + chosen] = np.arange(len(source))
+        self.rules, self.sources, self.mixtures = rules, tuple(sources), tuple(mixtures)
+        self.rows = Rows(starts, self.index >= 0, difficulty)
+        self.seed, self.steps, self.batch_size, self.temperature = seed, steps, batch_size, temperature
+        self.step = 0  # steps taken
+        self.state = initial_state(len(self.index), len(sources))
+
+    def order_of(self, given: int) -> tuple[int, list[tuple[int, int]]]:
+        """The plan that holds the batch of number ``given``, as `mmrl.data.pipeline.prompts` asks for it.
+
+        It is made if it begins with that batch. Raises ValueError if a row of it cannot be used any more.
+        """
+        plan = self.state.plan
+        end = plan.first + len(plan.rows) // self.batch_size
+        if given == end:
+            plan = self._next_plan()
+            self.state = self.state._replace(plan=plan)
+        elif not plan.first <= given < end:
+            raise ValueError(f"batch {given} is not of the plan of batches {plan.first} to {end - 1}")
+        which = np.searchsorted(self.rows.starts, plan.rows, side="right") - 1
+        lost = np.flatnonzero(self.index[plan.rows] < 0)
+        if len(lost):
+            source, row = which[lost[0]], plan.rows[lost[0]]
+            raise ValueError(
+                f"{self.sources[source].name}:{row - self.rows.starts[source]} was to be drawn next when"
+                " the run was saved, and cannot be used any more: put back the files that it names"
+            )
+        return plan.first, list(zip(which.tolist(), self.index[plan.rows].tolist(), strict=True))
+
+    def _next_plan(self) -> SamplingPlan:
+        """The next plan. It ends with its stage: each step draws one batch at least."""
+        begins = [-int(-one.start * self.steps // 1) for one in self.mixtures]  # steps taken by then
+        stage = max(k for k, begin in enumerate(begins) if begin <= self.step)
+        left = [*begins, self.steps][stage + 1] - self.step
+        plan = make_plan(
+            self.rules,
+            self.rows,
+            self.mixtures[stage],
+            self.state,
+            seed=self.seed,
+            share=self.step / self.steps,
+            batches=max(1, min(self.rules.batches, left)),
+            batch_size=self.batch_size,
+            temperature=self.temperature,
+        )
+        if len(self.mixtures) > 1:
+            plan.metrics["curriculum/stage"] = float(stage)
+        return plan
+
+    def update(
+        self, ids: Iterable[str], accuracy: Float[np.ndarray, "b g"], valid: Bool[np.ndarray, "b g"]
+    ) -> None:
+        """Learn the pass rates of a batch, groups that are passed over included."""
+        names = (source.name for source in self.sources)
+        starts = dict(zip(names, self.rows.starts.tolist(), strict=False))
+        rows = [starts[source] + int(row) for source, _, row in (name.rpartition(":") for name in ids)]
+        pass_rates = update_pass_rates(
+            self.state.pass_rates,
+            np.array(rows),
+            accuracy,
+            valid,
+            number=self.state.plan.number,
+            newest=self.rules.newest,
+        )
+        self.state = self.state._replace(pass_rates=pass_rates)
+
+
+def initial_state(rows: int, sources: int) -> CurriculumState:
+    """State before the first batch: nothing measured, and a plan that holds none."""
+    rates = PassRates(
+        np.full(rows, np.nan, np.float32), np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
     )
-    if len(memory.rate) != rows:
+    cursors = np.zeros((sources, len(TIERS)), np.int64)
+    return CurriculumState(rates, SamplingPlan(-1, 0, np.zeros(0, np.int32), cursors, {}))
+
+
+def state_to_json(state: CurriculumState) -> dict[str, Any]:
+    """A state as JSON of a few bytes a row, its arrays compressed."""
+    plan, buffer = state.plan, io.BytesIO()
+    np.savez_compressed(buffer, **state.pass_rates._asdict(), rows=plan.rows, cursors=plan.cursors)
+    arrays = base64.b64encode(buffer.getvalue()).decode()
+    return {"number": plan.number, "first": plan.first, "metrics": plan.metrics, "arrays": arrays}
+
+
+def state_from_json(saved: Mapping[str, Any], rows: int) -> CurriculumState:
+    """The state that `state_to_json` took, bit by bit. Raises ValueError if it is not of so many ``rows``."""
+    with np.load(io.BytesIO(base64.b64decode(saved["arrays"])), allow_pickle=False) as arrays:
+        rates = PassRates(arrays["rate"], arrays["visits"], arrays["last"])
+        order, cursors = arrays["rows"], arrays["cursors"]
+    if len(rates.rate) != rows:
         raise ValueError(
-            f"the checkpoint remembers {len(memory.rate)} rows of the training data, which has {rows}: put"
+            f"the checkpoint remembers {len(rates.rate)} rows of the training data, which has {rows}: put"
             " back the files that the run began with"
         )
-    order, cursors = _array(saved["rows"], np.int32), np.array(saved["cursors"], np.int64)
-    return State(memory, Round(saved["number"], saved["first"], order, cursors, dict(saved["figures"])))
+    plan = SamplingPlan(saved["number"], saved["first"], order, cursors, dict(saved["metrics"]))
+    return CurriculumState(rates, plan)
 
 
-def _text(array: np.ndarray) -> str:
-    """Bytes of one significance lie together, which packs better."""
-    planes = array.view(np.uint8).reshape(len(array), array.itemsize).T
-    return base64.b64encode(zlib.compress(planes.tobytes())).decode()
-
-
-def _array(text: str, kind: type[np.generic]) -> np.ndarray:
-    planes = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-    return np.ascontiguousarray(planes.reshape(np.dtype(kind).itemsize, -1).T).view(kind).reshape(-1)
-
-
-def update(
-    memory: Memory,
+def update_pass_rates(
+    pass_rates: PassRates,
     rows: Int[np.ndarray, "b"],
     accuracy: Float[np.ndarray, "b g"],
     valid: Bool[np.ndarray, "b g"],
     *,
     number: int,
     newest: float,
-) -> Memory:
-    """What is remembered after a batch of round ``number``: rate <- (1 - newest) rate + newest measured.
+) -> PassRates:
+    """Pass rates after a batch of plan ``number``: rate <- (1 - newest) rate + newest measured.
 
     Args:
-      memory: before it.
+      pass_rates: before it.
       rows: drawn; one that was drawn twice counts as one visit with the responses of both.
       accuracy: of each response, in [0, 1]; NaN where it was not measured.
       valid: False for responses that do not count.
-      number: of the round.
+      number: of the plan.
       newest: weight of this visit; a first visit counts alone.
     """
     counted = valid & ~np.isnan(accuracy)
@@ -179,48 +274,224 @@ def update(
     right = np.bincount(place, np.where(counted, np.clip(accuracy, 0.0, 1.0), 0.0).sum(axis=1), len(which))
     measured = responses > 0
     seen, found = which[measured], right[measured] / responses[measured]
-    rate, visits, last = (array.copy() for array in memory)
+    rate, visits, last = (array.copy() for array in pass_rates)
     rate[seen] = np.where(visits[seen] > 0, (1.0 - newest) * rate[seen] + newest * found, found)
     visits[seen] += 1
     last[which] = number
-    return Memory(rate, visits, last)
+    return PassRates(rate, visits, last)
 
 
-def too_easy_or_hard(rules: Curriculum, memory: Memory, number: int) -> Bool[np.ndarray, "n"]:
-    """Rows that rest in round ``number``: drawn within ``rules.rest`` rounds, and no use then.
+def cooling_down(rules: Curriculum, pass_rates: PassRates, number: int) -> Bool[np.ndarray, "n"]:
+    """Rows that rest in plan ``number``: drawn within the last ``rules.rest`` plans, and no use then.
 
     A row of which nothing could be measured rests too: it is damaged, or its grading fails.
     """
-    useful = (rules.low < memory.rate) & (memory.rate < rules.high)  # False for NaN
-    return (memory.last >= 0) & ~useful & (number - memory.last <= rules.rest)
+    useful = (rules.low < pass_rates.rate) & (pass_rates.rate < rules.high)  # False for NaN
+    return (pass_rates.last >= 0) & ~useful & (number - pass_rates.last <= rules.rest)
 
 
-def tiers(rules: Curriculum, memory: Memory) -> Int[np.ndarray, "n"]:
+def tiers_of(rules: Curriculum, pass_rates: PassRates) -> Int[np.ndarray, "n"]:
     """The tier of each row, by its index in `TIERS`; new rows are medium unless they have a share."""
     low, high = rules.bounds
-    found = np.ones(len(memory.rate), np.int8)
-    found[memory.rate > high] = 0
-    found[memory.rate < low] = 2
+    found = np.ones(len(pass_rates.rate), np.int8)
+    found[pass_rates.rate > high] = 0
+    found[pass_rates.rate < low] = 2
     if len(rules.tiers) == len(TIERS):
-        found[memory.last < 0] = 3
+        found[pass_rates.last < 0] = 3
     return found
 
 
-def figures(
+def make_plan(
     rules: Curriculum,
-    memory: Memory,
-    labels: Int[np.ndarray, "n"],
-    drawn_from: Bool[np.ndarray, "n"],
+    rows: Rows,
+    mixture: Mixture,
+    state: CurriculumState,
+    *,
+    seed: int,
+    share: float,
+    batches: int,
+    batch_size: int,
+    temperature: float = 1.0,
+) -> SamplingPlan:
+    """The plan after that of ``state``.
+
+    Args:
+      rules, rows, mixture, state: what it depends on.
+      seed: of all orders.
+      share: of the run that is done.
+      batches, batch_size: its size.
+      temperature: of sources that count by their rows (see `weights_by_rows`).
+    """
+    pass_rates, before = state
+    number, total = before.number + 1, batches * batch_size
+    draws = np.random.default_rng([seed, _PLAN, number])
+    active = rows.usable & np.repeat(np.array(mixture.weights) > 0, np.diff(rows.starts))
+    resting = active & cooling_down(rules, pass_rates, number)
+    shares = _source_shares(mixture, rows, active, active & ~resting, temperature)
+    resting = _end_cooldowns(
+        resting, active, pass_rates.last, np.ceil(batch_size * shares), rows.starts, draws
+    )
+    tiers, awake = tiers_of(rules, pass_rates), active & ~resting
+    pool_shares = np.array(
+        rules.tiers or ((1.0 - rules.random, rules.random) if rules.order else (1.0,)), float
+    )
+    cursors = before.cursors.copy()
+    picked: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    for source, wanted in enumerate(_round_amounts(total * shares, draws.random())):
+        if not wanted:
+            continue
+        of, address = slice(rows.starts[source], rows.starts[source + 1]), [seed, source]
+        pools = tiers[of] if rules.tiers else np.zeros(len(awake[of]), np.int8)
+        if rules.order:
+            pools = _outside_window(rules, _hardness(rules, rows, pass_rates)[of], awake[of], share, address)
+        sizes = np.bincount(pools[awake[of]], minlength=len(pool_shares))
+        amounts = _allocate(float(wanted), pool_shares, sizes)
+        for k, count in enumerate(_round_amounts(amounts, draws.random())):
+            pool, cursor = awake[of] & (pools == k), int(cursors[source, k])
+            chosen, cursors[source, k] = _take_next(pool, cursor, int(count), address)
+            picked.append(chosen + rows.starts[source])
+            # Evenly over the plan, so that every batch has nearly the shares of the whole.
+            places.append((np.arange(count) + draws.random()) / max(count, 1))
+    order = np.argsort(np.concatenate(places), kind="stable")
+    return SamplingPlan(
+        number=number,
+        first=before.first + len(before.rows) // batch_size,
+        rows=np.concatenate(picked)[order].astype(np.int32),
+        cursors=cursors,
+        metrics=_plan_metrics(rules, pass_rates, tiers, active, resting),
+    )
+
+
+def _plan_metrics(
+    rules: Curriculum,
+    pass_rates: PassRates,
+    tiers: Int[np.ndarray, "n"],
+    active: Bool[np.ndarray, "n"],
     resting: Bool[np.ndarray, "n"],
 ) -> dict[str, float]:
-    """Metrics of the moment when a round is planned, over the rows ``drawn_from``."""
-    total = np.count_nonzero(drawn_from)
-    seen = drawn_from & (memory.visits > 0)
-    out = {"curriculum/seen": float(np.count_nonzero(seen) / total)}
+    """Metrics over the ``active`` rows, those that the mixture draws from."""
+    seen = active & (pass_rates.visits > 0)
+    out = {"curriculum/seen": float(seen.sum() / active.sum())}
     if seen.any():
-        out["curriculum/pass_rate"] = float(memory.rate[seen].mean(dtype=np.float64))
+        out["curriculum/pass_rate"] = float(pass_rates.rate[seen].mean(dtype=np.float64))
     if rules.rest:
-        out["curriculum/resting"] = float(np.count_nonzero(resting) / total)
+        out["curriculum/resting"] = float(resting.sum() / active.sum())
     for k in range(len(rules.tiers)):
-        out[f"curriculum/tier_{TIERS[k]}"] = float(np.count_nonzero(drawn_from & (labels == k)) / total)
+        out[f"curriculum/tier_{TIERS[k]}"] = float((active & (tiers == k)).sum() / active.sum())
     return out
+
+
+def weights_by_rows(rows: Int[np.ndarray, "s"], temperature: float) -> Float[np.ndarray, "s"]:
+    """Weights of sources with so many rows: rows^(1/T); by rows at T = 1, nearly equal for large T."""
+    largest = max(float(rows.max()), 1.0)
+    return np.where(rows > 0, (np.maximum(rows, 1) / largest) ** (1.0 / temperature), 0.0)
+
+
+def _source_shares(
+    mixture: Mixture,
+    rows: Rows,
+    active: Bool[np.ndarray, "n"],
+    awake: Bool[np.ndarray, "n"],
+    temperature: float,
+) -> Float[np.ndarray, "s"]:
+    """Shares of the sources in a plan; one that counts by its rows counts by those that do not rest."""
+    weights = np.array(mixture.weights, float)
+    if mixture.by_rows:
+        counted = awake if awake.any() else active
+        weights *= weights_by_rows(np.add.reduceat(counted.astype(np.int64), rows.starts[:-1]), temperature)
+    return weights / weights.sum()
+
+
+def _end_cooldowns(
+    resting: Bool[np.ndarray, "n"],
+    active: Bool[np.ndarray, "n"],
+    last: Int32[np.ndarray, "n"],
+    needed: Float[np.ndarray, "s"],
+    starts: Int[np.ndarray, "s+1"],
+    draws: np.random.Generator,
+) -> Bool[np.ndarray, "n"]:
+    """Rows that still rest when each source has what a batch needs; the longest rested come back."""
+    resting = resting.copy()
+    for source, need in enumerate(needed):
+        of = slice(starts[source], starts[source + 1])
+        there, asleep = np.count_nonzero(active[of]), np.flatnonzero(resting[of])
+        missing = int(min(need, there)) - (there - len(asleep))
+        if missing > 0:
+            asleep = draws.permutation(asleep)
+            longest = asleep[np.argsort(last[of][asleep], kind="stable")[:missing]]
+            resting[of][longest] = False
+    return resting
+
+
+def _hardness(rules: Curriculum, rows: Rows, pass_rates: PassRates) -> Float[np.ndarray, "n"]:
+    """The key that rows are ranked by; a pass rate not yet measured counts as one half."""
+    if rules.order == "difficulty":
+        assert rows.difficulty is not None
+        return rows.difficulty
+    return -np.nan_to_num(pass_rates.rate, nan=0.5)
+
+
+def _outside_window(
+    rules: Curriculum,
+    hardness: Float[np.ndarray, "n"],
+    awake: Bool[np.ndarray, "n"],
+    share: float,
+    address: list[int],
+) -> Int[np.ndarray, "n"]:
+    """0 for rows within the window, which slides over the ranks as the run goes on; 1 for all others."""
+    ties = np.random.default_rng([*address, _TIES]).permutation(len(hardness))
+    ranked = ties[np.argsort(hardness[ties], kind="stable")]
+    ranked = ranked[awake[ranked]]
+    start = math.floor(share * (1.0 - rules.window) * len(ranked))
+    end = math.ceil((share * (1.0 - rules.window) + rules.window) * len(ranked))
+    outside = np.ones(len(hardness), np.int8)
+    outside[ranked[start:end]] = 0
+    return outside
+
+
+def _allocate(
+    total: float, shares: Float[np.ndarray, "p"], sizes: Int[np.ndarray, "p"]
+) -> Float[np.ndarray, "p"]:
+    """Part of ``total`` rows that comes from each pool: by its share, but no more than it has.
+
+    What a pool is too small for goes to the others by their shares; if there are not enough rows at all, each
+    is drawn equally often.
+    """
+    if total >= sizes.sum():
+        return total * sizes / sizes.sum() if sizes.sum() else np.zeros(len(sizes))
+    given = np.zeros(len(sizes))
+    while True:
+        room = sizes - given
+        wanted = np.where(room > 0, shares, 0.0)
+        if not wanted.sum():
+            wanted = room
+        wanted = (total - given.sum()) * wanted / wanted.sum()
+        if (wanted <= room).all():
+            return given + wanted
+        given = np.where(wanted >= room, sizes, given)
+
+
+def _round_amounts(amounts: Float[np.ndarray, "k"], shift: float) -> Int[np.ndarray, "k"]:
+    """Whole numbers with the same sum, each within one of its amount, and equal to it on the average."""
+    edges = np.floor(np.round(np.cumsum(amounts), 6) + shift).astype(np.int64)
+    return np.diff(edges, prepend=0)
+
+
+def _take_next(
+    pool: Bool[np.ndarray, "n"], cursor: int, count: int, address: list[int]
+) -> tuple[Int[np.ndarray, "k"], int]:
+    """The next ``count`` rows of a pool in the endless order of its source, and the place after them.
+
+    The order has every row once in an epoch, at random; rows that are not in the pool are passed over. A row
+    may come twice only where one epoch ends and the next begins.
+    """
+    found: list[np.ndarray] = [np.zeros(0, np.int64)]
+    while count:
+        epoch, place = divmod(cursor, len(pool))
+        ahead = np.random.default_rng([*address, _EPOCH, epoch]).permutation(len(pool))[place:]
+        there = np.flatnonzero(pool[ahead])[:count]
+        found.append(ahead[there])
+        count -= len(there)
+        cursor += len(ahead) if count else int(there[-1]) + 1
+    return np.concatenate(found), cursor

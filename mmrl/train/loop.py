@@ -12,11 +12,10 @@ from jax.sharding import Mesh
 
 from mmrl import hosts
 from mmrl.config import Config, from_dict
-from mmrl.data.curriculum import State, packed, unpacked
+from mmrl.data.curriculum import CurriculumSampler, CurriculumState, state_from_json, state_to_json
 from mmrl.data.pipeline import Batches
 from mmrl.hosts import say
 from mmrl.train import checkpoint
-from mmrl.train.course import Course
 from mmrl.train.guards import Guards
 from mmrl.train.metrics import CompileCounter, Metrics, Phases, Progress
 from mmrl.train.state import TrainState
@@ -44,7 +43,7 @@ class Stage:
     take_step: Callable[[TrainState, int], tuple[TrainState, Values]]  # with the number of the step, from 1
     checkpoint_every: int
     evaluate: Callable[[Params, int, Metrics], Values] = lambda params, step, metrics: {}
-    course: Course | None = None  # where a curriculum makes the order of the batches
+    sampler: CurriculumSampler | None = None  # where a curriculum makes the order of the batches
     checkpoint_minutes: float = 0.0  # save when so many have passed, too; 0: never
     checkpoint_last: bool = True
     keep: int = 2  # newest checkpoints
@@ -59,7 +58,7 @@ class Position:
     """The place of a stage in its data."""
 
     batches: int  # given
-    course: State | None
+    curriculum: CurriculumState | None
 
 
 def run_stage(stage: Stage, make_state: Callable[[], TrainState]) -> TrainState:
@@ -149,7 +148,7 @@ def minutes_passed(since: float, minutes: float, now: float) -> bool:
 
 
 def _position(stage: Stage) -> Position:
-    return Position(stage.batches.given, None if stage.course is None else stage.course.state)
+    return Position(stage.batches.given, None if stage.sampler is None else stage.sampler.state)
 
 
 def _save(
@@ -157,7 +156,7 @@ def _save(
 ) -> None:
     facts = {
         "batches": position.batches,
-        "course": None if position.course is None else packed(position.course),
+        "curriculum": None if position.curriculum is None else state_to_json(position.curriculum),
         "skipped_in_a_row": stage.guards.skipped_in_a_row,
         "config": dataclasses.asdict(stage.config),
     }
@@ -167,6 +166,6 @@ def _save(
 def _restore_position(stage: Stage, step: int, facts: dict[str, Any]) -> None:
     check_same(stage.config, from_dict(facts["config"]), f"step {step} in {stage.workdir}")
     stage.guards.skipped_in_a_row = facts["skipped_in_a_row"]
-    if stage.course is not None:
-        stage.course.state = unpacked(facts["course"], len(stage.course.index))
+    if stage.sampler is not None:
+        stage.sampler.state = state_from_json(facts["curriculum"], len(stage.sampler.index))
     stage.batches.seek(facts["batches"])

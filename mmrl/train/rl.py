@@ -14,6 +14,7 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.atomic import write_jsonl
 from mmrl.config import Config, algorithm
 from mmrl.data import pipeline
+from mmrl.data.curriculum import CurriculumSampler, weights_by_rows
 from mmrl.data.examples import thumbnail
 from mmrl.data.sources import Source
 from mmrl.hosts import say
@@ -21,7 +22,6 @@ from mmrl.mesh import batch_shards, local_rows, put, to_host
 from mmrl.models.pieces import pieces_of
 from mmrl.open import OpenModel, TrainingData, prompt_format, readers
 from mmrl.train import programs
-from mmrl.train.course import Course, fixed_weights, open_course, part
 from mmrl.train.evaluate import evaluate, response_rows
 from mmrl.train.guards import open_guards
 from mmrl.train.loop import Stage, run_stage
@@ -65,14 +65,14 @@ def train(
     chosen, limits = algorithm(config), config.train
     total_updates = limits.steps * (config.rollout.prompts // limits.update_prompts)
     optimizer = make_optimizer(config.optimizer, total_updates)
-    course = open_course(config, data)
+    sampler = open_sampler(config, data)
     with open_rollouts(config, model, workdir, stop) as rollouts:
         learner = Learner(
             rollouts=rollouts,
             algorithm=chosen,
             optimizer=optimizer,
             reference=_load_reference(chosen, model),
-            batches=_open_batches(config, model, data, course),
+            batches=_open_batches(config, model, data, sampler),
             guards=open_guards(
                 workdir / "skipped_rows.jsonl",
                 data.rows,
@@ -80,7 +80,7 @@ def train(
                 limits.max_skipped,
                 data.broken,
             ),
-            course=course,
+            sampler=sampler,
             total_updates=total_updates,
             workdir=workdir,
         )
@@ -95,7 +95,7 @@ def train(
             phases=rollouts.phases,
             take_step=partial(take_step, learner),
             evaluate=partial(_evaluate, learner, heldout),
-            course=course,
+            sampler=sampler,
             checkpoint_every=limits.checkpoint_every,
             checkpoint_minutes=limits.checkpoint_minutes,
             keep=limits.keep_checkpoints,
@@ -116,8 +116,34 @@ def _load_reference(chosen: Algorithm, model: OpenModel) -> Params | None:
     return jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), model.load())
 
 
+def open_sampler(config: Config, data: TrainingData) -> CurriculumSampler | None:
+    """The curriculum sampler; None where the seed alone decides the order."""
+    if not (config.data.curriculum.active or len(data.mixtures) > 1):
+        return None
+    return CurriculumSampler(
+        config.data.curriculum,
+        data.sources,
+        data.mixtures,
+        data.difficulty,
+        seed=config.seed,
+        steps=config.train.steps,
+        batch_size=config.rollout.prompts,
+        temperature=config.data.temperature,
+    )
+
+
+def source_weights(config: Config, data: TrainingData) -> tuple[float, ...] | None:
+    """Weights of the sources where the seed alone decides the order; None: each row counts the same."""
+    mixture, temperature = data.mixtures[0], config.data.temperature
+    if not mixture.by_rows:
+        return mixture.weights
+    if temperature == 1.0:
+        return None
+    return tuple(weights_by_rows(np.array([len(source) for source in data.sources]), temperature).tolist())
+
+
 def _open_batches(
-    config: Config, model: OpenModel, data: TrainingData, course: Course | None
+    config: Config, model: OpenModel, data: TrainingData, sampler: CurriculumSampler | None
 ) -> pipeline.Batches[pipeline.Batch]:
     return pipeline.prompts(
         data.sources,
@@ -125,10 +151,10 @@ def _open_batches(
         prompt_format(config),
         seed=config.seed,
         batch_size=config.rollout.prompts,
-        weights=fixed_weights(config, data),
+        weights=source_weights(config, data),
         rows=local_rows(model.mesh, config.rollout.prompts),
         readers=readers(config),
-        part=None if course is None else partial(part, course),
+        part=None if sampler is None else sampler.order_of,
     )
 
 

@@ -12,12 +12,12 @@ import optax
 from mmrl import hosts
 from mmrl.algorithms.algorithm import Algorithm, keep_groups
 from mmrl.data import pipeline
+from mmrl.data.curriculum import CurriculumSampler
 from mmrl.hosts import say
 from mmrl.mesh import local_rows, put
 from mmrl.open import sampling_of
 from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
-from mmrl.train.course import Course, learn
 from mmrl.train.guards import Guards, save_incident
 from mmrl.train.metrics import to_floats
 from mmrl.train.programs import ImageCorruption, TrainBatch
@@ -46,7 +46,7 @@ class Learner:
     reference: Params | None  # weights of the reference policy, where the algorithm asks for it
     batches: pipeline.Batches[pipeline.Batch]
     guards: Guards
-    course: Course | None
+    sampler: CurriculumSampler | None
     total_updates: int
     workdir: Path
 
@@ -67,8 +67,8 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
     context, algorithm = replace(learner.rollouts, stats=Stats()), learner.algorithm
     config, mesh, phases = context.config, context.model.mesh, context.phases
     count, size = config.rollout.prompts, config.train.update_prompts
-    if learner.course is not None:
-        learner.course.step = step - 1
+    if learner.sampler is not None:
+        learner.sampler.step = step - 1
 
     # Rollout and reward: groups of graded responses, drawn until enough of them are worth training on.
     with phases("rollout"):
@@ -124,8 +124,9 @@ def _draw(learner: Learner, context: RolloutContext, weights: Params, step: int,
         sampling=sampling_of(config),
         progress=(step - 1) / config.train.steps,
     )
-    if learner.course is not None:
-        learn(learner.course, graded.stats)
+    if learner.sampler is not None:
+        stats = graded.stats
+        learner.sampler.update(stats.ids, stats.components.get("accuracy", stats.rewards), stats.valid)
     return graded
 
 
@@ -146,7 +147,7 @@ def _rollout_values(
     values |= merged(hosts.gather(asdict(context.stats))).metrics()
     if context.rewards is not None:
         values |= {f"judge/{name}": value for name, value in context.rewards.judge_stats().items()}
-    return values if learner.course is None else {**values, **learner.course.state.round.figures}
+    return values if learner.sampler is None else {**values, **learner.sampler.state.plan.metrics}
 
 
 def _score(learner: Learner, params: Params, batch: TrainBatch) -> dict[str, jax.Array]:

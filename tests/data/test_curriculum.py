@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from mmrl.config import from_dict
 from mmrl.data.curriculum import (
     Curriculum,
-    Memory,
-    State,
-    beginning,
-    packed,
-    tiers,
-    too_easy_or_hard,
-    unpacked,
-    update,
+    CurriculumState,
+    Mixture,
+    PassRates,
+    Rows,
+    cooling_down,
+    initial_state,
+    make_plan,
+    state_from_json,
+    state_to_json,
+    tiers_of,
+    update_pass_rates,
+    weights_by_rows,
 )
-from mmrl.data.rounds import Mixture, Rows, plan, weights_by_rows
 
 BATCH = 8
 GROUP = 4
@@ -37,12 +40,11 @@ def rows_of(*lengths, unusable=(), difficulty=None):
 
 def next_round(rules, rows, memory, before, *, mixture=None, share=0.0, seed=0, temperature=1.0):
     sources = len(rows.starts) - 1
-    return plan(
+    return make_plan(
         rules,
         rows,
         mixture or Mixture(0.0, (1.0,) * sources, by_rows=True),
-        memory,
-        before,
+        CurriculumState(memory, before),
         seed=seed,
         share=share,
         batches=rules.batches,
@@ -53,45 +55,45 @@ def next_round(rules, rows, memory, before, *, mixture=None, share=0.0, seed=0, 
 
 def second_round(rules, rows, memory, **options):
     """After one that nothing is known of but the memory it left."""
-    before = beginning(len(rows.usable), len(rows.starts) - 1).round._replace(number=0)
+    before = initial_state(len(rows.usable), len(rows.starts) - 1).plan._replace(number=0)
     return next_round(rules, rows, memory, before, **options)
 
 
 def first_round(rules, rows, **options):
-    memory, before = beginning(len(rows.usable), len(rows.starts) - 1)
+    memory, before = initial_state(len(rows.usable), len(rows.starts) - 1)
     return next_round(rules, rows, memory, before, **options)
 
 
 def played(rules, rows, rates, rounds, seed=0, **options):
     """Rounds of a run in which row n is answered rightly with the chance ``rates[n]``, and the memory."""
     draws = np.random.default_rng(seed)
-    memory, made = beginning(len(rates), len(rows.starts) - 1)
+    memory, made = initial_state(len(rates), len(rows.starts) - 1)
     for number in range(rounds):
         made = next_round(rules, rows, memory, made, seed=seed, share=number / rounds, **options)
         yield made, memory
         for batch in made.rows.reshape(-1, BATCH):
             accuracy = (draws.random((BATCH, GROUP)) < rates[batch][:, None]).astype(np.float32)
             valid = np.ones((BATCH, GROUP), bool)
-            memory = update(memory, batch, accuracy, valid, number=number, newest=rules.newest)
+            memory = update_pass_rates(memory, batch, accuracy, valid, number=number, newest=rules.newest)
 
 
 def remembering(rates, last=0):
     count = len(rates)
-    return Memory(
+    return PassRates(
         np.array(rates, np.float32),
         np.where(np.isnan(rates), 0, 1).astype(np.int32),
         np.broadcast_to(np.int32(last), (count,)).copy(),
     )
 
 
-class TestMemory:
+class TestPassRates:
     def test_a_first_visit_counts_alone_and_a_newer_one_by_its_weight(self):
-        memory, _ = beginning(3, 1)
+        memory, _ = initial_state(3, 1)
         right = np.array([[1.0, 0.0]], np.float32)
         for number, expected in ((0, 0.5), (1, 0.25 * 0.5 + 0.75 * 1.0)):
             accuracy = right if number == 0 else np.ones((1, 2), np.float32)
             valid = np.ones((1, 2), bool)
-            memory = update(memory, np.array([1]), accuracy, valid, number=number, newest=0.75)
+            memory = update_pass_rates(memory, np.array([1]), accuracy, valid, number=number, newest=0.75)
             assert memory.rate[1] == expected
         np.testing.assert_array_equal(memory.visits, [0, 2, 0])
         np.testing.assert_array_equal(memory.last, [-1, 1, -1])
@@ -101,7 +103,7 @@ class TestMemory:
         before = remembering([0.5, 0.5, 0.5])
         accuracy = np.array([[1.0, 0.0], [1.0, np.nan], [0.0, np.nan]], np.float32)
         valid = np.array([[True, False], [True, True], [False, True]])
-        after = update(before, np.arange(3), accuracy, valid, number=7, newest=1.0)
+        after = update_pass_rates(before, np.arange(3), accuracy, valid, number=7, newest=1.0)
         np.testing.assert_array_equal(after.rate, [1.0, 1.0, 0.5])
         np.testing.assert_array_equal(after.visits, [2, 2, 1])
         np.testing.assert_array_equal(after.last, [7, 7, 7])
@@ -109,8 +111,8 @@ class TestMemory:
 
     def test_what_is_no_rate_is_brought_into_range(self):
         accuracy = np.array([[-2.0, 0.5], [3.0, 3.0]], np.float32)
-        memory, _ = beginning(2, 1)
-        after = update(memory, np.arange(2), accuracy, np.ones((2, 2), bool), number=0, newest=1.0)
+        memory, _ = initial_state(2, 1)
+        after = update_pass_rates(memory, np.arange(2), accuracy, np.ones((2, 2), bool), number=0, newest=1.0)
         np.testing.assert_array_equal(after.rate, [0.25, 1.0])
 
     @few
@@ -122,36 +124,36 @@ class TestMemory:
         before = remembering([0.5] * 6, last=0)
         order = data.draw(st.permutations(range(len(rows))))
         one, other = (
-            update(before, np.array(rows)[k], accuracy[k], valid[k], number=1, newest=0.5)
+            update_pass_rates(before, np.array(rows)[k], accuracy[k], valid[k], number=1, newest=0.5)
             for k in (list(range(len(rows))), list(order))
         )
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
 
     def test_a_row_drawn_twice_is_one_visit_with_the_responses_of_both(self):
-        memory, _ = beginning(1, 1)
+        memory, _ = initial_state(1, 1)
         accuracy = np.array([[1.0, 1.0], [0.0, 1.0]])
         valid = np.array([[True, True], [True, False]])
-        after = update(memory, np.array([0, 0]), accuracy, valid, number=0, newest=0.5)
+        after = update_pass_rates(memory, np.array([0, 0]), accuracy, valid, number=0, newest=0.5)
         assert (after.rate[0], after.visits[0]) == (np.float32(2 / 3), 1)
 
     def test_as_json_and_back(self):
         rules, rows = Curriculum(batches=3, rest=2), rows_of(40, 2)
         *_, (made, memory) = played(rules, rows, np.linspace(0, 1, 42), 5)
-        state = State(memory, made)
-        again = unpacked(json.loads(json.dumps(packed(state))), 42)
-        for a, b in zip((*memory, *made), (*again.memory, *again.round), strict=True):
+        state = CurriculumState(memory, made)
+        again = state_from_json(json.loads(json.dumps(state_to_json(state))), 42)
+        for a, b in zip((*memory, *made), (*again.pass_rates, *again.plan), strict=True):
             np.testing.assert_array_equal(a, b)
             assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
         with pytest.raises(ValueError, match="remembers 42 rows of the training data, which has 43"):
-            unpacked(packed(state), 43)
+            state_from_json(state_to_json(state), 43)
 
     def test_takes_few_bytes_a_row(self):
         count = 20_000
         rates = np.random.default_rng(0).integers(0, 9, count) / 8
         last = np.random.default_rng(1).integers(-1, 60, count)
-        state = beginning(count, 1)._replace(memory=remembering(rates, last))
-        assert len(json.dumps(packed(state))) < 4 * count
+        state = initial_state(count, 1)._replace(pass_rates=remembering(rates, last))
+        assert len(json.dumps(state_to_json(state))) < 4 * count
 
 
 class TestRests:
@@ -160,8 +162,8 @@ class TestRests:
         memory = remembering([0.0, 0.1, 0.11, 0.89, 0.9, 1.0, np.nan], last=5)
         useless = [True, True, False, False, True, True, True]
         for number, resting in ((6, useless), (7, useless), (8, [False] * 7)):
-            np.testing.assert_array_equal(too_easy_or_hard(rules, memory, number), resting)
-        assert not too_easy_or_hard(rules, remembering([np.nan], last=-1), 0).any()
+            np.testing.assert_array_equal(cooling_down(rules, memory, number), resting)
+        assert not cooling_down(rules, remembering([np.nan], last=-1), 0).any()
 
     @few
     @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 5))
@@ -169,13 +171,13 @@ class TestRests:
         rules, rows = Curriculum(batches=batches, rest=rest), rows_of(30, 20, unusable=(3, 33))
         rates = np.random.default_rng(seed).choice(np.array([0.0, 0.5, 1.0]), 50)
         for made, memory in played(rules, rows, rates, 6, seed=seed):
-            resting = too_easy_or_hard(rules, memory, made.number)
+            resting = cooling_down(rules, memory, made.number)
             awake = rows.usable & ~resting
             assert len(made.rows) == batches * BATCH
             assert rows.usable[made.rows].all()
             if np.count_nonzero(awake) >= BATCH:
                 assert awake[made.rows].all()
-            assert (1 - made.figures["curriculum/resting"]) * 48 > BATCH - 1e-6
+            assert (1 - made.metrics["curriculum/resting"]) * 48 > BATCH - 1e-6
 
     def test_every_row_is_tried_again(self):
         """Even where all rows are always answered in the same way."""
@@ -191,16 +193,16 @@ class TestRests:
     def test_the_longest_rested_come_back_first(self):
         rules, rows = Curriculum(batches=1, rest=100), rows_of(20)
         memory = remembering([1.0] * 20, last=np.arange(20))
-        start = beginning(20, 1).round._replace(number=20)
+        start = initial_state(20, 1).plan._replace(number=20)
         made = next_round(rules, rows, memory, start)
         assert sorted(made.rows) == list(range(BATCH))
-        assert made.figures["curriculum/resting"] == 12 / 20
+        assert made.metrics["curriculum/resting"] == 12 / 20
 
     def test_a_single_row_that_a_batch_lacks_comes_back(self):
         rules, rows = Curriculum(batches=1, rest=100), rows_of(20)
         awake = BATCH - 1
         memory = remembering([0.5] * awake + [1.0] * (20 - awake), last=np.arange(20))
-        made = next_round(rules, rows, memory, beginning(20, 1).round._replace(number=20))
+        made = next_round(rules, rows, memory, initial_state(20, 1).plan._replace(number=20))
         assert sorted(made.rows) == list(range(BATCH))
 
     def test_rows_that_rest_leave_their_part_to_other_sources_unless_weights_are_given(self):
@@ -269,7 +271,7 @@ class TestMixtures:
     def test_a_round_is_a_function_of_what_it_is_told(self, seed, number):
         rules, rows = Curriculum(batches=2, tiers=(0.2, 0.6, 0.2), rest=2), rows_of(20, 30)
         rates = np.random.default_rng(seed).random(50).astype(np.float32)
-        start = beginning(50, 2).round._replace(number=number)
+        start = initial_state(50, 2).plan._replace(number=number)
         one, other = (next_round(rules, rows, remembering(rates), start, seed=seed) for _ in range(2))
         np.testing.assert_array_equal(one.rows, other.rows)
         np.testing.assert_array_equal(one.cursors, other.cursors)
@@ -285,8 +287,8 @@ class TestTiers:
     def test_bounds(self):
         memory = remembering([0.0, 0.24, 0.25, 0.75, 0.76, np.nan], last=[0, 0, 0, 0, 0, -1])
         rules = Curriculum(tiers=(1.0, 1.0, 1.0))
-        assert tiers(rules, memory).tolist() == [2, 2, 1, 1, 0, 1]
-        assert tiers(replace(rules, tiers=(1, 1, 1, 1)), memory).tolist() == [2, 2, 1, 1, 0, 3]
+        assert tiers_of(rules, memory).tolist() == [2, 2, 1, 1, 0, 1]
+        assert tiers_of(replace(rules, tiers=(1, 1, 1, 1)), memory).tolist() == [2, 2, 1, 1, 0, 3]
 
     @few
     @given(st.tuples(*[st.floats(0.05, 1.0)] * 3), st.integers(0, 2**32))
@@ -302,7 +304,7 @@ class TestTiers:
             assert (np.abs(found - wanted * 2 * BATCH) <= 1).all()
             counts += found
         np.testing.assert_allclose(counts / counts.sum(), wanted, atol=0.04)
-        assert made.figures["curriculum/tier_easy"] == pytest.approx(1 / 3)
+        assert made.metrics["curriculum/tier_easy"] == pytest.approx(1 / 3)
 
     def test_follow_what_is_measured(self):
         """All rows are new at first, and so medium; later the hard ones come as often as they should."""
@@ -325,7 +327,7 @@ class TestTiers:
         memory = remembering(np.repeat([0.9, 0.5, 0.1], [50, 50, 3]))
         made = second_round(rules, rows, memory)
         assert len(np.unique(made.rows)) == 2 * BATCH
-        counts = np.bincount(tiers(rules, memory)[made.rows], minlength=3)
+        counts = np.bincount(tiers_of(rules, memory)[made.rows], minlength=3)
         assert counts[2] == 3
         assert abs(counts[0] - counts[1]) <= 1
 

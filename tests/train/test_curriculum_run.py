@@ -64,7 +64,7 @@ def test_an_interruption_changes_nothing(smoke_config, smoke_run, tmp_path, monk
             run(config, again)
     assert checkpoint.saved_steps(again / "checkpoints") == [1]
     saved = json.loads((again / "checkpoints" / "1" / "run" / "metadata").read_text())["run"]["facts"]
-    assert (saved["batches"], saved["course"]["number"]) == (2, 0)
+    assert (saved["batches"], saved["curriculum"]["number"]) == (2, 0)
     run(config, again)
     assert without_times(read_metrics(again)) == without_times(rows)
     for left, right in zip(

@@ -2,23 +2,20 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 
 import numpy as np
 import pytest
 
 from mmrl.config import from_dict
-from mmrl.data.curriculum import packed, unpacked
+from mmrl.data.curriculum import Mixture, state_from_json, state_to_json
 from mmrl.data.pipeline import PromptFormat, Readers, prompts
-from mmrl.data.rounds import Mixture
 from mmrl.data.sources import read
 from mmrl.data.validation import Report
 from mmrl.models.processor import load_processor
 from mmrl.open import TrainingData, difficulties
 from mmrl.sample import Sample
-from mmrl.train.course import fixed_weights, learn, open_course, part
-from mmrl.train.rollout_batch import RowStats
+from mmrl.train.rl import open_sampler, source_weights
 
 BATCH = 4
 STEPS = 12
@@ -49,58 +46,45 @@ def data(tmp_path):
     )
 
 
-def course_of(data, curriculum=ACTIVE, **changes):
+def sampler_of(data, curriculum=ACTIVE, **changes):
     values = {
         "seed": 3,
         "data": {"curriculum": curriculum, **changes},
         "rollout": {"prompts": BATCH},
         "train": {"steps": STEPS, "update_prompts": BATCH, "micro_prompts": BATCH},
     }
-    return open_course(from_dict(values), data)
+    return open_sampler(from_dict(values), data)
 
 
-def batches_of(course, processor, **options):
-    settings = {"seed": 3, "batch_size": BATCH, "part": partial(part, course), **options}
-    return prompts(course.sources, processor, FORM, **settings)
+def batches_of(sampler, processor, **options):
+    settings = {"seed": 3, "batch_size": BATCH, "part": sampler.order_of, **options}
+    return prompts(sampler.sources, processor, FORM, **settings)
 
 
-def graded(ids):
+def learn(sampler, ids):
     """As if the rows of ``a`` were always answered rightly, odd ones of ``b`` half of the time."""
     right = np.array([[1.0, 1.0] if name[0] == "a" else [int(name[-1]) % 2, 0.0] for name in ids])
-    grid, table = np.zeros((len(ids), 2)), np.zeros((len(ids), 3), int)
-    return RowStats(
-        ids=np.array(ids),
-        sources=np.array([name.split(":")[0] for name in ids]),
-        rewards=right,
-        valid=np.ones(grid.shape, bool),
-        lengths=grid.astype(int),
-        truncated=grid.astype(bool),
-        components={"accuracy": right},
-        episode_metrics={},
-        digests=np.zeros(len(ids), int),
-        used=table,
-        padded=table,
-    )
+    sampler.update(ids, right, np.ones(right.shape, bool))
 
 
 def ids_of(batch):
     return [sample.id for sample in batch.samples]
 
 
-def run(course, batches, count):
+def run(sampler, batches, count):
     """The rows of so many steps of one batch."""
     drawn = []
     for _ in range(count):
         drawn.append(ids_of(next(batches)))
-        learn(course, graded(drawn[-1]))
-        course.step += 1
+        learn(sampler, drawn[-1])
+        sampler.step += 1
     return drawn
 
 
 @pytest.fixture
 def whole(data, processor):
-    course = course_of(data)
-    return run(course, batches_of(course, processor), STEPS)
+    sampler = sampler_of(data)
+    return run(sampler, batches_of(sampler, processor), STEPS)
 
 
 def test_rows_that_are_left_out_are_not_drawn_and_others_come_by_their_names(whole):
@@ -111,9 +95,9 @@ def test_rows_that_are_left_out_are_not_drawn_and_others_come_by_their_names(who
 
 
 def test_what_came_of_a_row_is_remembered_under_its_number_in_the_files(data, processor):
-    course = course_of(data)
-    drawn = set(chain(*run(course, batches_of(course, processor), 2)))
-    memory = course.state.memory
+    sampler = sampler_of(data)
+    drawn = set(chain(*run(sampler, batches_of(sampler, processor), 2)))
+    memory = sampler.state.pass_rates
     visited = {f"a.jsonl:{k}" for k in np.flatnonzero(memory.visits[:10])}
     visited |= {f"b.jsonl:{k}" for k in np.flatnonzero(memory.visits[10:])}
     assert visited == drawn
@@ -125,21 +109,21 @@ def test_what_came_of_a_row_is_remembered_under_its_number_in_the_files(data, pr
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_how_many_read_changes_nothing(data, processor, whole, threads):
-    course = course_of(data)
-    assert run(course, batches_of(course, processor, readers=Readers(threads)), STEPS) == whole
+    sampler = sampler_of(data)
+    assert run(sampler, batches_of(sampler, processor, readers=Readers(threads)), STEPS) == whole
 
 
 def test_processes_share_a_batch(data, processor, whole):
-    """Each has a course of its own, and is told of all rows."""
+    """Each has a sampler of its own, and is told of all rows."""
     parts = []
     for mine in np.split(np.arange(BATCH), 2):
-        course = course_of(data)
-        batches = batches_of(course, processor, rows=mine)
+        sampler = sampler_of(data)
+        batches = batches_of(sampler, processor, rows=mine)
         drawn = []
         for step, batch in enumerate(whole):
             drawn.append(ids_of(next(batches)))
-            learn(course, graded(batch))
-            course.step = step + 1
+            learn(sampler, batch)
+            sampler.step = step + 1
         parts.append(drawn)
     assert [left + right for left, right in zip(*parts, strict=True)] == whole
 
@@ -147,12 +131,12 @@ def test_processes_share_a_batch(data, processor, whole):
 @pytest.mark.parametrize("before", range(STEPS))
 def test_goes_on_from_what_was_saved(data, processor, whole, before):
     """In the middle of a round, and between two."""
-    course = course_of(data)
-    batches = batches_of(course, processor)
-    run(course, batches, before)
-    saved = json.loads(json.dumps({"given": batches.given, "course": packed(course.state)}))
-    again = course_of(data)
-    again.state, again.step = unpacked(saved["course"], len(again.index)), before
+    sampler = sampler_of(data)
+    batches = batches_of(sampler, processor)
+    run(sampler, batches, before)
+    saved = json.loads(json.dumps({"given": batches.given, "sampler": state_to_json(sampler.state)}))
+    again = sampler_of(data)
+    again.state, again.step = state_from_json(saved["sampler"], len(again.index)), before
     batches = batches_of(again, processor)
     batches.seek(saved["given"])
     assert run(again, batches, STEPS - before) == whole[before:]
@@ -160,39 +144,42 @@ def test_goes_on_from_what_was_saved(data, processor, whole, before):
 
 def test_a_step_that_is_taken_back(data, processor, whole):
     """It had drawn into the next round, having learned from what it drew."""
-    course = course_of(data)
-    batches = batches_of(course, processor)
-    run(course, batches, 2)
-    given, learned = batches.given, course.state
+    sampler = sampler_of(data)
+    batches = batches_of(sampler, processor)
+    run(sampler, batches, 2)
+    given, learned = batches.given, sampler.state
     for _ in range(3):
-        learn(course, graded(ids_of(next(batches))))
-    assert course.state.round.number == learned.round.number + 1
+        learn(sampler, ids_of(next(batches)))
+    assert sampler.state.plan.number == learned.plan.number + 1
     batches.seek(given)
-    with pytest.raises(ValueError, match="batch 2 is not of the round of batches 3 to 5"):
+    with pytest.raises(ValueError, match="batch 2 is not of the plan of batches 3 to 5"):
         next(batches)
-    course.state = learned
+    sampler.state = learned
     batches.seek(given)
-    assert run(course, batches, STEPS - 2) == whole[2:]
+    assert run(sampler, batches, STEPS - 2) == whole[2:]
 
 
 def test_a_round_is_planned_when_its_first_batch_is_asked_for(data, processor):
-    course = course_of(data)
-    batches = batches_of(course, processor)
-    assert course.state.round.number == -1
-    run(course, batches, 3)
-    assert course.state.round.number == 0
+    sampler = sampler_of(data)
+    batches = batches_of(sampler, processor)
+    assert sampler.state.plan.number == -1
+    run(sampler, batches, 3)
+    assert sampler.state.plan.number == 0
     next(batches)
-    assert course.state.round.number == 1
-    assert course.state.round.figures["curriculum/seen"] == np.count_nonzero(course.state.memory.visits) / 27
+    assert sampler.state.plan.number == 1
+    assert (
+        sampler.state.plan.metrics["curriculum/seen"]
+        == np.count_nonzero(sampler.state.pass_rates.visits) / 27
+    )
 
 
 def test_a_saved_row_that_cannot_be_used_any_more(data, processor):
-    course = course_of(data)
-    next(batches_of(course, processor))
-    lost = course.state.round.rows[-1]
-    course.index[lost] = -1
+    sampler = sampler_of(data)
+    next(batches_of(sampler, processor))
+    lost = sampler.state.plan.rows[-1]
+    sampler.index[lost] = -1
     with pytest.raises(ValueError, match=r"[ab]\.jsonl:\d+ was to be drawn next .* put back the files"):
-        part(course, 1)
+        sampler.order_of(1)
 
 
 def staged(data):
@@ -203,26 +190,26 @@ def staged(data):
 @pytest.mark.parametrize("draws", [1, 2])
 def test_stages_begin_at_their_step(data, processor, draws):
     """Of 12 steps: the second after 4.8, the third after 9; also where a step draws more than one batch."""
-    course = course_of(staged(data), {"batches": 4})
-    batches = batches_of(course, processor)
+    sampler = sampler_of(staged(data), {"batches": 4})
+    batches = batches_of(sampler, processor)
     for step in range(STEPS):
-        course.step = step
+        sampler.step = step
         for _ in range(draws):
             from_b = [name[0] == "b" for name in ids_of(next(batches))]
-            stage = course.state.round.figures["curriculum/stage"]
+            stage = sampler.state.plan.metrics["curriculum/stage"]
             assert stage == (0 if step < 5 else 1 if step < 9 else 2)
             assert sum(from_b) == (0, 3, 4)[int(stage)]
 
 
 def test_without_rules_the_seed_alone_decides(data, processor):
-    assert course_of(data, {}) is None
-    assert course_of(staged(data), {}) is not None
+    assert sampler_of(data, {}) is None
+    assert sampler_of(staged(data), {}) is not None
     config = from_dict({})
-    assert fixed_weights(config, data) is None
-    tempered = fixed_weights(from_dict({"data": {"temperature": 2.0}}), data)
+    assert source_weights(config, data) is None
+    tempered = source_weights(from_dict({"data": {"temperature": 2.0}}), data)
     np.testing.assert_allclose(np.divide(*tempered), np.sqrt(9 / 18))
     given = replace(data, mixtures=(Mixture(0.0, (3.0, 1.0)),))
-    assert fixed_weights(from_dict({"data": {"temperature": 2.0}}), given) == (3.0, 1.0)
+    assert source_weights(from_dict({"data": {"temperature": 2.0}}), given) == (3.0, 1.0)
 
 
 def test_the_column_difficulty(tmp_path):
