@@ -40,7 +40,7 @@ ROLE_WORDS = {
 FIRST_ROWS = 100  # of a file whose columns its rows tell
 
 
-class Wanted(NamedTuple):
+class ColumnSpec(NamedTuple):
     """Which columns to look for."""
 
     named: Mapping[str, str]  # name in the schema -> name in the file, where they differ
@@ -85,7 +85,7 @@ class Source:
             raw = self.table.row(self._row(index))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        required = Wanted({}, self.origin[-1]).required
+        required = ColumnSpec({}, self.origin[-1]).required
         return sample_of(raw, self.columns, self.root, name, self.name, required)
 
     def id(self, index: int) -> str:
@@ -158,7 +158,7 @@ def read(
     unknown = set(columns) - {*REQUIRED, *OPTIONAL}
     if unknown:
         raise ValueError(f"columns: {min(unknown)!r} is not in the schema {[*REQUIRED, *OPTIONAL]}")
-    wanted = Wanted(columns, answered)
+    wanted = ColumnSpec(columns, answered)
     if str(spec).startswith(tfds.PREFIX):
         title, split = tfds.parse(str(spec))
         name, where, table, found = _read_tfds(tfds.named_builder(title), split, wanted)
@@ -251,13 +251,13 @@ def _file_size(path: str) -> int:
         return -1
 
 
-def _read_columnar(lies: Layout, wanted: Wanted) -> tuple[Table, dict[str, str]]:
+def _read_columnar(lies: Layout, wanted: ColumnSpec) -> tuple[Table, dict[str, str]]:
     present = [_columns(schema_of(file).names, file, lies, wanted) for file in lies.files]
     table = columnar_table(lies.files, [list(dict.fromkeys(part.values())) for part in present])
     return table, {name: column for part in present for name, column in part.items()}
 
 
-def _read_jsonl(lies: Layout, wanted: Wanted) -> tuple[Table, dict[str, str]]:
+def _read_jsonl(lies: Layout, wanted: ColumnSpec) -> tuple[Table, dict[str, str]]:
     """A row may leave columns out or be broken, so the first ones tell together which columns there are."""
     table = jsonl_table(lies.files)
     seen: dict[str, None] = {}
@@ -283,12 +283,12 @@ def _list_hint(lies: Layout) -> str:
     return f" The file is a list; make rows of it: {conversion(lies.files[0], lies.root)}" if is_list else ""
 
 
-def _read_csv(lies: Layout, wanted: Wanted) -> tuple[Table, dict[str, str]]:
+def _read_csv(lies: Layout, wanted: ColumnSpec) -> tuple[Table, dict[str, str]]:
     table, there = csv_table(lies.files[0])
     return table, _columns(there, lies.files[0], lies, wanted)
 
 
-def _read_tfds(builder: Any, split: str, wanted: Wanted) -> tuple[str, str, Table, dict[str, str]]:
+def _read_tfds(builder: Any, split: str, wanted: ColumnSpec) -> tuple[str, str, Table, dict[str, str]]:
     """Its name and its directory, both with the split, its rows and their columns."""
     split = tfds.choose_split(builder, split)
     directory = Path(builder.data_dir)
@@ -297,7 +297,7 @@ def _read_tfds(builder: Any, split: str, wanted: Wanted) -> tuple[str, str, Tabl
     return f"{builder.info.name}:{split}", f"{directory}:{split}", table, found
 
 
-READERS: Mapping[str, Callable[[Layout, Wanted], tuple[Table, dict[str, str]]]] = {
+READERS: Mapping[str, Callable[[Layout, ColumnSpec], tuple[Table, dict[str, str]]]] = {
     "parquet": _read_columnar,
     "arrow": _read_columnar,
     "jsonl": _read_jsonl,
@@ -305,7 +305,7 @@ READERS: Mapping[str, Callable[[Layout, Wanted], tuple[Table, dict[str, str]]]] 
 }
 
 
-def _columns(there: Sequence[str], file: Path, lies: Layout, wanted: Wanted) -> dict[str, str]:
+def _columns(there: Sequence[str], file: Path, lies: Layout, wanted: ColumnSpec) -> dict[str, str]:
     """The columns to read of those that are ``there``, by their names in the schema.
 
     Raises ValueError if a required one, or one that the caller named, is not.

@@ -89,14 +89,14 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
     """
     import tensorflow_datasets as tfds
 
-    class Encoded(tfds.decode.SkipDecoding):
+    class KeepEncoded(tfds.decode.SkipDecoding):
         """Leaves an image as it is stored; TFDS's own cannot do so in a list of images."""
 
         def decode_batch_example_np(self, serialized_example: Any) -> Any:
             return serialized_example
 
     pictures = [name for name, feature in builder.info.features.items() if _is_image(feature)]
-    decoders = {name: Encoded() for name in pictures}
+    decoders = {name: KeepEncoded() for name in pictures}
     try:
         rows = builder.as_data_source(split, decoders=decoders)
         files = [Path(part.filename) for part in builder.info.splits[split].file_instructions]

@@ -22,7 +22,7 @@ from PIL import Image
 
 from mmrl.tasks.pretext_captions import Caption, caption_error
 from mmrl.tasks.pretext_images import Pictures, square, whole
-from mmrl.tasks.pretext_tasks import TASKS, Options, Question
+from mmrl.tasks.pretext_tasks import TASKS, Options, PretextQuestion
 
 CAPTION_ERROR = "caption_error"
 NAMES = (*TASKS, CAPTION_ERROR)
@@ -124,7 +124,7 @@ def _pass(seed: int, turn: int, length: int) -> Int64[np.ndarray, "n"]:
 
 def _question(
     material: Material, task: str, pool: Pictures, chosen: int, after: int, rng: np.random.Generator
-) -> Question:
+) -> PretextQuestion:
     side = material.options.side
     image, name = pool.image(chosen), pool.id(chosen)
     if task == CAPTION_ERROR:
@@ -137,7 +137,7 @@ def _question(
     return TASKS[task](picture, others, rng, material.options)
 
 
-def _row(question: Question, task: str, origin: str) -> dict[str, Any]:
+def _row(question: PretextQuestion, task: str, origin: str) -> dict[str, Any]:
     return {
         "problem": question.problem,
         "answer": question.answer,

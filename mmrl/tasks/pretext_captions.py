@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmrl.models.prompts import IMAGE
 from mmrl.tasks.entries import first_of, read_entries, read_json
-from mmrl.tasks.pretext_tasks import Question, Unsuited
+from mmrl.tasks.pretext_tasks import PretextQuestion, Unsuited
 
 KINDS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -118,7 +118,7 @@ def vocabulary(captions: Sequence[Caption]) -> dict[str, Counter[str]]:
 
 def caption_error(
     picture: Image.Image, text: str, words: Mapping[str, Counter[str]], rng: np.random.Generator
-) -> Question:
+) -> PretextQuestion:
     """Which word of the caption is wrong, if one is (in half of the questions), in the manner of ViCrit.
 
     Args: the picture; its caption; the `vocabulary` of all; the generator.
@@ -135,7 +135,7 @@ def caption_error(
     if wrong:
         chosen = chosen.capitalize() if place.word[0].isupper() else chosen
         text = text[: place.start] + chosen + text[place.start + len(place.word) :]
-    return Question(
+    return PretextQuestion(
         f"<image>A caption of this picture: {text}\nOne word of it may be wrong. Name the wrong word as it"
         ' stands in the caption, or say "none" if there is none.',
         chosen if wrong else "none",

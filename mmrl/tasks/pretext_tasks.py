@@ -61,7 +61,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Question:
+class PretextQuestion:
     """A question, its pictures in the order of its placeholders, and how its answer is graded."""
 
     problem: str
@@ -71,18 +71,18 @@ class Question:
     options: tuple[str, ...] = ()  # of a choice
 
 
-Task = Callable[[Image.Image, Sequence[Image.Image], np.random.Generator, Options], Question]
+Task = Callable[[Image.Image, Sequence[Image.Image], np.random.Generator, Options], PretextQuestion]
 
 
 def rotation(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
-) -> Question:
+) -> PretextQuestion:
     """By which multiple of 90 degrees the picture was turned clockwise (Gidaris et al. 2018)."""
     turned = {"0 degrees": picture, **{name: picture.transpose(turn) for name, turn in TURNS.items()}}
     _check_unlike(list(turned.values()))
     names = _shuffled(rng, tuple(turned))
     right = int(rng.integers(len(names)))
-    return Question(
+    return PretextQuestion(
         f"<image>By how much was this picture turned clockwise?\n{_listed(names)}",
         LETTERS[right],
         "choice",
@@ -93,7 +93,7 @@ def rotation(
 
 def jigsaw(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
-) -> Question:
+) -> PretextQuestion:
     """Where each piece of a shuffled picture belongs, piece after piece (Noroozi and Favaro 2016)."""
     rows, columns = options.grid
     count = rows * columns
@@ -106,7 +106,7 @@ def jigsaw(
         left, top, right, bottom = cells[place]
         wide, high = pieces[piece].size
         board.paste(pieces[piece], (left + (right - left - wide) // 2, top + (bottom - top - high) // 2))
-    return Question(
+    return PretextQuestion(
         f"<image>A picture was cut into {rows} x {columns} pieces, and these were laid down again in a random"
         f" order. Places are numbered from 1 to {count}, row by row from the top left. For the piece that"
         " lies on each place now, in the order of the places, name the place where it belongs:"
@@ -119,7 +119,7 @@ def jigsaw(
 
 def patch_order(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
-) -> Question:
+) -> PretextQuestion:
     """The order, from left to right, of patches cut side by side."""
     count, high = options.patches, options.side // 2
     top = int(rng.integers(options.side - high + 1))
@@ -131,7 +131,7 @@ def patch_order(
     _check_unlike(pieces)
     shown = rng.permutation(count)
     listed = "\n".join(f"{number}. <image>" for number in range(1, count + 1))
-    return Question(
+    return PretextQuestion(
         f"These {count} patches were cut out of a picture side by side, and mixed up:\n{listed}\nIn which"
         " order do they stand in the picture, from left to right? Give their numbers, with commas between.",
         ", ".join(str(place + 1) for place in np.argsort(shown)),
@@ -142,7 +142,7 @@ def patch_order(
 
 def relative_position(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
-) -> Question:
+) -> PretextQuestion:
     """On which side of a patch another one was (after Doersch et al. 2015, with four sides)."""
     names = _shuffled(rng, tuple(SIDES))
     right = int(rng.integers(len(names)))
@@ -153,7 +153,7 @@ def relative_position(
     cells = [_cell(options.side, CELLS, CELLS, place) for place in places]
     pieces = [picture.crop(_trimmed(cell, rng, options.gap)) for cell in cells]
     _check_unlike(pieces)
-    return Question(
+    return PretextQuestion(
         "Two patches were cut out of a picture next to each other. The first:\n<image>\nThe second:\n"
         "<image>\n"
         f"Where was the second one, seen from the first?\n{_listed(names)}",
@@ -166,7 +166,7 @@ def relative_position(
 
 def masked_region(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
-) -> Question:
+) -> PretextQuestion:
     """Which of four patches fills the hole in a picture; the wrong ones are of it and of ``others``."""
     size = options.side // HOLE
     hole = _anywhere(rng, options.side, size)
@@ -186,7 +186,7 @@ def masked_region(
     covered.paste(GREY, hole)
     order = rng.permutation(len(LETTERS)).tolist()
     listed = "\n".join(f"{letter}. <image>" for letter in LETTERS)
-    return Question(
+    return PretextQuestion(
         f"<image>A square of this picture is covered in grey. Which patch was there?\n{listed}",
         LETTERS[order.index(0)],
         "choice",
