@@ -40,7 +40,7 @@ class OpenModel:
 
     directory: Path
     processor: Processor
-    config: qwen2_5_vl_config.Config
+    config: qwen2_5_vl_config.Qwen2_5VLConfig
     description: dict
     mesh: Mesh
 
@@ -159,8 +159,8 @@ def open_processor(config: Config, directory: str | Path) -> Processor:
 
 
 def with_compute_options(
-    sizes: qwen2_5_vl_config.Config, config: Config, mesh: Mesh
-) -> qwen2_5_vl_config.Config:
+    sizes: qwen2_5_vl_config.Qwen2_5VLConfig, config: Config, mesh: Mesh
+) -> qwen2_5_vl_config.Qwen2_5VLConfig:
     """Sizes of a model as ``config.model`` has it computed on the devices of ``mesh``."""
     return replace(
         sizes,
@@ -172,7 +172,7 @@ def with_compute_options(
 
 
 def sharding_warnings(
-    config: Config, sizes: qwen2_5_vl_config.Config, mesh: Mesh | AbstractMesh
+    config: Config, sizes: qwen2_5_vl_config.Qwen2_5VLConfig, mesh: Mesh | AbstractMesh
 ) -> list[str]:
     """What the mesh does not divide: results are right, but devices repeat each other's work or weights."""
     parts = batch_shards(mesh)

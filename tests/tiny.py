@@ -11,7 +11,7 @@ from PIL import Image
 from mmrl.models.checkpoint import load
 from mmrl.models.processor import Processor, load_processor
 from mmrl.models.prompts import collate, encode, messages
-from mmrl.models.qwen2_5_vl_config import Config, describe, read_config
+from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, describe, read_config
 from mmrl.types import Params, Prompts, Responses
 
 
@@ -20,7 +20,7 @@ class Policy:
     """A model directory, read."""
 
     directory: Path
-    config: Config
+    config: Qwen2_5VLConfig
     params: Params
     processor: Processor
 

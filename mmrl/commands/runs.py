@@ -185,7 +185,7 @@ def _compile_without_devices() -> None:
 
 def _model_config(
     name: str | None, config: "Config", workdir: Path
-) -> tuple[str, "qwen2_5_vl_config.Config"]:
+) -> tuple[str, "qwen2_5_vl_config.Qwen2_5VLConfig"]:
     """Name and sizes of the model: a published one, or that of the config's directory."""
     from mmrl.models.published import published
     from mmrl.models.qwen2_5_vl_config import read_config

@@ -20,7 +20,7 @@ from mmrl.models.model_files import (
     section,
     shown,
 )
-from mmrl.models.qwen2_5_vl_config import Config, read_config
+from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, read_config
 from mmrl.terminal import one_line
 
 _MOST_PIXELS = 1 << 31  # of an image
@@ -175,7 +175,7 @@ def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any, top: int) ->
     return (eos, *dict.fromkeys(i for i in ids if i != eos))
 
 
-def _image_spec(folder: Path, sizes: Config) -> ImageSpec:
+def _image_spec(folder: Path, sizes: Qwen2_5VLConfig) -> ImageSpec:
     """Image sizes, in the hub's form or transformers 5's (``size``)."""
     path, raw = image_settings(folder)
     for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mmrl.models.qwen2_5_vl_config import Config
+from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
 
-_7B = Config(
+_7B = Qwen2_5VLConfig(
     vocabulary=152_064,
     width=3584,
     layers=28,
@@ -26,7 +26,7 @@ _7B = Config(
     full_attention_layers=(7, 15, 23, 31),
 )
 
-PUBLISHED: Mapping[str, Config] = {
+PUBLISHED: Mapping[str, Qwen2_5VLConfig] = {
     "3b": replace(
         _7B,
         vocabulary=151_936,
@@ -60,7 +60,7 @@ PUBLISHED: Mapping[str, Config] = {
 """By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct."""
 
 
-def published(name: str) -> Config:
+def published(name: str) -> Qwen2_5VLConfig:
     """Sizes of a published model, ``"7b"`` or ``"7B"``.
 
     Raises:

@@ -17,7 +17,7 @@ from mmrl.kernels.attention import two_source_attention
 from mmrl.kernels.flash import flash_causal
 from mmrl.mesh import constrain, local
 from mmrl.models.layers import gated_mlp, mrope_angles, rematerialise, rms_norm, rotate
-from mmrl.models.qwen2_5_vl_config import Config
+from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
 from mmrl.models.vision_tower import encode_images
 from mmrl.types import Observed, Params, Prompts, Responses
 
@@ -52,7 +52,7 @@ class Prompt:
     mask: Bool[Array, "b p"]
 
 
-def empty_cache(config: Config, prompts: int, group: int, slots: int, dtype: DTypeLike) -> Cache:
+def empty_cache(config: Qwen2_5VLConfig, prompts: int, group: int, slots: int, dtype: DTypeLike) -> Cache:
     """A cache of ``slots`` tokens for each of ``prompts`` x ``group`` responses, with nothing in it."""
     shape = (prompts, group, config.kv_heads, slots, config.head_dim)
 
@@ -72,13 +72,13 @@ def unembedding(params: Params) -> Float[Array, "v d"]:
     return params.get("lm_head", params["embedding"])
 
 
-def embed(params: Params, config: Config, tokens: Int[Array, "*any"]) -> Float[Array, "*any d"]:
+def embed(params: Params, config: Qwen2_5VLConfig, tokens: Int[Array, "*any"]) -> Float[Array, "*any d"]:
     """Input embeddings of text tokens, in the compute dtype."""
     table = constrain(params["embedding"].astype(config.dtype), "vocab", None)
     return constrain(table[tokens], "batch", *[None] * tokens.ndim)
 
 
-def embed_prompts(params: Params, config: Config, prompts: Prompts) -> Float[Array, "b p d"]:
+def embed_prompts(params: Params, config: Qwen2_5VLConfig, prompts: Prompts) -> Float[Array, "b p d"]:
     """Input embeddings of prompts: text embeddings, and image features at the positions of image tokens.
 
     Without a single patch slot, the tower is left out.
@@ -92,7 +92,7 @@ def embed_prompts(params: Params, config: Config, prompts: Prompts) -> Float[Arr
 
 def extend(
     params: Params,
-    config: Config,
+    config: Qwen2_5VLConfig,
     x: Float[Array, "b g s d"],
     position: Int[Array, "b g s 3"],
     mask: Bool[Array, "b g s"],
@@ -164,7 +164,7 @@ def extend(
 
 
 def _through_layers(
-    config: Config,
+    config: Qwen2_5VLConfig,
     layer: Callable[[Array, tuple], tuple[Array, tuple[Array, Array]]],
     layers: Params | tuple[Params, ...],
     x: Float[Array, "b n d"],
@@ -204,7 +204,7 @@ def _slots(
 
 
 def _self_attend(
-    config: Config,
+    config: Qwen2_5VLConfig,
     query: Float[Array, "b g s h q k"],
     key: Float[Array, "b g s h k"],
     value: Float[Array, "b g s h k"],
@@ -232,7 +232,7 @@ def _causal(mask: Bool[Array, "b g s"]) -> Bool[Array, "b g s s"]:
     return (order[:, None] >= order) & mask[..., None, :]
 
 
-def _project(config: Config, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:
+def _project(config: Qwen2_5VLConfig, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:
     """Rotated queries ``b n h q k``, rotated keys and values ``b n h k`` of one layer."""
     y = constrain(rms_norm(x, weights["norm"], config.norm_eps), "batch", None, None)
     query = jnp.einsum("bnd,dhqk->bnhqk", y, weights["query"].astype(y.dtype))
@@ -257,7 +257,7 @@ def _write(
     return stored.at[at].set(new, mode="drop")
 
 
-def prefill(params: Params, config: Config, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
+def prefill(params: Params, config: Qwen2_5VLConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
     """Run the prompts, images included.
 
     Returns:
@@ -277,7 +277,7 @@ def prefill(params: Params, config: Config, prompts: Prompts) -> tuple[Prefix, F
 
 
 def predict(
-    params: Params, config: Config, prompts: Prompts, responses: Responses
+    params: Params, config: Qwen2_5VLConfig, prompts: Prompts, responses: Responses
 ) -> Float[Array, "b g r d"]:
     """Hidden states that predict each response token, teacher forced: what scoring and the update read.
 
@@ -299,7 +299,7 @@ def predict(
 
 
 def _embed_observed(
-    params: Params, config: Config, tokens: Int[Array, "b g r"], observed: Observed
+    params: Params, config: Qwen2_5VLConfig, tokens: Int[Array, "b g r"], observed: Observed
 ) -> tuple[Float[Array, "b g r d"], Bool[Array, "b g r"]]:
     """Input embeddings of responses with the images that were read in them, and which tokens are real."""
     b, g, r = tokens.shape

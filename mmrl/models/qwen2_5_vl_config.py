@@ -16,7 +16,7 @@ _MOST_LAYERS, _MOST_HEADS, _WIDEST, _LARGEST_VOCABULARY, _LARGEST_WINDOW = 1024,
 
 
 @dataclass(frozen=True)
-class Config:
+class Qwen2_5VLConfig:
     """Static sizes and choices; hashable, so it can be a static argument of a jitted function."""
 
     vocabulary: int
@@ -58,7 +58,7 @@ class Config:
         return side * side
 
 
-def read_config(directory: str | Path) -> Config:
+def read_config(directory: str | Path) -> Qwen2_5VLConfig:
     """Read ``config.json`` and the pixel statistics of a model directory.
 
     Both layouts are understood: the hub's flat one, and the nested one that transformers 5 writes. A key that
@@ -81,7 +81,7 @@ def _has_image_settings(folder: Path) -> bool:
 
 def from_hf(
     raw: dict, preprocessor: dict, name: str = "config.json", source: str = "preprocessor_config.json"
-) -> Config:
+) -> Qwen2_5VLConfig:
     """Translate Hugging Face's dictionaries; ``name`` and ``source`` stand for their files in messages.
 
     Raises:
@@ -175,7 +175,7 @@ def _full_attention(vision: dict, name: str) -> tuple[int, ...]:
     return tuple(integer({key: layer}, key, name, _MOST_LAYERS, 0) for layer in layers)
 
 
-def _checked(config: Config, vision: dict, name: str) -> Config:
+def _checked(config: Qwen2_5VLConfig, vision: dict, name: str) -> Qwen2_5VLConfig:
     """Raises ValueError if sizes do not go together."""
     wrong = {
         f"num_key_value_heads {config.kv_heads} does not divide num_attention_heads {config.query_heads}": (
@@ -199,7 +199,7 @@ def _checked(config: Config, vision: dict, name: str) -> Config:
     return config
 
 
-def describe(config: Config) -> dict:
+def describe(config: Qwen2_5VLConfig) -> dict:
     """The weights of the model: a nested dict of `Param`."""
     tree: dict = {
         "embedding": Param(
@@ -220,7 +220,7 @@ def describe(config: Config) -> dict:
     return tree
 
 
-def _text_layers(config: Config) -> dict:
+def _text_layers(config: Qwen2_5VLConfig) -> dict:
     layers, d, f = config.layers, config.width, config.mlp_width
     h, k = config.kv_heads, config.head_dim
     q = config.query_heads // h
@@ -258,7 +258,7 @@ def _text_layers(config: Config) -> dict:
     return {"attention": attention, "mlp_norm": norm("post_attention_layernorm"), "mlp": mlp}
 
 
-def _vision(config: Config) -> dict:
+def _vision(config: Qwen2_5VLConfig) -> dict:
     layers, d, f = config.vision_layers, config.vision_width, config.vision_mlp_width
     h, k, merged = config.vision_heads, config.vision_head_dim, 4 * config.vision_width
 

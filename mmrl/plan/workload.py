@@ -23,8 +23,7 @@ from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding
 from mmrl.models.params import flatten, unflatten
 from mmrl.models.positions import patch_grid, positions, window_blocks
 from mmrl.models.qwen2_5_vl import Prefix
-from mmrl.models.qwen2_5_vl_config import Config as ModelConfig
-from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, describe
 from mmrl.open import sampling_of
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Policy, sampling_arrays
@@ -46,7 +45,7 @@ class Workload:
     """A config on a mesh."""
 
     config: Config
-    model: ModelConfig
+    model: Qwen2_5VLConfig
     mesh: Mesh
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
@@ -76,7 +75,7 @@ def one_prompt_each(config: Config, shards: int) -> Config:
     return replace(config, train=replace(train, micro_prompts=math.gcd(train.update_prompts, shards)))
 
 
-def workload(config: Config, model: ModelConfig, mesh: Mesh) -> Workload:
+def workload(config: Config, model: Qwen2_5VLConfig, mesh: Mesh) -> Workload:
     """The run ``config`` with a model of these sizes on ``mesh``.
 
     Raises:
@@ -185,7 +184,7 @@ _MAKERS: dict[str, Callable[[Workload, Any], tuple]] = {
 }
 
 
-def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = False) -> Params:
+def random_weights(model: Qwen2_5VLConfig, key: Key[Array, ""], *, decoding: bool = False) -> Params:
     """Weights for training (float32) or for decoding: random but for norms (one) and biases (zero)."""
     dtype = jnp.dtype(model.dtype if decoding else jnp.float32)
     described = flatten(describe(model))
@@ -199,7 +198,7 @@ def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = 
     return engine.decoding_weights(params, model) if decoding else params
 
 
-def full_prompts(model: ModelConfig, b: int, p: int, n: int) -> Prompts:
+def full_prompts(model: Qwen2_5VLConfig, b: int, p: int, n: int) -> Prompts:
     """``b`` times the same prompt, without padding: text, an image, text."""
     side, slots = math.isqrt(model.window_slots) // 2, model.window_slots
     windows = min(n, 4 * p) // slots  # four patches make a token
@@ -290,7 +289,7 @@ def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
     return jax.tree.map(place, argument)
 
 
-def abstract_weights(model: ModelConfig, mesh: Mesh, *, decoding: bool = False) -> Params:
+def abstract_weights(model: Qwen2_5VLConfig, mesh: Mesh, *, decoding: bool = False) -> Params:
     """The weights as they lie while training (float32), or while decoding (in the type of the products)."""
     like = jax.eval_shape(partial(random_weights, model, decoding=decoding), _KEY)
     layout = shardings(describe(model), mesh, DECODING if decoding else WEIGHTS)

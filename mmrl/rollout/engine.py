@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import DECODING, constrain, constrain_weights
 from mmrl.models import qwen2_5_vl as model
-from mmrl.models.qwen2_5_vl_config import Config, describe
+from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, describe
 from mmrl.rollout.sampling import Draws, SamplingArrays, sample
 from mmrl.types import Params, Prompts
 
@@ -76,7 +76,7 @@ def rollout_shape(
     )
 
 
-def cache_bytes(config: Config, shape: RolloutShape) -> int:
+def cache_bytes(config: Qwen2_5VLConfig, shape: RolloutShape) -> int:
     """Bytes of the keys and values of a rollout at its largest, over all devices."""
     token = 2 * config.layers * config.kv_heads * config.head_dim * np.dtype(config.dtype).itemsize
     return token * shape.prompt_slots * (shape.prompt + shape.slots_per_prompt * shape.max_tokens)
@@ -128,7 +128,7 @@ class DecodedTokens:
 
 
 @partial(jax.jit, static_argnames="config")
-def decoding_weights(params: Params, config: Config) -> Params:
+def decoding_weights(params: Params, config: Qwen2_5VLConfig) -> Params:
     """The weights as sampling reads them.
 
     In the type of the matrix products, cut over ``tensor`` alone, and ``layers`` a tuple: slices of a stack
@@ -149,7 +149,7 @@ prefill = jax.jit(model.prefill, static_argnames="config")
     static_argnames=("config", "prompt_slots", "slots_per_prompt", "prompt", "cache_size", "max_stop_ids"),
 )
 def init_decode_state(
-    config: Config,
+    config: Qwen2_5VLConfig,
     *,
     prompt_slots: int,
     slots_per_prompt: int,
@@ -191,7 +191,11 @@ def init_decode_state(
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
 def admit(
-    params: Params, config: Config, state: DecodeState, prompts: Prompts, prompt_slot: Int[Array, "b"]
+    params: Params,
+    config: Qwen2_5VLConfig,
+    state: DecodeState,
+    prompts: Prompts,
+    prompt_slot: Int[Array, "b"],
 ) -> DecodeState:
     """Prefill ``prompts`` and put each into its prompt slot; an index past the end drops the row."""
     prefix, hidden = model.prefill(params, config, prompts)
@@ -247,7 +251,7 @@ def apply_commands(state: DecodeState, commands: SlotCommands) -> DecodeState:
 @partial(jax.jit, static_argnames=("config", "steps", "entropy"), donate_argnames="state")
 def decode(
     params: Params,
-    config: Config,
+    config: Qwen2_5VLConfig,
     state: DecodeState,
     bias: Float[Array, "v"],
     *,
@@ -323,7 +327,9 @@ def _draw(state: DecodeState, table: Float[Array, "v d"], bias: Float[Array, "v"
         return jax.tree.map(lambda row: row.reshape(shape), made)
 
 
-def _read(params: Params, config: Config, state: DecodeState, token: Int[Array, "l w"]) -> DecodeState:
+def _read(
+    params: Params, config: Qwen2_5VLConfig, state: DecodeState, token: Int[Array, "l w"]
+) -> DecodeState:
     """Let the running slots read their token, if there are any.
 
     A loop of one turn or none: unlike a condition's, its state is changed in place.
@@ -344,7 +350,7 @@ def _read(params: Params, config: Config, state: DecodeState, token: Int[Array, 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
 def append(
     params: Params,
-    config: Config,
+    config: Qwen2_5VLConfig,
     state: DecodeState,
     prompts: Prompts,
     slot: Int[Array, "l"],
