@@ -102,7 +102,7 @@ def from_hf(
     heads = integer(text, "num_attention_heads", name, _MOST_HEADS)
     grouped = text if text.get("num_key_value_heads", 0) is not None else {"num_key_value_heads": heads}
     own_head = text if text.get("head_dim") is not None else {"head_dim": width // heads}
-    config = Config(
+    config = Qwen2_5VLConfig(
         vocabulary=integer(text, "vocab_size", name, _LARGEST_VOCABULARY),
         width=width,
         layers=integer(text, "num_hidden_layers", name, _MOST_LAYERS),
