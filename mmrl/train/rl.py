@@ -66,12 +66,13 @@ def train(
     total_updates = limits.steps * (config.rollout.prompts // limits.update_prompts)
     optimizer = make_optimizer(config.optimizer, total_updates)
     sampler = open_sampler(config, data)
+    weights = [model.load()]  # taken out when the state is made, which then is all that holds them
     with open_rollouts(config, model, workdir, stop) as rollouts:
         learner = Learner(
             rollouts=rollouts,
             algorithm=chosen,
             optimizer=optimizer,
-            reference=_load_reference(chosen, model),
+            reference=_copy_reference(chosen, model, weights[0]),
             batches=_open_batches(config, model, data, sampler),
             guards=open_guards(
                 workdir / "skipped_rows.jsonl",
@@ -103,17 +104,17 @@ def train(
             writers=partial(_open_writers, config, workdir),
             headline=_HEADLINE,
         )
-        run_stage(stage, lambda: initial_state(model.load(), optimizer, config.optimizer.freeze))
+        run_stage(stage, lambda: initial_state(weights.pop(), optimizer, config.optimizer.freeze))
 
 
-def _load_reference(chosen: Algorithm, model: OpenModel) -> Params | None:
+def _copy_reference(chosen: Algorithm, model: OpenModel, params: Params) -> Params | None:
     """Weights of the reference policy, if it is needed: an update gives the memory of its input away.
 
     The model casts every weight before its product, so nothing is lost by keeping them in that type.
     """
     if "reference" not in chosen.needs:
         return None
-    return jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), model.load())
+    return jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), params)
 
 
 def open_sampler(config: Config, data: TrainingData) -> CurriculumSampler | None:
