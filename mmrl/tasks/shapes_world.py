@@ -31,7 +31,8 @@ from jaxtyping import Bool, UInt8
 
 from mmrl.atomic import atomic_file
 from mmrl.config import WorldConfig
-from mmrl.data.writing import IMAGE, write_parquet
+from mmrl.data import writing
+from mmrl.data.writing import write_parquet
 from mmrl.tasks import tiny_model
 from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
 
@@ -39,16 +40,7 @@ SPLITS = ("cold_start", "train", "heldout")
 LEVELS = (1, 2, 3)
 PRIOR = 0.3
 SCHEMA = pa.schema(
-    {
-        "problem": pa.string(),
-        "answer": pa.string(),
-        "images": pa.list_(IMAGE),
-        "verifier": pa.string(),
-        "solution": pa.string(),
-        "facts": pa.string(),
-        "kind": pa.string(),
-        "difficulty": pa.int32(),
-    }
+    [*(field for field in writing.SCHEMA if field.name != "origin"), pa.field("difficulty", pa.int32())]
 )
 
 # Scenes

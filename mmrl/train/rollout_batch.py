@@ -198,12 +198,10 @@ def make_rollout_batch(
         {
             "skipped": [[row.id, row.reason] for row in batch.skipped],
             "failures": list(failures[:1]),
-            "names": [
-                sorted({name for row in rows for name in row}) for rows in (components, episode_metrics)
-            ],
+            "names": [_names(rows) for rows in (components, episode_metrics)],
         }
     )
-    names = [sorted({name for part in notes for name in part["names"][k]}) for k in (0, 1)]
+    names = [_names(part["names"][k] for part in notes) for k in (0, 1)]
     prompts, count = batch.prompts, len(batch.samples)
     masks = (prompts.mask, prompts.images.image >= 0, responses.mask.reshape(count, -1))
     ids = [sample.id.encode() for sample in batch.samples]
@@ -235,7 +233,8 @@ def make_rollout_batch(
     )
 
 
-def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _names(rows: Iterable[Iterable[str]]) -> list[str]:
+    """All names that stand in some of the rows, sorted."""
     return sorted({name for row in rows for name in row})
 
 
@@ -245,9 +244,9 @@ def _table(rows: Sequence[Mapping[str, float]], names: Sequence[str], shape: tup
     }
 
 
-def select(stats: RowStats, index: Any) -> RowStats:
-    """Some of the rows."""
-    return jax.tree.map(lambda leaf: leaf[index], stats)
+def select(tree: Any, index: Any) -> Any:
+    """Some of the rows of every array: a slice, or their numbers."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def concatenate(parts: Sequence[RowStats]) -> RowStats:

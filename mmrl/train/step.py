@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +27,7 @@ from mmrl.train.rollout_batch import (
     put_on_mesh,
     rollout_metrics,
     sample_and_grade,
+    select,
 )
 from mmrl.train.rollouts import RolloutContext, prompt_keys, rollout_weights
 from mmrl.train.state import TrainState
@@ -96,7 +96,7 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
     for start in range(0, count, size):
         rows = slice(start, start + size)
         with phases("prepare"):
-            part = (batch, graded, scores) if size == count else _take_rows((batch, graded, scores), rows)
+            part = (batch, graded, scores) if size == count else select((batch, graded, scores), rows)
         state, made, scored = _update(learner, state, *part)
         scores |= scored
         for name, value in made.items():
@@ -220,7 +220,3 @@ def _keep_incident(
         f"step {step}: loss or gradient is not finite, the update is skipped; its batch is kept in {folder}; "
         f"its rows are {', '.join(ids)}"
     )
-
-
-def _take_rows(tree: Any, rows: slice) -> Any:
-    return jax.tree.map(lambda leaf: leaf[rows], tree)
