@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmrl.suggest import RENAMED
+from mmrl.suggest import renamed
 from mmrl.user_code import load_name, run_user_code
 
 # Parts of a config that have whatever keys are given.
@@ -131,10 +131,8 @@ def _kind(config: ConfigDict, key: str) -> type:
             raise ValueError(
                 f"config.{key} holds keys and no value: {', '.join(f'config.{k}' for k in inside)}"
             )
-        parent, _, name = key.rpartition(".")
-        renamed = f"{parent}.{RENAMED.get(name)}"
-        if renamed in known:
-            raise ValueError(f"config.{key} is called config.{renamed} now")
+        if now := renamed(key, known):
+            raise ValueError(f"config.{key} is called config.{now} now")
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         raise ValueError(f"config.{key} is not a key of the config; did you mean config.{close[0]}?")
     *parents, name = key.split(".")

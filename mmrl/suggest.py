@@ -1,15 +1,22 @@
 """Suggestions of the nearest known name, for error messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 RENAMED = {"lanes": "prompt_slots", "columns": "slots_per_prompt"}  # keys of the config, before 0.2
+
+
+def renamed(name: str, known: Collection[str]) -> str:
+    """The name that a key of the config, or its last part, has now; "" if it was not renamed."""
+    parent, dot, last = name.rpartition(".")
+    now = parent + dot + RENAMED.get(last, "")
+    return now if now in known else ""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not ``known``: the one that is nearest, or all there are."""
     there = list(known)
-    if RENAMED.get(name) in there:
-        return f"; it is called {RENAMED[name]!r} now"
+    if now := renamed(name, there):
+        return f"; it is called {now!r} now"
     close = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(map(repr, sorted(there)))}"

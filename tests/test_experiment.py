@@ -117,6 +117,11 @@ def test_none_leaves_a_hyper_parameter_to_the_method():
             "config.modle.path is not a key of the config; did you mean config.model.path",
         ),
         ("--config.train.step=3", "did you mean config.train.steps"),
+        ("--config.rollout.lanes=4", "config.rollout.lanes is called config.rollout.prompt_slots now"),
+        (
+            "--config.rollout.columns=2",
+            "is called config.rollout.slots_per_prompt now",
+        ),
         ("--config.train.steps=many", "config.train.steps=many should be a whole number"),
         ("--config.train.steps=1.5", "should be a whole number"),
         ("--config.train.steps=True", "should be a whole number"),
@@ -164,6 +169,11 @@ def test_none_leaves_a_hyper_parameter_to_the_method():
 def test_mistakes_are_named(override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         overridden(override)
+
+
+def test_a_run_with_keys_of_before_is_refused_by_their_new_names():
+    with pytest.raises(ValueError, match=r"config\.rollout\.lanes .*it is called 'prompt_slots' now"):
+        from_dict({"rollout": {"lanes": 4}})
 
 
 def test_wrong_files(tmp_path):
