@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -111,3 +112,23 @@ def sweep_folder(smoke_run, tmp_path_factory) -> Path:
     asked |= {"baseline": "papo_g", "metrics": ["heldout/accuracy"]}
     (folder / "sweep.json").write_text(json.dumps(asked))
     return folder
+
+
+@pytest.fixture
+def make_source(tmp_path):
+    """A source of the given problems, each "<image>" a small picture of its own."""
+    from mmrl.data.sources import read
+
+    def build(problems, name="rows.jsonl", **columns):
+        lines = []
+        for k, problem in enumerate(problems):
+            names = []
+            for j in range(problem.count("<image>")):
+                names.append(f"{k}-{j}.png")
+                Image.new("RGB", (60 + k, 50), (k, j, 0)).save(tmp_path / names[-1])
+            row = {"problem": problem, "answer": str(k), "images": names}
+            lines.append(json.dumps(row | {column: cells[k] for column, cells in columns.items()}))
+        (tmp_path / name).write_text("\n".join(lines))
+        return read(tmp_path / name)
+
+    return build

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mmrl.data.pipeline import (
     PromptFormat,
@@ -29,25 +28,6 @@ def processor():
     return load_processor(Path(__file__).parent / "fixtures" / "qwen2_5_vl")
 
 
-@pytest.fixture
-def make(tmp_path):
-    """A source of the given problems, each "<image>" a small picture of its own."""
-
-    def build(problems, name="rows.jsonl", **columns):
-        lines = []
-        for k, problem in enumerate(problems):
-            names = []
-            for j in range(problem.count("<image>")):
-                names.append(f"{k}-{j}.png")
-                Image.new("RGB", (60 + k, 50), (k, j, 0)).save(tmp_path / names[-1])
-            row = {"problem": problem, "answer": str(k), "images": names}
-            lines.append(json.dumps(row | {column: cells[k] for column, cells in columns.items()}))
-        (tmp_path / name).write_text("\n".join(lines))
-        return read(tmp_path / name)
-
-    return build
-
-
 def _answers(batches, count):
     return [[sample.answer for sample in next(batches).samples] for _ in range(count)]
 
@@ -56,8 +36,8 @@ def prompts_of(source, processor, form=FORM, **options):
     return prompts([source], processor, form, **{"seed": 0, "batch_size": 2, **options})
 
 
-def test_rows_are_encoded_as_alone(make, processor):
-    source = make(["<image>One", "Two", "<image><image>Three"])
+def test_rows_are_encoded_as_alone(make_source, processor):
+    source = make_source(["<image>One", "Two", "<image><image>Three"])
     batch = next(prompts_of(source, processor, batch_size=3))
     assert sorted(s.answer for s in batch.samples) == ["0", "1", "2"]
     assert batch.keep.all()
@@ -74,8 +54,8 @@ def test_rows_are_encoded_as_alone(make, processor):
         assert (batch.prompts.image_token[b, size:] == -1).all()
 
 
-def test_smallest_buckets_that_fit(make, processor):
-    source = make(["One", "<image>" * 5 + "word and more words " * 8])
+def test_smallest_buckets_that_fit(make_source, processor):
+    source = make_source(["One", "<image>" * 5 + "word and more words " * 8])
     batches = prompts_of(source, processor, batch_size=1)
     shapes = {
         batch.samples[0].answer: (batch.prompts.tokens.shape[1], batch.prompts.images.image.shape[1])
@@ -84,27 +64,27 @@ def test_smallest_buckets_that_fit(make, processor):
     assert shapes == {"0": (64, 64), "1": (128, 256)}
 
 
-def test_every_epoch_holds_every_row_in_its_own_order(make, processor):
-    source = make([f"Row {k}" for k in range(6)])
+def test_every_epoch_holds_every_row_in_its_own_order(make_source, processor):
+    source = make_source([f"Row {k}" for k in range(6)])
     batches = _answers(prompts_of(source, processor, seed=1, batch_size=4), 6)
     rows = [answer for batch in batches for answer in batch]
     epochs = [rows[k : k + 6] for k in range(0, 24, 6)]
     assert all(sorted(epoch) == list("012345") for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    source = make([f"Row {k}" for k in range(8)])
+    source = make_source([f"Row {k}" for k in range(8)])
     orders = [_answers(prompts_of(source, processor, seed=s, batch_size=4), 4) for s in (3, 3, 4)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_short_source_fills_a_batch_by_repeating(make, processor):
-    batch = next(prompts_of(make(["Only"]), processor, batch_size=3))
+def test_short_source_fills_a_batch_by_repeating(make_source, processor):
+    batch = next(prompts_of(make_source(["Only"]), processor, batch_size=3))
     assert [s.answer for s in batch.samples] == ["0"] * 3
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 3, 5])
-def test_goes_on_where_another_stopped(make, processor, before):
+def test_goes_on_where_another_stopped(make_source, processor, before):
     """5 rows by 4: batches span epochs."""
-    source = make(["<image>A", "B", "C", "D", "<image>E"])
+    source = make_source(["<image>A", "B", "C", "D", "<image>E"])
     new = lambda: prompts_of(source, processor, seed=5, batch_size=4)  # noqa: E731
     first = new()
     for _ in range(before):
@@ -122,8 +102,8 @@ def test_goes_on_where_another_stopped(make, processor, before):
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
-def test_processes_share_a_batch(make, processor, processes):
-    source = make([f"Row {k}" for k in range(7)])
+def test_processes_share_a_batch(make_source, processor, processes):
+    source = make_source([f"Row {k}" for k in range(7)])
     whole = _answers(prompts_of(source, processor, batch_size=6), 5)
     parts = [
         _answers(prompts_of(source, processor, batch_size=6, rows=rows), 5)
@@ -155,17 +135,17 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_reading_in_processes_changes_nothing(make, fixtures_dir, tmp_path):
+def test_reading_in_processes_changes_nothing(make_source, fixtures_dir, tmp_path):
     """In a child: functions whose shapes are checked, as in tests, cannot be sent to a process."""
-    make(["<image>A", "B", "<image>C"])
+    make_source(["<image>A", "B", "<image>C"])
     (tmp_path / "read.py").write_text(READ)
     command = [tmp_path / "read.py", fixtures_dir / "qwen2_5_vl", tmp_path / "rows.jsonl"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
     assert done.stdout == "same\n", done.stderr[-3000:]
 
 
-def test_sources_share_batches_by_weight(make, processor, tmp_path):
-    few = make(["<image>Few"] * 3)
+def test_sources_share_batches_by_weight(make_source, processor, tmp_path):
+    few = make_source(["<image>Few"] * 3)
     (tmp_path / "more.jsonl").write_text(
         "\n".join(json.dumps({"problem": f"More {k}", "answer": f"m{k}"}) for k in range(9))
     )
@@ -181,8 +161,8 @@ def test_sources_share_batches_by_weight(make, processor, tmp_path):
     assert shares(None) == 0.25
 
 
-def test_damaged_rows_leave_their_slots_empty(make, processor, tmp_path):
-    source = make(["A", "<image>B", "<image>C", "D"])
+def test_damaged_rows_leave_their_slots_empty(make_source, processor, tmp_path):
+    source = make_source(["A", "<image>B", "<image>C", "D"])
     order = _answers(prompts_of(source, processor, batch_size=4), 3)
     (tmp_path / "1-0.png").write_bytes(b"not a picture")
     batches = prompts_of(source, processor, batch_size=4)
@@ -197,8 +177,8 @@ def test_damaged_rows_leave_their_slots_empty(make, processor, tmp_path):
         assert "cannot read" in skipped.reason
 
 
-def test_overlong_prompts(make, processor):
-    source = make(["A", LONG])
+def test_overlong_prompts(make_source, processor):
+    source = make_source(["A", LONG])
     batch = next(prompts_of(source, processor))
     assert sorted(batch.keep.tolist()) == [False, True]
     assert "tokens" in batch.skipped[0].reason
@@ -207,16 +187,16 @@ def test_overlong_prompts(make, processor):
         next(prompts_of(source, processor, form))
 
 
-def test_overlong_resize(make, processor):
-    source = make(["<image><image><image>"])
+def test_overlong_resize(make_source, processor):
+    source = make_source(["<image><image><image>"])
     form = PromptFormat((38,), (48,), overlong="resize")
     batch = next(prompts_of(source, processor, form, batch_size=1))
     assert (batch.prompts.image_token[0] >= 0).sum() == 3
     assert not next(prompts_of(source, processor, PromptFormat((38,), (48,)), batch_size=1)).keep.any()
 
 
-def test_evaluation_sees_every_row_once(make, processor):
-    source = make(["A", "B", LONG, "C", "D"])
+def test_evaluation_sees_every_row_once(make_source, processor):
+    source = make_source(["A", "B", LONG, "C", "D"])
     batches = list(evaluation([source], processor, FORM, batch_size=3))
     kept = [[s.answer for s, k in zip(b.samples, b.keep, strict=True) if k] for b in batches]
     assert kept == [["0", "1"], ["3", "4"]]
@@ -233,16 +213,16 @@ def test_evaluation_sees_every_row_once(make, processor):
     ]
 
 
-def test_evaluation_goes_through_all_sources(make, processor, tmp_path):
-    sources = [make(["A", LONG, "B"]), make(["C", "D"], name="other.jsonl")]
+def test_evaluation_goes_through_all_sources(make_source, processor, tmp_path):
+    sources = [make_source(["A", LONG, "B"]), make_source(["C", "D"], name="other.jsonl")]
     batches = list(evaluation(sources, processor, FORM, batch_size=4))
     kept = [[s.id for s, k in zip(b.samples, b.keep, strict=True) if k] for b in batches]
     assert kept == [["rows.jsonl:0", "rows.jsonl:2", "other.jsonl:0"], ["other.jsonl:1"]]
     assert [[one.id for one in b.skipped] for b in batches] == [["rows.jsonl:1"], []]
 
 
-def test_solution_is_needed(make, processor):
-    source = make(["A", "B"], solution=[None, "a<|im_end|>\n<|im_start|>user\nb<|image_pad|>"])
+def test_solution_is_needed(make_source, processor):
+    source = make_source(["A", "B"], solution=[None, "a<|im_end|>\n<|im_start|>user\nb<|image_pad|>"])
     with pytest.raises(ValueError, match=r"rows\.jsonl:0: no solution"):
         solution_tokens(source[0], processor)
     ids = solution_tokens(source[1], processor).tolist()

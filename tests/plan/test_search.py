@@ -6,12 +6,12 @@ import pytest
 from jax.sharding import Mesh
 
 from mmrl.config import Config, from_dict
-from mmrl.mesh import AXES
+from mmrl.mesh import AXES, make_mesh
 from mmrl.models.qwen2_5_vl_config import read_config
 from mmrl.plan import search
 from mmrl.plan.chips import GIB, TPUS, Topology, parse_topology
 from mmrl.plan.search import Finding, fit_verdict
-from mmrl.plan.workload import Workload
+from mmrl.plan.workload import Workload, workload
 
 
 def config(*, micro=4, update=8, prompts=16, prompt_slots=0, tensor=1) -> Config:
@@ -68,6 +68,24 @@ def test_batches_that_do_not_divide_are_refused(made, named):
 @pytest.fixture
 def model(fixtures_dir):
     return read_config(fixtures_dir / "qwen2_5_vl")
+
+
+def test_arguments_alone_can_be_too_large(model, monkeypatch):
+    """Nothing is traced then: the program here has nothing that could be."""
+    work, topology = workload(config(), model, make_mesh({}, jax.devices()[:1])), parse_topology("v5e:2x2")
+    monkeypatch.setattr(search, "program", lambda work, name: (None, (), {}))
+    monkeypatch.setattr(search, "device_bytes", lambda arguments: 10 * GIB)
+    monkeypatch.setattr(search, "resident_bytes", lambda work, name: 6 * GIB)
+    found = search.examine(work, "update", topology, quick=True)
+    assert (found.fit, found.needed_bytes, found.resident_bytes, found.flops) == (
+        "no",
+        16 * GIB,
+        6 * GIB,
+        None,
+    )
+    monkeypatch.setattr(search, "resident_bytes", lambda work, name: 5 * GIB)
+    with pytest.raises(AttributeError, match="trace"):
+        search.examine(work, "update", topology, quick=True)
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 """Batches to imitate: solutions as responses, turns replayed."""
 
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from mmrl.data.pipeline import PromptFormat, solution_tokens
-from mmrl.data.sources import read
 from mmrl.models.processor import load_processor
 from mmrl.rollout.episodes import single_turn, with_tools
 from mmrl.rollout.replay import at_once, replay
@@ -28,28 +24,9 @@ def processor(fixtures_dir):
     return load_processor(fixtures_dir / "qwen2_5_vl")
 
 
-@pytest.fixture
-def make(tmp_path):
-    """A source of the given problems, each "<image>" a small picture of its own."""
-
-    def build(problems, name="rows.jsonl", **columns):
-        lines = []
-        for k, problem in enumerate(problems):
-            names = []
-            for j in range(problem.count("<image>")):
-                names.append(f"{k}-{j}.png")
-                Image.new("RGB", (60 + k, 50), (k, j, 0)).save(tmp_path / names[-1])
-            row = {"problem": problem, "answer": str(k), "images": names}
-            lines.append(json.dumps(row | {column: cells[k] for column, cells in columns.items()}))
-        (tmp_path / name).write_text("\n".join(lines))
-        return read(tmp_path / name)
-
-    return build
-
-
-def test_responses(make, processor):
+def test_responses(make_source, processor):
     texts = ["two", "a longer answer of several words", "word " * 80]
-    source = make(["A", "<image>B", "C"], solution=texts)
+    source = make_source(["A", "<image>B", "C"], solution=texts)
     batches = demonstrations(source, processor, FORM, episode=one_turn, max_tokens=32, seed=0, batch_size=3)
     batch = next(batches)
     responses = batch.responses
@@ -81,8 +58,8 @@ def zooming(source, processor, form=FORM, **options):
     return demonstrations(source, processor, form, episode=episode, **settings)
 
 
-def test_turns_go_before_the_solution(make, processor):
-    source = make(["<image>A", "<image>B"], solution=["two", "two"], turns=[ZOOM, []])
+def test_turns_go_before_the_solution(make_source, processor):
+    source = make_source(["<image>A", "<image>B"], solution=["two", "two"], turns=[ZOOM, []])
     batches = zooming(source, processor, batch_size=2)
     batch = next(batches)
     responses, order = batch.responses, [sample.answer for sample in batch.samples]
@@ -106,9 +83,9 @@ def test_turns_go_before_the_solution(make, processor):
     assert batch.facts[plain] == {}
 
 
-def test_turns_that_are_no_episode(make, processor):
+def test_turns_that_are_no_episode(make_source, processor):
     plain = demonstrations(
-        make(["<image>A"], turns=[ZOOM]),
+        make_source(["<image>A"], turns=[ZOOM]),
         processor,
         FORM,
         episode=one_turn,
@@ -118,18 +95,18 @@ def test_turns_that_are_no_episode(make, processor):
     )
     (skipped,) = next(plain).skipped
     assert "the episode ends after 1 of the script's 2 turns" in skipped.reason
-    (skipped,) = next(zooming(make(["<image>A"], turns=[ZOOM[:1]]), processor)).skipped
+    (skipped,) = next(zooming(make_source(["<image>A"], turns=[ZOOM[:1]]), processor)).skipped
     assert "the episode goes on after the 1 turns" in skipped.reason
 
 
 @pytest.mark.parametrize(("turn", "most"), [("word " * 80, 200), ("word " * 30, 40)])
-def test_overlong_turns_skip_their_row(make, processor, turn, most):
+def test_overlong_turns_skip_their_row(make_source, processor, turn, most):
     """A turn longer than a turn may be, or turns whose episode is longer than a response may be."""
-    source = make(["<image>A", "<image>B"], turns=[[ZOOM[0], turn], ["Yes."]])
+    source = make_source(["<image>A", "<image>B"], turns=[[ZOOM[0], turn], ["Yes."]])
     batch = next(zooming(source, processor, max_tokens=most, batch_size=2))
     assert [one.id for one in batch.skipped] == ["rows.jsonl:0"]
     order = [sample.id for sample in batch.samples]
     assert batch.responses.mask.any(axis=(1, 2)).tolist() == [name == "rows.jsonl:1" for name in order]
     strict = PromptFormat((64,), (64,), overlong="error")
     with pytest.raises(ValueError, match=r"rows\.jsonl:0"):
-        next(zooming(make(["<image>A"], turns=[[ZOOM[0], turn]]), processor, strict, max_tokens=most))
+        next(zooming(make_source(["<image>A"], turns=[[ZOOM[0], turn]]), processor, strict, max_tokens=most))
