@@ -158,12 +158,12 @@ _KNOWN = (
     ),
     Panel(
         SPEED,
-        "Padding and idle lanes",
+        "Padding and idle slots",
         {
             "padding/prompt": "padding of prompts",
             "padding/patches": "padding of images",
             "padding/response": "padding of responses",
-            "rollout/occupancy": "lanes at work",
+            "rollout/occupancy": "slots at work",
         },
         percent=True,
     ),

@@ -127,7 +127,7 @@ def hub_commits(config: Config, workdir: Path) -> dict[str, str]:
 
 
 def open_model(config: Config, directory: str | Path) -> OpenModel:
-    """Open a Hugging Face directory; the weights are read by `Model.load`.
+    """Open a Hugging Face directory; the weights are read by `OpenModel.load`.
 
     Raises:
       ValueError: the directory, a file in it or its family is not what it should be, ``config.mesh`` does

@@ -97,6 +97,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def starts_of(workdir: Path) -> tuple[list[dict[str, Any]], list[DamagedLine]]:
+    """The rows of ``starts.jsonl``, and its damaged lines."""
     return read_jsonl(workdir / "starts.jsonl", _damage_of_start, appended=True)
 
 
@@ -130,6 +131,7 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
 
 
 def metrics_of(directory: Path) -> tuple[list[dict[str, Any]], list[DamagedLine]]:
+    """The rows of a stage's ``metrics.jsonl``, and its damaged lines."""
     return read_jsonl(directory / "metrics.jsonl", _damage_of_metrics, appended=True)
 
 

@@ -117,7 +117,7 @@ def _encode_question(
 
 
 def _collate(encoded: Sequence[Encoded | None], size: int, processor: Processor, config: Config) -> Any:
-    """Prompts for ``size`` lanes, in the smallest buckets that hold them; places of None are empty."""
+    """A batch of ``size`` prompts, in the smallest buckets that hold them; places of None are empty."""
     empty = encode(processor, messages(""))
     rows = [question or empty for question in encoded] + [empty] * (size - len(encoded))
     longest = max(len(row.tokens) for row in rows), max(len(row.patches) for row in rows)

@@ -21,7 +21,7 @@ MARKED = re.compile(r"^=== (\w+) ===\n(.*?)\n=== \1 ===$", re.DOTALL | re.MULTIL
 
 def verdict(messages: Sequence[dict[str, str]]) -> str:
     """The reply of the rule to what `mmrl.rewards.judge` asks."""
-    if len(messages) == 1:  # `mmrl.rewards.judge_client.check`
+    if len(messages) == 1:  # `mmrl.rewards.judge_client.check_judge`
         return "ready"
     asked = messages[1]["content"]
     response = MARKED.search(asked)[2]
