@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mmrl.rewards.judge import JUDGED, REMINDER, Message
@@ -432,6 +433,7 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
 
     def __init__(self, path: str, run: str = "", say: Callable[[str], None] = print) -> None:
         self._run, self._lock = run, threading.Lock()
+        self._uncounted = 0  # requests that the file does not know of yet
         try:
             if path:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -481,11 +483,26 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
         self._execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", key, reply)
 
     def spend(self, most: int) -> bool:
-        """Count one more request of the run, unless that would be more than ``most``; 0: any number."""
+        """Count one more request of the run, unless that would be more than ``most``; 0: any number.
+
+        Processes that share the file share the count. What cannot be written is counted with a later request.
+        """
         if most and self.spent >= most:
             return False
-        self.spent += 1
-        self._execute("INSERT OR REPLACE INTO budget VALUES (?, ?)", self._run, self.spent)
+        more = self._uncounted + 1
+        counted = self._execute(
+            "INSERT INTO budget VALUES (?1, ?2) ON CONFLICT (run) DO UPDATE SET requests = requests + ?2"
+            " WHERE ?3 = 0 OR requests + ?2 <= ?3 RETURNING requests",
+            *(self._run, more, most),
+        )
+        if counted:
+            self.spent, self._uncounted = max(self.spent, int(counted[0][0])), 0
+            return True
+        for (requests,) in self._execute("SELECT requests FROM budget WHERE run = ?", self._run):
+            if most and int(requests) + more > most:  # others have spent the rest
+                self.spent = max(self.spent, int(requests) + self._uncounted)
+                return False
+        self.spent, self._uncounted = self.spent + 1, more
         return True
 
     def close(self) -> None:
@@ -493,7 +510,7 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
         with self._lock:
             self._connection.close()
 
-    def _execute(self, statement: str, *values: str | int) -> list[tuple[str]]:
+    def _execute(self, statement: str, *values: str | int) -> list[tuple[Any]]:
         with self._lock, suppress(sqlite3.Error):  # locked for long, damaged, closed, or the disk is full
             return self._connection.execute(statement, values).fetchall()
         return []

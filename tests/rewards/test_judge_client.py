@@ -233,17 +233,30 @@ def test_the_budget_holds_over_a_restart_and_is_told_once(tmp_path):
     assert "raise config.reward.judge.max_requests" in told[0]
 
 
-def test_several_processes_share_replies(tmp_path):
+def test_several_processes_share_a_cache_and_a_budget(tmp_path):
     path = str(tmp_path / "judge.sqlite3")
     with multiprocessing.get_context("spawn").Pool(3) as processes:
-        processes.map(_put_forty, [path] * 3)
+        assert sum(processes.map(_spend_forty, [path] * 3)) == 100
     with ReplyCache(path, "run") as cache:
+        assert cache.spent == 100
+        assert not cache.spend(100)
         assert [cache.get(f"{k}") for k in range(40)] == [f"reply {k}" for k in range(40)]
 
 
-def _put_forty(path):
+def _spend_forty(path):
+    def spend(cache, k):
+        cache.put(f"{k}", f"reply {k}")
+        return cache.spend(100)
+
     with ReplyCache(path, "run") as cache, ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda k: cache.put(f"{k}", f"reply {k}"), range(40)))
+        return sum(threads.map(lambda k: spend(cache, k), range(40)))
+
+
+def test_a_budget_holds_without_its_file(tmp_path):
+    with ReplyCache(str(tmp_path / "judge.sqlite3"), "run") as cache:
+        assert cache.spend(3)
+        cache.close()
+        assert [cache.spend(3) for _ in range(3)] == [True, True, False]
 
 
 @pytest.mark.parametrize("damage", ["garbage", "header", "middle"])
