@@ -298,7 +298,7 @@ def test_commands_with_options_stand_in_blocks():
 
 
 def test_every_block_is_of_a_kind_that_is_run():
-    kinds = {"sh", "python", "json", "indented", "{toctree}"}
+    kinds = {"sh", "python", "json", "bibtex", "indented", "{toctree}"}
     of_path = {"sh", "python", "text"}
     other = [
         str(block)
@@ -339,6 +339,12 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
     local = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_tests_that_are_named_exist():
+    named = {word for page in PAGES for word in inline(page) if re.fullmatch(r"tests/\w+/test_\w+\.py", word)}
+    assert len(named) >= 10
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
 @pytest.mark.parametrize("page", MANUAL, ids=_named)
