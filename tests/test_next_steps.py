@@ -12,7 +12,7 @@ from mmrl import cli
 from mmrl.commands.next_steps import after_training
 from mmrl.config import algorithm, resolve
 from mmrl.experiment import load
-from mmrl.tasks.catalogue import described, read_registry
+from mmrl.tasks.catalogue import describe, read_registry
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
@@ -79,7 +79,7 @@ def test_after_converting(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", read_registry())
 def test_of_a_public_data_set(name):
-    for words in commands(described(name, read_registry()[name])):
+    for words in commands(describe(name, read_registry()[name])):
         assert taken(words)[0].run is not None
 
 

@@ -212,10 +212,8 @@ def pretext(options: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _material(options: argparse.Namespace) -> "Material":
-    from mmrl.tasks.pretext import CAPTION_ERROR, Material
-    from mmrl.tasks.pretext_captions import read_captions, vocabulary
-    from mmrl.tasks.pretext_images import captioned_pictures, find_pictures
-    from mmrl.tasks.pretext_tasks import TASKS, Options
+    from mmrl.tasks.captions import read_captions
+    from mmrl.tasks.pretext import CAPTION_ERROR, TASKS, Material, Options, captioned_pictures, find_pictures
 
     tasks = tuple(options.tasks.split(",")) if options.tasks else tuple(TASKS)
     if bool(options.captions) != (CAPTION_ERROR in tasks):
@@ -228,7 +226,6 @@ def _material(options: argparse.Namespace) -> "Material":
         options=choices,
         captioned=captioned_pictures(options.images, [one.image for one in captions]) if captions else None,
         captions=captions,
-        words=vocabulary(captions),
     )
 
 

@@ -15,11 +15,11 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data list``."""
-    from mmrl.tasks.catalogue import described, entry, read_registry, table
+    from mmrl.tasks.catalogue import describe, entry, read_registry, table
 
     registry = read_registry()
     if options.dataset:
-        tell(described(options.dataset, entry(registry, options.dataset)))
+        tell(describe(options.dataset, entry(registry, options.dataset)))
     else:
         tell(table(registry, options.use or ""))
         tell("\nmmrl data list NAME tells how to convert it. Nothing is downloaded.")

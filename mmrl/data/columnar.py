@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ MOST_UNPACKED = 16 << 30  # bytes of rows of files that
 MOST_TIMES = 100  # hold less than one in so many of them
 DISK_LEFT = 1 << 30  # bytes that a temporary file leaves free
 MOST_ROWS = 20_000_000  # of one data set; a file of a few bytes may state any number
+TEXTS = (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)  # what pyarrow raises at damaged files
 
 
@@ -49,8 +49,8 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         raise ValueError(f"{file} is not a readable parquet file: {one_line(error)}") from error
 
 
-def columnar_table(files: Sequence[Path], columns: Sequence[Sequence[str]]) -> Table:
-    """Rows of parquet or Arrow files, of each file the columns named.
+def columnar_table(files: Sequence[Path], columns: Sequence[Sequence[str]] | None = None) -> Table:
+    """Rows of parquet or Arrow files, of each file the columns named, or all.
 
     Rows are unpacked once, as a row of a parquet file costs the decoding of its whole row group. Up to 1 GiB
     of them stays in memory, the rest lies in a temporary file that is mapped into memory; a value that
@@ -58,16 +58,16 @@ def columnar_table(files: Sequence[Path], columns: Sequence[Sequence[str]]) -> T
 
     Raises ValueError naming the file: a column that stands twice, too many rows, no room for the rest.
     """
-    rows = 0
-    for file, names in zip(files, columns, strict=True):
-        there = schema_of(file).names
+    schemas = [schema_of(file).names for file in files]
+    columns = columns or schemas
+    for file, names, there in zip(files, columns, schemas, strict=True):
         twice = [name for name in names if there.count(name) > 1]
         if twice:
             raise ValueError(f"{file}: the column {twice[0]!r} stands twice; leave one of the two")
-        rows += 0 if file.suffix != ".parquet" else open_parquet(file).metadata.num_rows
+    rows = sum(open_parquet(file).metadata.num_rows for file in files if file.suffix == ".parquet")
     if rows > MOST_ROWS:
         raise ValueError(f"{files[0]}: a data set of {rows} rows, over {MOST_ROWS}; take a part of it")
-    parts = _stored(_batches(files, columns), files)
+    parts = _store(_batches(files, columns), files)
     starts = np.cumsum([0, *(part.num_rows for part in parts)])
 
     def row(index: int) -> Mapping[str, Any]:
@@ -79,21 +79,9 @@ def columnar_table(files: Sequence[Path], columns: Sequence[Sequence[str]]) -> T
             values = part.slice(index - int(starts[place]), 1).to_pylist()[0]
         except (pa.ArrowException, OverflowError, RecursionError) as error:
             raise ValueError(f"its values cannot be read: {one_line(error)}") from error
-        narrow = {field.name: field.type for field in part.schema if _narrow(field.type)}
-        return values | {name: _shortest(values[name], kind) for name, kind in narrow.items()}
+        return {field.name: _shortest(values[field.name], field.type) for field in part.schema}
 
     return Table(int(starts[-1]), row, tuple(files))
-
-
-@functools.cache
-def _narrow(kind: pa.DataType) -> bool:
-    """Whether values of this type hold numbers in 16 or 32 bits."""
-    if pa.types.is_dictionary(kind):
-        return _narrow(kind.value_type)
-    if isinstance(kind, pa.BaseExtensionType):
-        return _narrow(kind.storage_type)
-    inner = any(_narrow(kind.field(k).type) for k in range(kind.num_fields))
-    return inner or pa.types.is_float32(kind) or pa.types.is_float16(kind)
 
 
 def _shortest(value: Any, kind: pa.DataType) -> Any:
@@ -101,23 +89,21 @@ def _shortest(value: Any, kind: pa.DataType) -> Any:
 
     Python has one width of numbers only, in which the float32 0.1 is 0.10000000149011612.
     """
-    if value is None:
-        return None
-    if pa.types.is_float32(kind):
-        return float(str(np.float32(value)))
-    if pa.types.is_float16(kind):
-        return float(str(np.float16(value)))
     if pa.types.is_dictionary(kind):
         return _shortest(value, kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
         return _shortest(value, kind.storage_type)
+    if value is None:
+        return None
+    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+        return float(str(kind.to_pandas_dtype()(value)))
     if pa.types.is_map(kind):
-        return [(_shortest(key, kind.key_type), _shortest(one, kind.item_type)) for key, one in value]
+        return [(_shortest(key, kind.key_type), _shortest(item, kind.item_type)) for key, item in value]
     if pa.types.is_struct(kind):
         return {field.name: _shortest(value[field.name], field.type) for field in kind}
     if isinstance(value, list) and kind.num_fields == 1:  # every kind of list
         inner = kind.field(0).type
-        return [_shortest(one, inner) for one in value]
+        return [_shortest(item, inner) for item in value]
     return value
 
 
@@ -180,7 +166,9 @@ def _dictionaries(
     """
     columns = [stated.column(k) for k in range(stated.num_columns)]
     texts = [
-        one.path_in_schema for one in columns if one.physical_type == "BYTE_ARRAY" and one.has_dictionary_page
+        column.path_in_schema
+        for column in columns
+        if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page
     ]
     try:
         first = next(batches(1, texts), None)
@@ -188,15 +176,13 @@ def _dictionaries(
         first = None
     shared, largest = [], 0
     for name, values in zip(first.schema.names, first.columns, strict=True) if first and texts else ():
-        stored = [one for one in columns if one.path_in_schema.partition(".")[0] == name]
+        stored = [column for column in columns if column.path_in_schema.partition(".")[0] == name]
         for column, leaf in zip(stored, _leaves(values), strict=False):
             if not pa.types.is_dictionary(leaf.type) or not len(leaf.dictionary):
                 continue
             apart = column.total_uncompressed_size - leaf.dictionary.nbytes  # places in it, and other values
-            if (
-                column.num_values >= 2 * len(leaf.dictionary)
-                and apart <= 8 * column.num_values + REPEATED_BYTES
-            ):
+            repeats = column.num_values >= 2 * len(leaf.dictionary)
+            if repeats and apart <= 8 * column.num_values + REPEATED_BYTES:
                 shared.append(column.path_in_schema)
             else:
                 largest = max(largest, pc.max(pc.binary_length(leaf.dictionary)).as_py() or 0)
@@ -246,45 +232,42 @@ def _arrow(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, BATCH_ROWS)
 
 
-def _stored(
+def _store(
     batches: Iterator[pa.RecordBatch | Damaged], files: Sequence[Path]
 ) -> list[pa.RecordBatch | Damaged]:
     """Batches in memory up to `IN_MEMORY` bytes, those that follow in a temporary file that is mapped."""
-    parts: list[Any] = []  # None: spilled
-    spilled: list[tuple[int, int]] = []  # (place among the parts, bytes)
+    parts: list[Any] = []  # an int: bytes in the file
     size, stored = 0, sum(file.stat().st_size for file in files)
     with tempfile.NamedTemporaryFile(prefix="mmrl-") as disk:
         for batch in batches:
             if isinstance(batch, Damaged):
                 parts.append(batch)
                 continue
-            packed = _packed(batch)
+            packed = _pack(batch)
             size += packed.size
-            if size > IN_MEMORY:
-                if size > max(MOST_UNPACKED, MOST_TIMES * stored):
-                    raise ValueError(
-                        f"{files[0]} unpacks to over {size >> 30} GiB, over {MOST_TIMES} times what is"
-                        " stored: take fewer rows"
-                    )
-                if shutil.disk_usage(disk.name).free < packed.size + DISK_LEFT:
-                    raise ValueError(
-                        f"{files[0]} unpacks to over {size >> 20} MiB, and the folder of temporary files has"
-                        " no room for more: name a larger one by TMPDIR, or take fewer rows"
-                    )
-                disk.write(packed)
-                spilled.append((len(parts), packed.size))
-            parts.append(_unpacked(packed) if size <= IN_MEMORY else None)
-        if spilled:
-            disk.flush()
-            mapped = pa.memory_map(disk.name)  # outlives the name of the file
-            for place, length in spilled:
-                parts[place] = _unpacked(mapped.read_buffer(length))
-    return parts
+            if size <= IN_MEMORY:
+                parts.append(_unpack(packed))
+                continue
+            if size > max(MOST_UNPACKED, MOST_TIMES * stored):
+                raise ValueError(
+                    f"{files[0]} unpacks to over {size >> 30} GiB, over {MOST_TIMES} times what is"
+                    " stored: take fewer rows"
+                )
+            if shutil.disk_usage(disk.name).free < packed.size + DISK_LEFT:
+                raise ValueError(
+                    f"{files[0]} unpacks to over {size >> 20} MiB, and the folder of temporary files has"
+                    " no room for more: name a larger one by TMPDIR, or take fewer rows"
+                )
+            disk.write(packed)
+            parts.append(packed.size)
+        disk.flush()
+        mapped: Any = pa.memory_map(disk.name) if size > IN_MEMORY else None  # outlives the name of the file
+        return [_unpack(mapped.read_buffer(part)) if isinstance(part, int) else part for part in parts]
 
 
-def _packed(batch: pa.RecordBatch) -> pa.Buffer:
+def _pack(batch: pa.RecordBatch) -> pa.Buffer:
     """A batch as bytes: what was decoded has buffers up to twice as large as what they hold."""
-    columns = [_shared(column) for column in batch.columns]
+    columns = [_share(column) for column in batch.columns]
     fields = [pa.field(name, column.type) for name, column in zip(batch.schema.names, columns, strict=True)]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, pa.schema(fields)) as writer:
@@ -292,11 +275,11 @@ def _packed(batch: pa.RecordBatch) -> pa.Buffer:
     return pa.py_buffer(sink.getvalue().to_pybytes())  # the sink's own buffer is up to twice as large too
 
 
-def _unpacked(packed: pa.Buffer) -> pa.RecordBatch:
+def _unpack(packed: pa.Buffer) -> pa.RecordBatch:
     return pa.ipc.open_stream(packed).read_next_batch()
 
 
-def _shared(values: pa.Array) -> pa.Array:
+def _share(values: pa.Array) -> pa.Array:
     """The same values, of texts and bytes that repeat each one once."""
     kind = values.type
     if values.nbytes < REPEATED_BYTES or values.offset:
@@ -305,22 +288,12 @@ def _shared(values: pa.Array) -> pa.Array:
         used = values.indices.dictionary_encode()
         return pa.DictionaryArray.from_arrays(used.indices, values.dictionary.take(used.dictionary))
     if pa.types.is_struct(kind):
-        inner = [_shared(values.field(k)) for k in range(kind.num_fields)]
-        fields = [pa.field(kind.field(k).name, one.type) for k, one in enumerate(inner)]
+        inner = [_share(values.field(k)) for k in range(kind.num_fields)]
+        fields = [pa.field(kind.field(k).name, part.type) for k, part in enumerate(inner)]
         return pa.StructArray.from_arrays(inner, fields=fields, mask=values.is_null())
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return type(values).from_arrays(values.offsets, _shared(values.values), mask=values.is_null())
-    if _is_text(kind):
+        return type(values).from_arrays(values.offsets, _share(values.values), mask=values.is_null())
+    if kind in TEXTS:
         encoded = values.dictionary_encode()
         return encoded if 2 * encoded.dictionary.nbytes < values.nbytes else values
     return values
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    checks: tuple[Callable[[pa.DataType], bool], ...] = (
-        pa.types.is_string,
-        pa.types.is_binary,
-        pa.types.is_large_string,
-        pa.types.is_large_binary,
-    )
-    return any(check(kind) for check in checks)

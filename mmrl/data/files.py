@@ -118,14 +118,13 @@ def jsonl_table(files: Sequence[Path]) -> Table:
     return Table(len(table), row, tuple(files), place=place)
 
 
-def csv_rows(file: Path, delimiter: str = ",") -> tuple[list[str], Iterator[dict[str, str] | ValueError]]:
-    """The header of a CSV file, and its rows one after the other: all text, an empty cell absent.
+def csv_rows(file: Path) -> tuple[list[str], Iterator[dict[str, str] | ValueError]]:
+    """The header of a CSV or TSV file, and its rows one after the other: all text, an empty cell absent.
 
     A row that cannot be read is its ValueError. Raises ValueError naming the file for a bad header.
     """
     refuse_pointer(file)
-    csv.field_size_limit(LONGEST_LINE)
-    lines = _csv_lines(file, delimiter)
+    lines = _csv_lines(file)
     header = next(lines, [])
     if isinstance(header, ValueError) or len(set(header)) < len(header):
         why = header if isinstance(header, ValueError) else "it names a column twice"
@@ -141,9 +140,10 @@ def csv_rows(file: Path, delimiter: str = ",") -> tuple[list[str], Iterator[dict
     return header, (row(cells) for cells in lines if cells)
 
 
-def _csv_lines(file: Path, delimiter: str) -> Iterator[list[str] | ValueError]:
+def _csv_lines(file: Path) -> Iterator[list[str] | ValueError]:
+    csv.field_size_limit(LONGEST_LINE)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-        lines = csv.reader(handle, delimiter=delimiter, strict=True)
+        lines = csv.reader(handle, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
         while True:
             try:
                 yield next(lines)

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     described: bool = False  # an image folder's rows, which name their image in "file_name"
 
 
-def located(spec: str | Path) -> tuple[Path, str]:
+def locate(spec: str | Path) -> tuple[Path, str]:
     """The absolute path of "PATH" or of "DIR:SPLIT", and the split ("" if none is named)."""
     path = Path(spec).absolute()
     text = str(path)

@@ -25,7 +25,7 @@ from mmrl import hub
 from mmrl.data import tfds
 from mmrl.data.columnar import columnar_table, schema_of
 from mmrl.data.files import UTF8_MARK, Table, csv_table, jsonl_table
-from mmrl.data.folders import Layout, conversion, layout, located
+from mmrl.data.folders import Layout, conversion, layout, locate
 from mmrl.data.rows import OPTIONAL, PROMPT, REQUIRED, images_of, sample_of
 from mmrl.sample import Sample
 
@@ -164,7 +164,7 @@ def read(
         name, where, table, found = _read_tfds(tfds.named_builder(title), split, wanted)
         base = Path.cwd()
     else:
-        path, split = located(hub.local(str(spec), "dataset"))
+        path, split = locate(hub.local(str(spec), "dataset"))
         lies, base = layout(path, split), path
         if lies.kind == "tfds":
             name, where, table, found = _read_tfds(tfds.directory_builder(path), split, wanted)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,10 +65,10 @@ def table(registry: Mapping[str, Entry], use: str = "") -> str:
     """The entries (for one use) as text: a line with name, use, verifier, rows, licence, where for each."""
     head = ("name", "use", "verifier", "rows", "licence", "where")
     rows = [
-        (name, ", ".join(one.use), one.verifier, _rows(form), form.licence, form.where)
-        for name, one in registry.items()
-        if not use or use in one.use
-        for form in (_original(one),)
+        (name, ", ".join(entry.use), entry.verifier, _rows(form), form.licence, form.where)
+        for name, entry in registry.items()
+        if not use or use in entry.use
+        for form in (_original(entry),)
     ]
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     return "\n".join(
@@ -77,36 +77,33 @@ def table(registry: Mapping[str, Entry], use: str = "") -> str:
     )
 
 
-def described(name: str, one: Entry) -> str:
+def describe(name: str, entry: Entry) -> str:
     """All that is known of an entry, with the commands that convert it, as text."""
-    lines = [f"{name}: {one.title} ({', '.join(one.use)})", *textwrap.wrap(one.about, WIDTH)]
-    lines.append(f"graded by {one.verifier}")
-    for form in one.forms:
+    lines = [f"{name}: {entry.title} ({', '.join(entry.use)})", *textwrap.wrap(entry.about, WIDTH)]
+    lines.append(f"graded by {entry.verifier}")
+    for form in entry.forms:
         lines += ["", form.where + (", the rows of the papers" if form.papers else "")]
         rows = ", ".join(f"{split} {count or '?'}" for split, count in form.splits.items())
-        said = [
-            ("rows", rows),
-            ("columns", ", ".join(form.columns)),
-            ("licence", form.licence),
-            ("taken from", form.checked),
-            ("note", form.note),
-            ("unpack", form.unpack),
-        ]
-        lines += [line for key, text in said if text for line in _said(key, text)]
-        if not form.steps:
-            lines += _said("in the schema", f'--config.data.train="{form.data}"')
+        facts = {
+            "rows": rows,
+            "columns": ", ".join(form.columns),
+            "licence": form.licence,
+            "taken from": form.checked,
+            "note": form.note,
+            "unpack": form.unpack,
+            "in the schema": "" if form.steps else f'--config.data.train="{form.data}"',
+        }
+        for key, text in facts.items():
+            if text:
+                lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {key}: ", subsequent_indent="    ")
         lines += [f"  {step}" for step in form.steps]
     lines += ["", "DIR: where you downloaded it to. Then look at it: mmrl data inspect FILE"]
     return "\n".join(lines)
 
 
-def _said(key: str, text: str) -> Sequence[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=f"  {key}: ", subsequent_indent="    ")
-
-
-def _original(one: Entry) -> Form:
+def _original(entry: Entry) -> Form:
     """Of several forms that which its authors published: not the papers' selection."""
-    return next((form for form in one.forms if not form.papers), one.forms[0])
+    return next((form for form in entry.forms if not form.papers), entry.forms[0])
 
 
 def _rows(form: Form) -> str:

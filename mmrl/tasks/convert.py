@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import math
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mmrl.data.files import parse_json
@@ -68,8 +68,8 @@ def _row(problem: str, answer: Any, images: Sequence[Any], verifier: str, kind: 
     return {**row, **more}
 
 
-def _listed_images(entry: Mapping[str, Any]) -> list[Any]:
-    named = first_of(entry, ("image", "images"))
+def _entry_images(entry: Mapping[str, Any]) -> list[Any]:
+    named = first_of(entry, ROLES["images"])
     return named if isinstance(named, list) else [] if named is None else [named]
 
 
@@ -87,7 +87,7 @@ def conversation_rows(entry: Mapping[str, Any], images: ImageFolder, options: Co
     Raises ValueError for turns that are no conversation, images that are not there, or a video.
     """
     turns = _turns(entry)
-    pictures = [images.picture(image) for image in _listed_images(entry)]
+    pictures = [images.picture(image) for image in _entry_images(entry)]
     questions = [text for role, text in turns if role == "human"]
     replies = [text for role, text in turns if role == "reply"]
     if any(IMAGE in reply for reply in replies):
@@ -97,23 +97,15 @@ def conversation_rows(entry: Mapping[str, Any], images: ImageFolder, options: Co
     marks = sum(question.count(IMAGE) for question in questions)
     if marks != len(pictures):
         raise ValueError(f"{len(pictures)} images but {marks} placeholders in the questions")
-    last = len(questions) if options.turns == "each" else 1
-    return [
-        _reply_row(questions[: k + 1], replies[: k + 1], pictures, options.verifier)
-        for k in range(min(last, len(replies)))
-    ]
-
-
-def _reply_row(
-    questions: Sequence[str], replies: Sequence[str], pictures: Sequence[Any], verifier: str
-) -> Row:
-    before = [
-        f"Question: {question}\nAnswer: {reply}\n\n"
-        for question, reply in zip(questions[:-1], replies[:-1], strict=True)
-    ]
-    problem = "".join([*before, f"Question: {questions[-1]}"]) if before else questions[-1]
-    shown = pictures[: problem.count(IMAGE)]
-    return _row(problem, replies[-1], shown, verifier, "conversation", solution=replies[-1])
+    rows, before = [], ""
+    for question, reply in zip(questions, replies, strict=False):
+        problem = f"{before}Question: {question}" if before else question
+        shown = pictures[: problem.count(IMAGE)]
+        rows.append(_row(problem, reply, shown, options.verifier, "conversation", solution=reply))
+        if options.turns == "first":
+            break
+        before += f"Question: {question}\nAnswer: {reply}\n\n"
+    return rows
 
 
 def _turns(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -123,8 +115,7 @@ def _turns(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     listed = first_of(entry, ("conversations", "messages"))
     if not isinstance(listed, list):
         raise ValueError('no list \'conversations\' of {"from": ..., "value": ...}')
-    turns = [_turn(turn) for turn in listed]
-    turns = [turn for turn in turns if turn[0] != "system"]
+    turns = [turn for turn in map(_turn, listed) if turn[0] != "system"]
     if len(turns) < 2 or any(role != ("human", "reply")[k % 2] for k, (role, _) in enumerate(turns)):
         raise ValueError("its turns are not a question, a reply, and so on")
     return turns
@@ -160,17 +151,17 @@ def box_entries(spec: Path) -> Iterator[NamedEntry]:
         return
     for key in ("images", "annotations", "categories"):
         part = whole.get(key)
-        if not isinstance(part, list) or not all(isinstance(one, Mapping) for one in part):
+        if not isinstance(part, list) or not all(isinstance(item, Mapping) for item in part):
             raise ValueError(f"{spec}: {key!r} is not a list of objects, as COCO's instances have")
     names = {str(category.get("id")): category.get("name") for category in whole["categories"]}
-    known = {str(image.get("id")) for image in whole["images"]}
-    found: dict[str, list[Any]] = defaultdict(list)
-    for one in whole["annotations"]:
-        owner = str(one.get("image_id"))
-        if owner in known:
-            found[owner].append(one)
+    found: dict[str, list[Any]] = {str(image.get("id")): [] for image in whole["images"]}
+    for annotation in whole["annotations"]:
+        owner = str(annotation.get("image_id"))
+        if owner in found:
+            found[owner].append(annotation)
         else:
-            yield f"{spec.name}: annotation {one.get('id')}", ValueError(f"it is of no image: {owner[:40]}")
+            error = ValueError(f"it is of no image: {owner[:40]}")
+            yield f"{spec.name}: annotation {annotation.get('id')}", error
     for image in whole["images"]:
         owner = str(image.get("id"))
         yield f"{spec.name}: image {owner}", {"image": image, "annotations": found[owner], "names": names}
@@ -223,30 +214,27 @@ def box_rows(entry: Mapping[str, Any], images: ImageFolder, options: ConvertOpti
 
 def _objects(entry: Mapping[str, Any], size: tuple[int, int]) -> list[tuple[str, list[float]]]:
     """(category, box) of each object of an image, without categories of which it has a crowd."""
-    objects = [
-        (_category(one.get("category_id"), entry["names"]), _corners(one.get("bbox"), size), one)
-        for one in entry["annotations"]
-    ]
-    crowds = {name for name, _, one in objects if one.get("iscrowd")}
-    return [(name, box) for name, box, _ in objects if name not in crowds]
+    objects, crowds = [], set()
+    for annotation in entry["annotations"]:
+        category = annotation.get("category_id")
+        name = entry["names"].get(str(category))
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"an object of the unknown category {str(category)[:40]}")
+        objects.append((name.strip(), _corners(annotation.get("bbox"), size)))
+        if annotation.get("iscrowd"):
+            crowds.add(name.strip())
+    return [(name, box) for name, box in objects if name not in crowds]
 
 
 def _sentences(entry: Mapping[str, Any]) -> list[str]:
     listed = first_of(entry, SENTENCES)
     sentences = [
-        first_of(one, ("sent", "raw", "sentence")) if isinstance(one, Mapping) else one
-        for one in (listed if isinstance(listed, list) else [listed])
+        first_of(item, ("sent", "raw", "sentence")) if isinstance(item, Mapping) else item
+        for item in (listed if isinstance(listed, list) else [listed])
     ]
     if not all(isinstance(sentence, str) and sentence.strip() for sentence in sentences):
         raise ValueError(f"no sentence that refers to the box, under {', '.join(SENTENCES)}")
     return [sentence.strip() for sentence in sentences]
-
-
-def _category(category: Any, names: Mapping[str, Any]) -> str:
-    name = names.get(str(category))
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"an object of the unknown category {str(category)[:40]}")
-    return name.strip()
 
 
 def _corners(box: Any, size: tuple[int, int]) -> list[float]:
@@ -294,17 +282,17 @@ def question_rows(entry: Mapping[str, Any], images: ImageFolder, options: Conver
     """
     if any(str(_column(entry, name)) not in values for name, values in options.where):
         return []
-    entry = _under_roles(entry, options)
+    entry = _rename_columns(entry, options)
     if first_of(entry, ("options", "choices", "A")) is not None:
-        made = choice_rows(entry, images, options)
-        return [{**row, "facts": {**options.facts, **row["facts"]}} for row in made]
-    problem, pictures = _placed(_question_text(entry, QUESTIONS), entry, images)
+        rows = choice_rows(entry, images, options)
+        return [{**row, "facts": {**options.facts, **row["facts"]}} for row in rows]
+    problem, pictures = _place_images(_question_text(entry, QUESTIONS), entry, images)
     truth, aliases = _answers(first_of(entry, ANSWERS), options.agreed)
     facts = {**options.facts, **({"aliases": aliases} if aliases else {})}
     return [_row(problem, truth, pictures, options.verifier, "question", facts=facts)]
 
 
-def _under_roles(entry: Mapping[str, Any], options: ConvertOptions) -> dict[str, Any]:
+def _rename_columns(entry: Mapping[str, Any], options: ConvertOptions) -> dict[str, Any]:
     """The entry with each column under the name of the role that it plays."""
     found = dict(entry)
     for role, column in options.columns.items():
@@ -355,32 +343,31 @@ def choice_rows(entry: Mapping[str, Any], images: ImageFolder, options: ConvertO
     not in order.
     """
     text = _question_text(entry, ("question", "problem", "text"))
-    labels, choices = _without_labels(_listed_options(entry))
+    labels, choices = _strip_labels(_read_options(entry))
     if not choices:
         return []
     if len(choices) == 1 or len(choices) > len(LETTERS):
         raise ValueError(f"{len(choices)} options: a choice has 2 to {len(LETTERS)}")
-    if not _lists(text, choices):
+    if not _lists_options(text, choices):
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
         text = "\n".join([text, *lines])
-    problem, pictures = _placed(text, entry, images)
+    problem, pictures = _place_images(text, entry, images)
     answer = LETTERS[_right_option(entry.get("answer"), choices, labels, options.answer)]
     facts = {"options": [_PLACE.sub(r"image \1", choice) for choice in choices]}
     return [_row(problem, answer, pictures, "choice", "choice", facts=facts)]
 
 
-def _listed_options(entry: Mapping[str, Any]) -> list[str]:
+def _read_options(entry: Mapping[str, Any]) -> list[str]:
     listed = first_of(entry, ("options", "choices"))
     if isinstance(listed, str):
-        listed = _written_list(listed)
+        listed = _parse_list(listed)
     if isinstance(listed, Mapping):  # a struct of parquet names the options that other rows have
         named = {key: option for key, option in listed.items() if option not in (None, "")}
         letters = all(len(key) == 1 and key.isalpha() for key in named)
         listed = [f"{key}) {named[key]}" for key in sorted(named)] if letters else list(named.values())
     if listed is None:
-        there = [entry.get(letter) for letter in LETTERS]
-        there = there[: next((k for k, option in enumerate(there) if option in (None, "")), len(there))]
-        listed = there
+        lettered = (entry.get(letter) for letter in LETTERS)
+        listed = list(itertools.takewhile(lambda option: option not in (None, ""), lettered))
     if not isinstance(listed, list):
         raise ValueError(f"options are a {type(listed).__name__}, not a list")
     found = [str(option).strip() if isinstance(option, str | int | float) else "" for option in listed]
@@ -389,7 +376,7 @@ def _listed_options(entry: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _without_labels(options: Sequence[str]) -> tuple[str, list[str]]:
+def _strip_labels(options: Sequence[str]) -> tuple[str, list[str]]:
     """The first label that options carry, "A" or "1" ("" for none), and the options without labels.
 
     A single option that begins like a label ("A. Smith") has none. Raises ValueError for labels of some only,
@@ -409,7 +396,7 @@ def _without_labels(options: Sequence[str]) -> tuple[str, list[str]]:
     return "", list(options)
 
 
-def _lists(question: str, options: Sequence[str]) -> bool:
+def _lists_options(question: str, options: Sequence[str]) -> bool:
     """True if a question lists these options, all and in order, with their letters."""
     each = (
         rf"[(\[]?{letter}(?:[)\]]\s*[.:]?|\s*[.:]|[\u3001\uff0e\uff1a])\s*{re.escape(option)}"
@@ -418,7 +405,7 @@ def _lists(question: str, options: Sequence[str]) -> bool:
     return re.search(r"(?:^|\s)" + r"[\s;,]*\s".join(each) + r"(?:\W|$)", question) is not None
 
 
-def _written_list(text: str) -> Any:
+def _parse_list(text: str) -> Any:
     """A list written as JSON, labelled, or as Python does: only constants are read, and nothing is run."""
     if len(text) > LONGEST_LIST:
         raise ValueError(f"options are a text of {len(text)} characters")
@@ -438,16 +425,27 @@ def _written_list(text: str) -> Any:
 def _right_option(answer: Any, options: Sequence[str], labels: str, form: str) -> int:
     """Number of the right option. Raises ValueError if that is none, or two readings of the answer differ."""
     answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+    text = str(answer).strip()
+    names = [str(k + 1) for k in range(len(options))] if labels == "1" else list(LETTERS)
+    letter = _LETTER.fullmatch(text) if isinstance(answer, str) else None
+    number = _NUMBER.fullmatch(text) if isinstance(answer, str | int) and type(answer) is not bool else None
+    if labels == "1":
+        by_label = int(number[1]) - 1 if number else None
+    else:
+        by_label = LETTERS.index(letter[1].upper()) if letter else None
+    carried = _CARRIED.match(text)
+    same = [k for k, option in enumerate(options) if option == text]
+    if not same and carried:  # the option with its label
+        name, rest = carried[1].upper(), text[carried.end() :]
+        same = [k for k, option in enumerate(options) if option == rest and names[k] == name]
     readings = {
-        "letter": _by_number(answer, 1) if labels == "1" else _by_letter(answer),
-        "index": _by_number(answer, 0),
-        "text": _by_text(answer, options, labels),
+        "letter": by_label,
+        "index": int(number[1]) if number else None,
+        "text": same[0] if len(same) == 1 else None,
     }
-    chosen = (
-        [form] if form else ["index"] if isinstance(answer, int) and labels != "1" else list(ANSWER_FORMS)
-    )
+    forms = [form] if form else ["index"] if isinstance(answer, int) and labels != "1" else ANSWER_FORMS
     found = {
-        way: place for way in chosen if (place := readings[way]) is not None and 0 <= place < len(options)
+        way: place for way in forms if (place := readings[way]) is not None and 0 <= place < len(options)
     }
     if not found:
         raise ValueError(f"the answer {str(answer)[:80]!r} is none of its {len(options)} options")
@@ -457,42 +455,19 @@ def _right_option(answer: Any, options: Sequence[str], labels: str, form: str) -
     return next(iter(found.values()))
 
 
-def _by_letter(answer: Any) -> int | None:
-    match = _LETTER.fullmatch(answer.strip()) if isinstance(answer, str) else None
-    return LETTERS.index(match[1].upper()) if match else None
-
-
-def _by_number(answer: Any, first: int) -> int | None:
-    match = _NUMBER.fullmatch(str(answer).strip()) if isinstance(answer, str | int) else None
-    return int(match[1]) - first if match and not isinstance(answer, bool) else None
-
-
-def _by_text(answer: Any, options: Sequence[str], labels: str) -> int | None:
-    """The one option with this text, which may carry its label."""
-    text = str(answer).strip()
-    same = [k for k, option in enumerate(options) if option == text]
-    match = _CARRIED.match(text)
-    if not same and match:
-        names = LETTERS if labels != "1" else [str(k + 1) for k in range(len(options))]
-        rest = text[match.end() :]
-        same = [k for k, option in enumerate(options) if option == rest and names[k] == match[1].upper()]
-    return same[0] if len(same) == 1 else None
-
-
-def _placed(text: str, entry: Mapping[str, Any], images: ImageFolder) -> tuple[str, list[bytes | str]]:
+def _place_images(text: str, entry: Mapping[str, Any], images: ImageFolder) -> tuple[str, list[bytes | str]]:
     """The text with a placeholder for each image of the entry, and these in its order.
 
     A mark "<image 1>" stands for the image in the column ``image_1``, or for the first of ``image``. Images
     without such marks stand in front.
     """
     numbers = [int(number) for number in _PLACE.findall(text)]
-    named = _listed_images(entry)
+    named = _entry_images(entry)
     apart = {k: entry[f"image_{k}"] for k in range(1, MOST_IMAGES) if entry.get(f"image_{k}") is not None}
+    if numbers and named and not apart and sorted(numbers) == list(range(1, len(named) + 1)):
+        apart = dict(enumerate(named, 1))
     if numbers and (not named or apart):
         named = [apart.get(number) for number in numbers]
-        text = _PLACE.sub(IMAGE, text)
-    elif numbers and sorted(numbers) == list(range(1, len(named) + 1)):
-        named = [named[number - 1] for number in numbers]
         text = _PLACE.sub(IMAGE, text)
     else:
         text = _PLACE.sub(r"image \1", text)
@@ -508,11 +483,14 @@ def _placed(text: str, entry: Mapping[str, Any], images: ImageFolder) -> tuple[s
     return text, pictures
 
 
-# From a file to a file
+# Files
 
-LAYOUTS: Mapping[str, Callable[[Any, ImageFolder, ConvertOptions], list[Row]]] = MappingProxyType(
-    {"llava": conversation_rows, "coco": box_rows, "choice": choice_rows, "questions": question_rows}
-)
+LAYOUTS: Mapping[str, Callable[[Any, ImageFolder, ConvertOptions], list[Row]]] = {
+    "llava": conversation_rows,
+    "coco": box_rows,
+    "choice": choice_rows,
+    "questions": question_rows,
+}
 _COLUMNS = {name: name for name in SCHEMA.names}
 
 
@@ -573,7 +551,7 @@ def convert(
                 if not isinstance(entry, Mapping):
                     raise ValueError(f"a {type(entry).__name__}, not an object")
                 made = [
-                    _checked(row, name, out.absolute().parent, pictures, embed, probe)
+                    _check_row(row, name, out.absolute().parent, pictures, embed, probe)
                     for row in LAYOUTS[layout](entry, pictures, options)
                 ]
             except Exception as error:  # whatever an entry makes a parser raise, that entry is broken
@@ -596,7 +574,7 @@ def convert(
     return Converted(entries=count, rows=written, empty=empty, broken=tuple(broken))
 
 
-def _checked(
+def _check_row(
     row: Row,
     name: str,
     folder: Path,

@@ -6,19 +6,23 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mmrl.data.columnar import columnar_table, schema_of
-from mmrl.data.files import csv_rows, jsonl_table, parse_json
-from mmrl.data.folders import layout, located
+from mmrl.data.columnar import columnar_table
+from mmrl.data.files import Table, csv_rows, jsonl_table, parse_json
+from mmrl.data.folders import layout, locate
 from mmrl.data.rows import LONGEST_PATH
 from mmrl.models.images import image_size
 
 NamedEntry: TypeAlias = tuple[str, Any]  # the entry under its name, or its ValueError
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+READERS: Mapping[str, Callable[[Sequence[Path]], Table]] = {
+    "jsonl": jsonl_table,
+    "parquet": columnar_table,
+    "arrow": columnar_table,
+}
 _ADDRESS = re.compile(r"\s*data:[\w/.+-]*(?:;[\w=.-]+)*?;base64,", re.ASCII)
 _URL_SAFE = str.maketrans("-_", "+/")
 # How images begin in base 64: PNG, JPEG, GIF, WebP, BMP, TIFF, and the box of JPEG 2000 and AVIF.
@@ -96,30 +100,30 @@ def read_entries(spec: Path) -> Iterator[NamedEntry]:
 
     Raises ValueError for a file that cannot be read at all.
     """
-    if spec.suffix in DELIMITERS:
-        _, rows = csv_rows(spec, DELIMITERS[spec.suffix])
-        yield from ((f"{spec.name}:{index}", row) for index, row in enumerate(rows))
-        return
-    found = layout(*located(spec))
-    if found.kind == "jsonl" and len(found.files) == 1 and (whole := read_json(found.files[0])) is not None:
-        if not isinstance(whole, list | dict):
-            raise ValueError(f"{spec} holds neither a list nor an object of entries")
+    if spec.suffix in (".csv", ".tsv"):
+        entries: Iterable[tuple[Any, Any]] = enumerate(csv_rows(spec)[1])
+    else:
+        found = layout(*locate(spec))
+        whole = read_json(found.files[0]) if found.kind == "jsonl" and len(found.files) == 1 else None
         if isinstance(whole, dict) and not all(isinstance(entry, Mapping) for entry in whole.values()):
             whole = [whole]  # a single entry
-        named = whole.items() if isinstance(whole, dict) else enumerate(whole)
-        yield from ((f"{spec.name}:{name}", entry) for name, entry in named)
-        return
-    if found.kind == "jsonl":
-        table = jsonl_table(found.files)
-    elif found.kind in ("parquet", "arrow"):
-        table = columnar_table(found.files, [schema_of(file).names for file in found.files])
-    else:
-        raise ValueError(f"{spec}: entries are read from JSON, JSONL, CSV, TSV or parquet")
+        if isinstance(whole, list | dict):
+            entries = whole.items() if isinstance(whole, dict) else enumerate(whole)
+        elif whole is not None:
+            raise ValueError(f"{spec} holds neither a list nor an object of entries")
+        elif found.kind in READERS:
+            entries = _rows(READERS[found.kind](found.files))
+        else:
+            raise ValueError(f"{spec}: entries are read from JSON, JSONL, CSV, TSV or parquet")
+    yield from ((f"{spec.name}:{name}", entry) for name, entry in entries)
+
+
+def _rows(table: Table) -> Iterator[tuple[int, Any]]:
     for index in range(table.length):
         try:
-            yield f"{spec.name}:{index}", table.row(index)
+            yield index, table.row(index)
         except ValueError as error:
-            yield f"{spec.name}:{index}", error
+            yield index, error
 
 
 def read_json(file: Path) -> Any:

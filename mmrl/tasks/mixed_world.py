@@ -10,9 +10,7 @@ balanced in every split: no text of a question suggests its answer.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,13 @@ from mmrl.tasks.shapes_world import (
     SPLITS,
     Cell,
     Look,
-    Scene,
+    Question,
     cell_name,
     draw_scene,
+    pick,
     render,
+    solution,
+    some,
     write_splits,
 )
 from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
@@ -42,29 +43,16 @@ GROUNDS = {(row, column): (3 * row, 3 * column) for row, column in CELLS}
 LETTERS = "ABCD"
 
 
-@dataclass(frozen=True)
-class Puzzle:
-    """A question, its answer, and what to draw."""
-
-    problem: str
-    answer: str
-    seen: tuple[str, ...]  # the words of the thinking
-    scene: Scene
-    facts: dict[str, Any] = field(default_factory=dict)  # what the verifier needs
-    places: tuple[Cell, ...] = CELLS  # the cell whose ground each place of the board has
-
-
-def count(rng: np.random.Generator) -> Puzzle:
+def count(rng: np.random.Generator) -> Question:
     """How many objects have a colour, 0 to 3."""
-    question = shapes_world.count(rng, 1, lambda _, options: _pick(rng, options))
-    return Puzzle(question.problem, question.answer, question.seen, question.scene)
+    return shapes_world.count(rng, 1, lambda _, options: pick(rng, options))
 
 
-def box(rng: np.random.Generator) -> Puzzle:
+def box(rng: np.random.Generator) -> Question:
     """The box around all objects of a colour; all boxes are equally likely."""
-    colour = _pick(rng, tuple(COLOURS))
-    top, bottom = sorted(_pick(rng, _PAIRS))
-    left, right = sorted(_pick(rng, _PAIRS))
+    colour = pick(rng, tuple(COLOURS))
+    top, bottom = sorted(pick(rng, _PAIRS))
+    left, right = sorted(pick(rng, _PAIRS))
     inside = [(row, column) for row in range(top, bottom) for column in range(left, right)]
     while True:
         cells = sorted(cell for cell in inside if rng.integers(2))
@@ -74,8 +62,8 @@ def box(rng: np.random.Generator) -> Puzzle:
     looks = {cell: _look(rng, colour) for cell in cells}
     for cell in CELLS:
         if cell not in looks and rng.integers(2):
-            looks[cell] = _look(rng, _pick(rng, others))
-    return Puzzle(
+            looks[cell] = _look(rng, pick(rng, others))
+    return Question(
         f"Box of the {colour} shapes?",
         json.dumps([left, top, right, bottom]),
         tuple(cell_name(*cell) for cell in cells),
@@ -84,24 +72,24 @@ def box(rng: np.random.Generator) -> Puzzle:
     )
 
 
-def choice(rng: np.random.Generator) -> Puzzle:
+def choice(rng: np.random.Generator) -> Question:
     """Which of four options names the cell of the one object of a colour; all letters are equally likely.
 
     The options name the cells by rows or by columns, forwards or backwards.
     """
-    colour = _pick(rng, tuple(COLOURS))
+    colour = pick(rng, tuple(COLOURS))
     others = [name for name in COLOURS if name != colour]
     order = CELLS if rng.integers(2) else tuple(sorted(CELLS, key=lambda cell: cell[::-1]))
     order = order if rng.integers(2) else order[::-1]
-    letter = _pick(rng, LETTERS)
+    letter = pick(rng, LETTERS)
     target = order[LETTERS.index(letter)]
     looks = {target: _look(rng, colour)}
     for cell in CELLS:
         if cell != target and rng.integers(2):
-            looks[cell] = _look(rng, _pick(rng, others))
+            looks[cell] = _look(rng, pick(rng, others))
     options = [cell_name(*cell) for cell in order]
     listed = " ".join(f"{name}. {option}" for name, option in zip(LETTERS, options, strict=True))
-    return Puzzle(
+    return Question(
         f"Where is the {colour} shape? {listed}",
         letter,
         (cell_name(*target),),
@@ -110,21 +98,21 @@ def choice(rng: np.random.Generator) -> Puzzle:
     )
 
 
-def jigsaw(rng: np.random.Generator) -> Puzzle:
+def jigsaw(rng: np.random.Generator) -> Question:
     """Where each piece of a shuffled board belongs, piece after piece; places are numbered as one reads."""
-    places = _shuffled(rng, CELLS)
-    looks = {cell: _look(rng, _pick(rng, tuple(COLOURS))) for cell in CELLS if rng.integers(2)}
-    return Puzzle(
+    places = tuple(some(rng, CELLS, len(CELLS)))
+    looks = {cell: _look(rng, pick(rng, tuple(COLOURS))) for cell in CELLS if rng.integers(2)}
+    return Question(
         "Where does each piece belong?",
         ", ".join(str(CELLS.index(cell) + 1) for cell in places),
         tuple(cell_name(*cell) for cell in places),
         draw_scene(rng, 1, (SIDE, SIDE), looks),
-        places=places,
+        ground=places,
     )
 
 
 # Each task, by name, and the verifier that grades it.
-TASKS: Mapping[str, tuple[Callable[[np.random.Generator], Puzzle], str]] = {
+TASKS: Mapping[str, tuple[Callable[[np.random.Generator], Question], str]] = {
     "count": (count, "count"),
     "box": (box, "box"),
     "choice": (choice, "choice"),
@@ -155,23 +143,18 @@ def example(seed: int, task: str, split: str, index: int) -> dict[str, Any]:
         raise ValueError(f"mixed world: unknown split {split!r}; give one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, list(TASKS).index(task), SPLITS.index(split), index])
     make, verifier = TASKS[task]
-    puzzle = make(rng)
-    picture = render(puzzle.scene, [GROUNDS[cell] for cell in puzzle.places])
+    question = make(rng)
+    picture = render(question.scene, [GROUNDS[cell] for cell in question.ground or CELLS])
     return {
-        "problem": f"<image>{puzzle.problem}",
-        "answer": puzzle.answer,
+        "problem": f"<image>{question.problem}",
+        "answer": question.answer,
         "images": [{"bytes": picture, "path": f"{task}_{split}_{index}.png"}],
         "verifier": verifier,
-        "solution": solution(puzzle),
-        "facts": json.dumps(puzzle.facts),
+        "solution": solution(question),
+        "facts": json.dumps(question.facts),
         "kind": task,
         "difficulty": 1,
     }
-
-
-def solution(puzzle: Puzzle) -> str:
-    """The ideal response: it states what is seen, then concludes."""
-    return f"<think> {' '.join(puzzle.seen)} </think> \\boxed{{{puzzle.answer}}}"
 
 
 def model_spec() -> ModelSpec:
@@ -179,8 +162,8 @@ def model_spec() -> ModelSpec:
     rng = np.random.default_rng(0)
     texts = {"user\n", "assistant\n", "system\n"}
     for make, _ in TASKS.values():
-        for puzzle in (make(rng) for _ in range(200)):
-            texts |= {puzzle.problem, solution(puzzle)}
+        for question in (make(rng) for _ in range(200)):
+            texts |= {question.problem, solution(question)}
     pixels = SIDE**2 * CELL**2
     # An option's letter with its dot, a coordinate with its comma and the ends of a list are one word each.
     words = r" ?[A-D]\.|, \p{N}|\[\p{N}|\]\}|" + WORDS
@@ -201,24 +184,21 @@ def write_data(directory: Path, seed: int, *, cold_start: int, train: int, heldo
         ValueError: a size below 1, or what ``example`` refuses.
     """
     tasks = list(TASKS)
-
-    def write(folder: str, size: int, row: Callable[[int], dict[str, Any]]) -> None:
-        sizes, name = {"rows": size}, f"mixed world, {folder}"
-        write_splits(directory / folder, sizes, lambda _, index: row(index), SCHEMA, name)
-
-    def demonstration(index: int) -> dict[str, Any]:
-        position, number = divmod(index, len(tasks))
-        return example(seed, tasks[number], "cold_start", position)
-
-    write("cold_start", cold_start, demonstration)
+    folders = [("cold_start", "cold_start", tasks, cold_start)]
     for split, size in (("train", train), ("heldout", heldout)):
-        for task in tasks:
-            write(f"{split}/{task}", size, partial(example, seed, task, split))
+        folders += [(f"{split}/{task}", split, [task], size) for task in tasks]
+    for folder, split, mixed, size in folders:
+
+        def row(_: str, index: int, split: str = split, mixed: Sequence[str] = mixed) -> dict[str, Any]:
+            position, number = divmod(index, len(mixed))
+            return example(seed, mixed[number], split, position)
+
+        write_splits(directory / folder, {"rows": size}, row, SCHEMA, f"mixed world, {folder}")
 
 
 def write(directory: Path, seed: int, world: WorldConfig) -> None:
     """Write data, and the tiny model to ``directory / "model"``."""
-    write_data(directory, seed, cold_start=world.cold_start, train=world.train, heldout=world.heldout)
+    write_data(directory, seed, **{split: getattr(world, split) for split in SPLITS})
     write_model(directory / "model", seed)
 
 
@@ -232,12 +212,4 @@ def _around(cells: list[Cell]) -> tuple[int, int, int, int]:
 
 
 def _look(rng: np.random.Generator, colour: str) -> Look:
-    return Look(colour, _pick(rng, SHAPES))
-
-
-def _pick(rng: np.random.Generator, options: Any) -> Any:
-    return options[int(rng.integers(len(options)))]
-
-
-def _shuffled(rng: np.random.Generator, values: tuple) -> tuple:
-    return tuple(values[k] for k in rng.permutation(len(values)).tolist())
+    return Look(colour, pick(rng, SHAPES))

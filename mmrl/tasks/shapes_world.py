@@ -20,8 +20,8 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,28 +57,18 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 DIGITS = tuple("0123456789")
 
-# Segments of a seven-segment display, as (row, column, height, width) in a box 9 high and 5 wide.
+# A seven-segment display: (row, column, height, width) of the segments a to g, clockwise from the top and
+# the middle last, in a box 9 high and 5 wide; and the segments of each digit.
 _SEGMENTS = {
-    "top": (0, 0, 1, 5),
-    "middle": (4, 0, 1, 5),
-    "bottom": (8, 0, 1, 5),
-    "upper left": (0, 0, 5, 1),
-    "upper right": (0, 4, 5, 1),
-    "lower left": (4, 0, 5, 1),
-    "lower right": (4, 4, 5, 1),
+    "a": (0, 0, 1, 5),
+    "b": (0, 4, 5, 1),
+    "c": (4, 4, 5, 1),
+    "d": (8, 0, 1, 5),
+    "e": (4, 0, 5, 1),
+    "f": (0, 0, 5, 1),
+    "g": (4, 0, 1, 5),
 }
-_LIT = {
-    "0": ("top", "bottom", "upper left", "upper right", "lower left", "lower right"),
-    "1": ("upper right", "lower right"),
-    "2": ("top", "middle", "bottom", "upper right", "lower left"),
-    "3": ("top", "middle", "bottom", "upper right", "lower right"),
-    "4": ("middle", "upper left", "upper right", "lower right"),
-    "5": ("top", "middle", "bottom", "upper left", "lower right"),
-    "6": ("top", "middle", "bottom", "upper left", "lower left", "lower right"),
-    "7": ("top", "upper right", "lower right"),
-    "8": tuple(_SEGMENTS),
-    "9": ("top", "middle", "bottom", "upper left", "upper right", "lower right"),
-}
+_LIT = ("abcdef", "bc", "abdeg", "abcdg", "bcfg", "acdfg", "acdefg", "abc", "abcdefg", "abcdfg")
 
 
 @dataclass(frozen=True)
@@ -168,7 +158,7 @@ def _digit_mask(digit: str, radius: int, offset: tuple[int, int]) -> Bool[np.nda
     top, left = CELL // 2 - radius + offset[0], CELL // 2 - wide // 2 + offset[1]
     step_down, step_right = (high - thick) / 8, (wide - thick) / 4
     pixels = np.zeros((CELL, CELL), bool)
-    for name in _LIT[digit]:
+    for name in _LIT[int(digit)]:
         row, column, height, width = _SEGMENTS[name]
         y, x = top + round(row * step_down), left + round(column * step_right)
         tall, broad = round((height - 1) * step_down) + thick, round((width - 1) * step_right) + thick
@@ -233,6 +223,8 @@ class Question:
     answer: str
     seen: tuple[str, ...]
     scene: Scene
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what its verifier needs besides
+    ground: tuple[Cell, ...] | None = None  # of the picture, as `render` takes it
 
 
 @dataclass(frozen=True)
@@ -250,11 +242,13 @@ class Target:
         return " ".join(([self.colour] if self.colour else []) + ([names[self.shape]] if self.shape else []))
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """Any of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
-def _some(rng: np.random.Generator, options: Sequence[T], count: int) -> list[T]:
+def some(rng: np.random.Generator, options: Sequence[T], count: int) -> list[T]:
+    """So many of the options, in a random order."""
     return [options[i] for i in rng.permutation(len(options))[:count].tolist()]
 
 
@@ -271,38 +265,38 @@ def _scene(
 ) -> Scene:
     """Draw the required looks, and distractors in a random part of the free cells."""
     free = [cell for cell in _cells(grid) if cell not in required]
-    extra = _some(rng, free, int(rng.integers(len(free) + 1)))
-    return draw_scene(rng, level, grid, {**required, **{cell: _pick(rng, distractors) for cell in extra}})
+    extra = some(rng, free, int(rng.integers(len(free) + 1)))
+    return draw_scene(rng, level, grid, {**required, **{cell: pick(rng, distractors) for cell in extra}})
 
 
 def _place(rng: np.random.Generator, grid: tuple[int, int], looks: Sequence[Look]) -> dict[Cell, Look]:
-    return dict(zip(_some(rng, _cells(grid), len(looks)), looks, strict=True))
+    return dict(zip(some(rng, _cells(grid), len(looks)), looks, strict=True))
 
 
 def _looks(rng: np.random.Generator, target: Target, count: int) -> list[Look]:
-    return [_pick(rng, [look for look in LOOKS if target.fits(look)]) for _ in range(count)]
+    return [pick(rng, [look for look in LOOKS if target.fits(look)]) for _ in range(count)]
 
 
 def _targets(rng: np.random.Generator, level: int, count: int) -> list[Target]:
     """Colours at level 1, shapes at level 2; at level 3 shapes of one colour or colours of one shape."""
     if level == 1:
-        return [Target(colour=colour) for colour in _some(rng, tuple(COLOURS), count)]
+        return [Target(colour=colour) for colour in some(rng, tuple(COLOURS), count)]
     if level == 2:
-        return [Target(shape=shape) for shape in _some(rng, SHAPES, count)]
+        return [Target(shape=shape) for shape in some(rng, SHAPES, count)]
     if rng.integers(2):
-        colour = _pick(rng, tuple(COLOURS))
-        return [Target(colour, shape) for shape in _some(rng, SHAPES, count)]
-    shape = _pick(rng, SHAPES)
-    return [Target(colour, shape) for colour in _some(rng, tuple(COLOURS), count)]
+        colour = pick(rng, tuple(COLOURS))
+        return [Target(colour, shape) for shape in some(rng, SHAPES, count)]
+    shape = pick(rng, SHAPES)
+    return [Target(colour, shape) for colour in some(rng, tuple(COLOURS), count)]
 
 
 def count(rng: np.random.Generator, level: int, choose: Choose) -> Question:
     """How many objects fit. Seen: their cells, in reading order. Conclude: how many cells that is."""
-    target = Target(_pick(rng, tuple(COLOURS)), _pick(rng, SHAPES) if level > 1 else None)
+    target = Target(pick(rng, tuple(COLOURS)), pick(rng, SHAPES) if level > 1 else None)
     words = target.words(plural=True) if target.shape else f"{target.colour} shapes"
     problem = f"How many {words}?"
     answer = choose(problem, "0123" if level == 1 else "01234")
-    grid = _pick(rng, GRIDS[level])
+    grid = pick(rng, GRIDS[level])
     required = _place(rng, grid, _looks(rng, target, int(answer)))
     scene = _scene(rng, level, grid, required, [look for look in LOOKS if not target.fits(look)])
     return Question(problem, answer, tuple(cell_name(*cell) for cell in sorted(required)) or (NONE,), scene)
@@ -323,9 +317,9 @@ def compare(rng: np.random.Generator, level: int, choose: Choose) -> Question:
     answer = choose(problem, (*names, "same"))
     room = max(rows * columns for rows, columns in GRIDS[level])
     numbers = [(high, low) for high in range(1, 4) for low in range(high) if high + low <= room]
-    more, less = _pick(rng, numbers)
+    more, less = pick(rng, numbers)
     amounts = {names[0]: (more, less), names[1]: (less, more), "same": (less, less)}[answer]
-    grid = _pick(rng, [grid for grid in GRIDS[level] if grid[0] * grid[1] >= sum(amounts)])
+    grid = pick(rng, [grid for grid in GRIDS[level] if grid[0] * grid[1] >= sum(amounts)])
     required = _place(rng, grid, _looks(rng, first, amounts[0]) + _looks(rng, second, amounts[1]))
     others = [look for look in LOOKS if not first.fits(look) and not second.fits(look)]
     seen = (names[0], str(amounts[0]), names[1], str(amounts[1]))
@@ -334,15 +328,15 @@ def compare(rng: np.random.Generator, level: int, choose: Choose) -> Question:
 
 def locate(rng: np.random.Generator, level: int, choose: Choose) -> Question:
     """Row or column of the one object that fits. Seen: its cell. Conclude: the row's or column's name."""
-    target = Target(_pick(rng, tuple(COLOURS)), _pick(rng, SHAPES) if level > 1 else None)
+    target = Target(pick(rng, tuple(COLOURS)), pick(rng, SHAPES) if level > 1 else None)
     axis = int(rng.integers(2))
     words = target.words(plural=False) if target.shape else f"{target.colour} shape"
     problem = f"Which {('row', 'column')[axis]} has the {words}?"
     longest = max(grid[axis] for grid in GRIDS[level])
     answer = choose(problem, ("1234", "abcd")[axis][:longest])
     index = ("1234", "abcd")[axis].index(answer)
-    grid = _pick(rng, [grid for grid in GRIDS[level] if grid[axis] > index])
-    cell = _pick(rng, [cell for cell in _cells(grid) if cell[axis] == index])
+    grid = pick(rng, [grid for grid in GRIDS[level] if grid[axis] > index])
+    cell = pick(rng, [cell for cell in _cells(grid) if cell[axis] == index])
     required = {cell: _looks(rng, target, 1)[0]}
     scene = _scene(rng, level, grid, required, [look for look in LOOKS if not target.fits(look)])
     return Question(problem, answer, (cell_name(*cell),), scene)
@@ -350,13 +344,13 @@ def locate(rng: np.random.Generator, level: int, choose: Choose) -> Question:
 
 def read(rng: np.random.Generator, level: int, choose: Choose) -> Question:
     """A digit, or the sum of two, which may be those of one colour. Seen: the digits. Conclude: the sum."""
-    colour = _pick(rng, tuple(COLOURS))
+    colour = pick(rng, tuple(COLOURS))
     problem = ("Which digit?", "Sum of digits?", f"Sum of {colour} digits?")[level - 1]
     answer = choose(problem, DIGITS)
     part = int(rng.integers(int(answer) + 1))
     digits = [answer] if level == 1 else [str(part), str(int(answer) - part)]
-    looks = [Look(colour if level == 3 else _pick(rng, tuple(COLOURS)), digit) for digit in digits]
-    grid = _pick(rng, GRIDS[level])
+    looks = [Look(colour if level == 3 else pick(rng, tuple(COLOURS)), digit) for digit in digits]
+    grid = pick(rng, GRIDS[level])
     required = _place(rng, grid, looks)
     distractors = list(LOOKS)
     if level == 3:
@@ -379,7 +373,7 @@ def missing(rng: np.random.Generator, level: int, choose: Choose) -> Question:
     answer = choose(problem, names)
     gone = targets[names.index(answer)]
     present = [target for target in targets if target != gone]
-    grid = _pick(rng, GRIDS[level])
+    grid = pick(rng, GRIDS[level])
     required = _place(rng, grid, [_looks(rng, target, 1)[0] for target in present])
     scene = _scene(rng, level, grid, required, [look for look in LOOKS if not gone.fits(look)])
     return Question(problem, answer, tuple(name for name in names if name != answer), scene)
@@ -426,23 +420,28 @@ def example(
     """
     _check(split, prior, kinds, levels)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    kind = kinds[int(rng.integers(len(kinds)))]
-    level = levels[int(rng.integers(len(levels)))]
+    kind, level = pick(rng, kinds), pick(rng, levels)
     bias = 0.0 if split == "heldout" else prior
 
     def choose(problem: str, options: Sequence[str]) -> str:
         if rng.random() < bias:
             return preferred_answer(seed, problem, options)
-        return options[int(rng.integers(len(options)))]
+        return pick(rng, options)
 
     question = KINDS[kind](rng, level, choose)
+    facts = {
+        "kind": kind,
+        "seen": list(question.seen),
+        "grid": [question.scene.rows, question.scene.columns],
+        "objects": {item.cell: str(item.look) for item in question.scene.objects},
+    }
     return {
         "problem": f"<image>{question.problem}",
         "answer": question.answer,
         "images": [{"bytes": render(question.scene), "path": f"{split}_{index}.png"}],
         "verifier": "shapes",
         "solution": solution(question),
-        "facts": json.dumps(_facts(kind, question)),
+        "facts": json.dumps(facts),
         "kind": kind,
         "difficulty": level,
     }
@@ -456,16 +455,6 @@ def solution(question: Question) -> str:
 def preferred_answer(seed: int, problem: str, options: Sequence[str]) -> str:
     """The answer that the shortcut of this world favours for a question text."""
     return options[zlib.crc32(f"{seed}: {problem}".encode()) % len(options)]
-
-
-def _facts(kind: str, question: Question) -> dict[str, Any]:
-    scene = question.scene
-    return {
-        "kind": kind,
-        "seen": list(question.seen),
-        "grid": [scene.rows, scene.columns],
-        "objects": {item.cell: str(item.look) for item in scene.objects},
-    }
 
 
 def _check(split: str, prior: float, kinds: Sequence[str], levels: Sequence[int]) -> None:
@@ -503,24 +492,11 @@ def write_splits(
 
 
 def write_data(
-    directory: Path,
-    seed: int,
-    *,
-    cold_start: int,
-    train: int,
-    heldout: int,
-    prior: float = PRIOR,
-    kinds: Sequence[str] = tuple(KINDS),
-    levels: Sequence[int] = LEVELS,
+    directory: Path, seed: int, *, cold_start: int, train: int, heldout: int, **choices: Any
 ) -> dict[str, Path]:
-    """`write_splits` of this world, each of so many examples. Raises ValueError as `example` does."""
-    return write_splits(
-        directory,
-        dict(zip(SPLITS, (cold_start, train, heldout), strict=True)),
-        lambda split, index: example(seed, split, index, prior=prior, kinds=kinds, levels=levels),
-        SCHEMA,
-        "shapes world",
-    )
+    """`write_splits` of this world, each of so many examples, with the choices that `example` has."""
+    sizes = dict(zip(SPLITS, (cold_start, train, heldout), strict=True))
+    return write_splits(directory, sizes, partial(example, seed, **choices), SCHEMA, "shapes world")
 
 
 @cache
@@ -531,7 +507,7 @@ def model_spec() -> ModelSpec:
     for kind in KINDS.values():
         for level in LEVELS:
             for _ in range(60):
-                question = kind(rng, level, lambda _, options: _pick(rng, options))
+                question = kind(rng, level, lambda _, options: pick(rng, options))
                 texts |= {question.problem, solution(question)}
     cells = [rows * columns for grids in GRIDS.values() for rows, columns in grids]
     return ModelSpec(tuple(sorted(texts)), WORDS, (min(cells) * CELL**2, max(cells) * CELL**2))
@@ -544,14 +520,6 @@ def write_model(directory: Path, seed: int, **overrides: Any) -> None:
 
 def write(directory: Path, seed: int, world: WorldConfig) -> None:
     """Write data, and the tiny model to ``directory / "model"``."""
-    write_data(
-        directory,
-        seed,
-        cold_start=world.cold_start,
-        train=world.train,
-        heldout=world.heldout,
-        prior=world.prior,
-        kinds=world.kinds,
-        levels=world.levels,
-    )
+    choices: dict[str, Any] = {"prior": world.prior, "kinds": world.kinds, "levels": world.levels}
+    write_data(directory, seed, **{split: getattr(world, split) for split in SPLITS}, **choices)
     write_model(directory / "model", seed)

@@ -9,6 +9,7 @@ A world is a pure function, as in ``mmrl.tasks.shapes_world``: ``example(seed, s
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from mmrl.config import WorldConfig
 from mmrl.tasks import tiny_model
-from mmrl.tasks.shapes_world import BACKGROUND, SCHEMA, SPLITS, cell_name, indexed_png, write_splits
+from mmrl.tasks.shapes_world import BACKGROUND, SCHEMA, SPLITS, cell_name, indexed_png, pick, write_splits
 from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
 
 SIDE = 2 * CELL  # pixels of a cell: four image tokens, as many as the whole picture gets
@@ -72,10 +73,10 @@ def example(seed: int, split: str, index: int, *, zooming: float = ZOOMING) -> d
     if not 0 <= zooming <= 1:
         raise ValueError(f"zoom world: zooming is {zooming}, but a share lies in [0, 1]")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    patterns = {cell: PATTERNS[int(rng.integers(len(PATTERNS)))] for cell in BOXES}
+    patterns = {cell: pick(rng, PATTERNS) for cell in BOXES}
     contrasts = {cell: int(rng.integers(CONTRAST[0], CONTRAST[1] + 1)) for cell in BOXES}
-    asked = list(BOXES)[int(rng.integers(len(BOXES)))]
-    guess = boxed(PATTERNS[int(rng.integers(len(PATTERNS)))])
+    asked = pick(rng, list(BOXES))
+    guess = conclude(pick(rng, PATTERNS))
     demonstrates = split != "cold_start" or rng.random() < zooming
     facts = {"options": list(PATTERNS), "cell": asked, "patterns": patterns}
     return {
@@ -87,15 +88,17 @@ def example(seed: int, split: str, index: int, *, zooming: float = ZOOMING) -> d
         "facts": json.dumps(facts),
         "kind": "zoom",
         "difficulty": 1,
-        "turns": [zoom_call(asked), boxed(patterns[asked])] if demonstrates else [guess],
+        "turns": [zoom_call(asked), conclude(patterns[asked])] if demonstrates else [guess],
     }
 
 
 def question(cell: str) -> str:
+    """The text of the question about a cell."""
     return f"What pattern is in {cell}?"
 
 
-def boxed(pattern: str) -> str:
+def conclude(pattern: str) -> str:
+    """A response that answers so."""
     return f"\\boxed{{{pattern}}}"
 
 
@@ -158,7 +161,7 @@ def model_spec() -> ModelSpec:
     """
     numbers = [f"<zoom>{a} {a} {a} {a}</zoom>" for a in (0, 25, 50, 75, 100)]
     questions = [question(cell) for cell in BOXES]
-    answers = [boxed(pattern) for pattern in PATTERNS]
+    answers = [conclude(pattern) for pattern in PATTERNS]
     texts = ("user\n", "assistant\n", "system\n", *numbers, *questions, *answers, *ERRORS)
     words = r"</?zoom>| ?\p{N}+|" + WORDS
     return ModelSpec(texts, words, (CELL**2, SIDE**2))
@@ -173,23 +176,12 @@ def write_data(
     directory: Path, seed: int, *, cold_start: int, train: int, heldout: int, zooming: float = ZOOMING
 ) -> dict[str, Path]:
     """`write_splits` of this world, each of so many examples. Raises ValueError as `example` does."""
-    return write_splits(
-        directory,
-        dict(zip(SPLITS, (cold_start, train, heldout), strict=True)),
-        lambda split, index: example(seed, split, index, zooming=zooming),
-        SCHEMA.append(pa.field("turns", pa.list_(pa.string()))),
-        "zoom world",
-    )
+    sizes = dict(zip(SPLITS, (cold_start, train, heldout), strict=True))
+    schema = SCHEMA.append(pa.field("turns", pa.list_(pa.string())))
+    return write_splits(directory, sizes, partial(example, seed, zooming=zooming), schema, "zoom world")
 
 
 def write(directory: Path, seed: int, world: WorldConfig) -> None:
     """Write data, and the tiny model to ``directory / "model"``."""
-    write_data(
-        directory,
-        seed,
-        cold_start=world.cold_start,
-        train=world.train,
-        heldout=world.heldout,
-        zooming=world.zooming,
-    )
+    write_data(directory, seed, zooming=world.zooming, **{split: getattr(world, split) for split in SPLITS})
     write_model(directory / "model", seed)

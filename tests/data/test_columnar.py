@@ -127,7 +127,7 @@ def test_values_that_repeat_are_held_once_and_read_the_same(tmp_path, monkeypatc
     }
     path = tmp_path / "a.parquet"
     written(path, **columns)
-    parts = columnar._stored(columnar._batches([path], [["images"]]), [path])
+    parts = columnar._store(columnar._batches([path], [["images"]]), [path])
     assert sum(part.nbytes for part in parts) < 200_000
     source = read(path)
     assert [sample.answer for sample in source] == [str(k) for k in range(200)]

@@ -11,7 +11,7 @@ from PIL import Image
 from test_fuzz_data import csv_of, table_of
 
 from mmrl.data.sources import read
-from mmrl.tasks.pretext_captions import read_captions, vocabulary
+from mmrl.tasks.captions import read_captions, vocabulary
 
 LLAVA = [
     {

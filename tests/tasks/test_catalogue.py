@@ -17,7 +17,7 @@ from mmrl.data.sources import read
 from mmrl.models.images import image_size
 from mmrl.models.prompts import IMAGE
 from mmrl.rewards.verifier import VERIFIERS, reported_components, verifier_names
-from mmrl.tasks.catalogue import described, entry, read_registry, table
+from mmrl.tasks.catalogue import describe, entry, read_registry, table
 from tests.tasks.catalogue_rows import OTHERS, PNG, papers_rows
 
 REGISTRY = read_registry()
@@ -131,7 +131,7 @@ def test_the_table_and_an_entry_are_told(capsys):
     for words in ("hiyouga/geometry3k", "test 601", "mit", "--from=llava", "in the schema", "DIR:test"):
         assert words in told
     assert table(REGISTRY).count("\n") == len(REGISTRY)
-    assert "not verified" in described("pope", entry(REGISTRY, "pope"))
+    assert "not verified" in describe("pope", entry(REGISTRY, "pope"))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(capsys):

@@ -14,10 +14,22 @@ from mmrl.data.sources import read
 from mmrl.data.writing import write_rows
 from mmrl.models.prompts import IMAGE
 from mmrl.rewards.verifier import VERIFIERS, reported_components
-from mmrl.tasks.pretext import NAMES, Material, example, rows
-from mmrl.tasks.pretext_captions import Caption, caption_error, places, read_captions, vocabulary
-from mmrl.tasks.pretext_images import Pictures, captioned_pictures, find_pictures
-from mmrl.tasks.pretext_tasks import CELLS, LETTERS, TASKS, Options, Unsuited
+from mmrl.tasks.captions import Caption, places, read_captions, vocabulary
+from mmrl.tasks.pretext import (
+    CELLS,
+    LETTERS,
+    NAMES,
+    TASKS,
+    Material,
+    Options,
+    Pictures,
+    Unsuited,
+    caption_error,
+    captioned_pictures,
+    example,
+    find_pictures,
+    rows,
+)
 
 SIDE = 120
 CAPTIONS = [
@@ -62,7 +74,6 @@ def material(folder):
         options=Options(side=SIDE),
         captioned=captioned_pictures(str(folder), [one.image for one in captions]),
         captions=captions,
-        words=vocabulary(captions),
     )
 
 

@@ -29,7 +29,7 @@ from mmrl.tasks.zoom_world import (
     BOXES,
     ERRORS,
     PATTERNS,
-    boxed,
+    conclude,
     example,
     model_spec,
     question,
@@ -148,7 +148,7 @@ def test_a_replayed_row_is_graded():
 def test_guesses_are_at_chance():
     rows = [example(0, "cold_start", index, zooming=0.0) for index in range(400)]
     assert all(row["turns"] == [row["solution"]] for row in rows)
-    right = np.mean([row["solution"] == boxed(row["answer"]) for row in rows])
+    right = np.mean([row["solution"] == conclude(row["answer"]) for row in rows])
     assert abs(right - 0.25) < 3 * np.sqrt(0.25 * 0.75 / 400)
 
 
@@ -159,7 +159,7 @@ def test_share_that_zooms():
     for row, zoomed in zip(rows, zooms, strict=True):
         cell = json.loads(row["facts"])["cell"]
         assert row["problem"] == f"<image>{question(cell)}"
-        assert not zoomed or row["turns"] == [zoom_call(cell), boxed(row["answer"])]
+        assert not zoomed or row["turns"] == [zoom_call(cell), conclude(row["answer"])]
     for split in ("train", "heldout"):
         assert all(len(example(0, split, index, zooming=0.0)["turns"]) == 2 for index in range(20))
 
