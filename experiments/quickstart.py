@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mmrl.config import template
 from mmrl.presets import form
+from mmrl.rewards.reward import Reward
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -39,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rollout.update({"prompts": 32, "group": 8, "max_tokens": 10, "top_p": 0.9})
     config.optimizer.update({"learning_rate": 5e-4, "b2": 0.95, "warmup_updates": 5})
     # A right answer from wrong facts was luck: it earns no more than its format.
-    config.reward.weights = ConfigDict({"accuracy": 0.9, "format": 0.1, "unfaithful": -0.9})
+    config.reward = Reward(weights={"accuracy": 0.9, "format": 0.1, "unfaithful": -0.9})
     config.train.update(
         {"steps": 60, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 15, "checkpoint_every": 10}
     )

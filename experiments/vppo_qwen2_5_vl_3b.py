@@ -12,11 +12,12 @@ for 3B. Not run here; see docs/experiments.md.
 from ml_collections import ConfigDict
 
 from mmrl.presets import form, virl39k
+from mmrl.rewards.reward import VPPO_WEIGHTS, Reward
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" or "smoke"."""
     config = virl39k("vppo", group=8)
-    config.reward.weights = ConfigDict({"accuracy": 1.0})
+    config.reward = Reward(weights=VPPO_WEIGHTS)
     config.corruption.update({"method": "patch_black", "probability": 0.5})
     return form(config, arg)

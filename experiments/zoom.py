@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mmrl.config import template
 from mmrl.presets import form
+from mmrl.rewards.reward import Reward
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -36,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.rollout.update({"prompts": 16, "group": 8})
-    config.reward.weights = ConfigDict({"accuracy": 1.0})
+    config.reward = Reward(weights={"accuracy": 1.0})
     config.optimizer.update({"learning_rate": 3e-4, "b2": 0.95, "warmup_updates": 5})
     config.train.update(
         {"steps": 30, "update_prompts": 16, "micro_prompts": 16, "evaluate_every": 5, "checkpoint_every": 10}

@@ -18,7 +18,7 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.data.curriculum import Curriculum, check
 from mmrl.rewards.judge_client import Judge
-from mmrl.rewards.spec import reward_spec, user_verifiers
+from mmrl.rewards.reward import PAPO_WEIGHTS, Reward, reward_of, user_verifiers
 from mmrl.rollout.tools import TOOLS
 from mmrl.suggest import suggest
 from mmrl.typed import dataclass_from_dict, of_type
@@ -127,10 +127,13 @@ class SelfJudgeConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How responses are graded and paid (docs/rewards.md): the reward is a weighted sum of components."""
+    """How responses are graded and rewarded (docs/rewards.md): the reward is a weighted sum of components.
+
+    Experiments write ``config.reward = Reward(...)`` and ``config.reward.sources[NAME] = Reward(...)``.
+    """
 
     # Component -> a number, or ((share of the run, weight), ...) between which it is interpolated.
-    weights: dict[str, Any] = field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
+    weights: dict[str, Any] = field(default_factory=lambda: dict(PAPO_WEIGHTS))
     # Component -> condition(s) without which it does not count: "format", "iou>=0.5", ("format", "accuracy").
     gates: dict[str, Any] = field(default_factory=dict)
     bonuses: tuple[str, ...] = ()  # components that compare a response with its group, e.g. "brevity"
@@ -248,6 +251,23 @@ class Config:
     world: WorldConfig = field(default_factory=WorldConfig)
 
 
+class ExperimentConfig(ConfigDict):
+    """A `ConfigDict` that may be given a `Reward`, for the run or for one data set; what it says is kept."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if isinstance(value, Reward) and key in self and "workers" in self[key]:  # of the run
+            defaults = {f.name: getattr(RewardConfig(), f.name) for f in dataclasses.fields(Reward)}
+            for name, part in {**defaults, **value.to_json()}.items():
+                self[key][name] = _free(part) if isinstance(part, dict) else part
+        else:
+            super().__setitem__(key, value.to_json() if isinstance(value, Reward) else value)
+
+
+def _free(values: dict[str, Any]) -> ExperimentConfig:
+    """A part of a config that may have any keys, names of files among them."""
+    return ExperimentConfig(values, type_safe=False, allow_dotted_keys=True)
+
+
 def template(algorithm: str = "grpo") -> ConfigDict:
     """A `ConfigDict` with every key at its default, for experiments to fill in.
 
@@ -261,10 +281,10 @@ def unresolved(config: Config) -> ConfigDict:
     tree = dataclasses.asdict(config)
     free = {name: tree["reward"].pop(name) for name in ("weights", "gates", "options", "sources")}
     tree["algorithm"] = ConfigDict(tree["algorithm"])
-    made = ConfigDict(tree)
+    made = ExperimentConfig(tree)
     with made.unlocked():
         for name, values in free.items():
-            made.reward[name] = ConfigDict(values, type_safe=False, allow_dotted_keys=True)
+            made.reward[name] = _free(values)
         for name, kind in sorted(_hyper_parameters().items()):
             if made.algorithm.get(name) is None:
                 made.algorithm[name] = config_dict.placeholder(kind)
@@ -390,7 +410,7 @@ def _check(config: Config) -> None:
     check(config.data.curriculum, config.data.stages, config.data.temperature)
     reward = dataclasses.asdict(config.reward)
     for source in ("", *config.reward.sources):
-        reward_spec(reward, source)
+        reward_of(reward, source)
     for path, share in (
         ("corruption.probability", config.corruption.probability),
         ("data.max_broken", config.data.max_broken),

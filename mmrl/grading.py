@@ -10,36 +10,35 @@ from typing import Any
 import numpy as np
 
 from mmrl.config import Config
-from mmrl.rewards.answers import RolloutInfo
-from mmrl.rewards.group import GradedGroup
 from mmrl.rewards.judge import JUDGED
-from mmrl.rewards.spec import RewardSpec, compute_rewards, read_weights, reward_spec, user_verifiers
-from mmrl.rewards.verifier import Graded, reported_components, verifier_names
+from mmrl.rewards.reward import GradedGroup, Reward, compute_rewards, reward_of, user_verifiers
+from mmrl.rewards.verifier import Graded, RolloutInfo
+from mmrl.rewards.verifiers import reported_components, verifier_names
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.types import StopReason
 
 SELF_JUDGE = "self_judge"  # the component that the policy's second pass gives
 
-Specs = Callable[[Sample], RewardSpec]
+Rewards = Callable[[Sample], Reward]
 
 
-def reward_specs(config: Config) -> Specs:
-    """The reward spec of each sample, by its data set and its own ``facts["weights"]``.
+def rewards_of(config: Config) -> Rewards:
+    """The reward of each sample, by its data set and its own ``facts["weights"]``.
 
     The result raises ValueError naming the sample if its weights are none.
     """
     reward = dataclasses.asdict(config.reward)
-    of_source = cache(lambda source: reward_spec(reward, source))
+    of_source = cache(lambda source: reward_of(reward, source))
 
-    def of_sample(sample: Sample) -> RewardSpec:
-        spec = of_source(sample.source)
-        if sample.facts.get("weights") is None:
-            return spec
-        weights = read_weights(sample.facts["weights"], f'{sample.id}: facts["weights"]')
-        gates = {name: conditions for name, conditions in spec.gates.items() if name in weights}
-        bonuses = tuple(name for name in spec.bonuses if name in weights)
-        return replace(spec, weights=weights, gates=gates, bonuses=bonuses)
+    def of_sample(sample: Sample) -> Reward:
+        weights = sample.facts.get("weights")
+        if weights is None:
+            return of_source(sample.source)
+        try:
+            return Reward(weights=weights).over(of_source(sample.source))
+        except ValueError as error:
+            raise ValueError(f'{sample.id}: facts["weights"]{str(error).removeprefix("weights")}') from error
 
     return of_sample
 
@@ -55,14 +54,12 @@ def check_sources(config: Config, names: Collection[str]) -> None:
             )
 
 
-def verifier_input(
-    sample: Sample, spec: RewardSpec, info: RolloutInfo, episode: Mapping[str, float]
-) -> Sample:
+def verifier_input(sample: Sample, reward: Reward, info: RolloutInfo, episode: Mapping[str, float]) -> Sample:
     """The sample as verifiers see it: the config's options below its own facts, the rollout's above them."""
-    facts: dict[str, Any] = {**spec.options, **sample.facts, "rollout": dataclasses.asdict(info)}
+    facts: dict[str, Any] = {**reward.options, **sample.facts, "rollout": dataclasses.asdict(info)}
     if episode:
         facts["episode"] = dict(episode)
-    return replace(sample, verifier=spec.verifiers(sample.verifier), facts=facts)
+    return replace(sample, verifier=reward.verifiers(sample.verifier), facts=facts)
 
 
 def response_info(response: Trajectory, max_tokens: int, progress: float) -> RolloutInfo:
@@ -72,11 +69,11 @@ def response_info(response: Trajectory, max_tokens: int, progress: float) -> Rol
 
 def row_check(config: Config) -> Callable[[Sample], None]:
     """A check of rows that raises ValueError if responses to one could not be graded as the config says."""
-    specs, verifiers = reward_specs(config), user_verifiers(dataclasses.asdict(config.reward))
+    rewards, verifiers = rewards_of(config), user_verifiers(dataclasses.asdict(config.reward))
 
     def check(sample: Sample) -> None:
-        spec = specs(sample)
-        sample = verifier_input(sample, spec, RolloutInfo(), {})
+        reward = rewards(sample)
+        sample = verifier_input(sample, reward, RolloutInfo(), {})
         reported = reported_components(sample, verifiers)
         if config.reward.self_judge.question:
             reported |= {SELF_JUDGE}
@@ -85,7 +82,7 @@ def row_check(config: Config) -> Callable[[Sample], None]:
             raise ValueError(
                 f"the verifier {sample.verifier!r} asks a text model; name one: config.reward.judge.endpoint"
             )
-        missing = sorted(spec.needs - reported)
+        missing = sorted(reward.needs - reported)
         if missing:
             raise ValueError(
                 f"config.reward asks for {', '.join(map(repr, missing))}, which the verifier "
@@ -96,14 +93,14 @@ def row_check(config: Config) -> Callable[[Sample], None]:
 
 
 def group_rewards(
-    spec: RewardSpec, graded: Sequence[Graded], lengths: Sequence[int], max_tokens: int, progress: float
+    reward: Reward, graded: Sequence[Graded], lengths: Sequence[int], max_tokens: int, progress: float
 ) -> tuple[list[float], list[dict[str, float]]]:
     """Rewards of the responses of a group, and their components with bonuses; 0 and {} where not valid."""
     valid = [k for k, response in enumerate(graded) if response.valid]
     group = GradedGroup(np.array([lengths[k] for k in valid], np.int64), max_tokens)
-    of_valid = compute_rewards(spec, [graded[k].components for k in valid], group, progress)
+    of_valid = compute_rewards(reward, [graded[k].components for k in valid], group, progress)
     rewards: list[float] = [0.0] * len(graded)
     components: list[dict[str, float]] = [{} for _ in graded]
-    for k, reward, row in zip(valid, *of_valid, strict=True):
-        rewards[k], components[k] = reward, row
+    for k, value, row in zip(valid, *of_valid, strict=True):
+        rewards[k], components[k] = value, row
     return rewards, components

@@ -12,7 +12,7 @@ class Sample:
     problem: str  # text with one "<image>" placeholder per image
     answer: str
     images: tuple[bytes | str, ...] = ()  # encoded bytes, or a path
-    verifier: str = "math"  # a key of mmrl.rewards.verifier.VERIFIERS
+    verifier: str = "math"  # a key of mmrl.rewards.verifiers.VERIFIERS
     solution: str | None = None  # a full response to imitate (supervised stage)
     turns: tuple[str, ...] = ()  # what the policy writes in an episode to imitate; goes before ``solution``
     facts: dict[str, Any] = field(default_factory=dict)  # what a verifier may know beyond the answer

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 
 from mmrl.config import Config, RewardConfig, resolve, template
-from mmrl.grading import check_sources, group_rewards, reward_specs, row_check, verifier_input
-from mmrl.rewards.answers import RolloutInfo, rollout_info
+from mmrl.grading import check_sources, group_rewards, rewards_of, row_check, verifier_input
 from mmrl.rewards.judge_client import Judge
-from mmrl.rewards.verifier import Graded
+from mmrl.rewards.verifier import Graded, RolloutInfo, rollout_info
 from mmrl.sample import Sample
 
 
@@ -24,7 +23,7 @@ def test_a_verifier_is_told_of_options_the_row_and_the_rollout():
     given = config(options={"tolerance": 0.5, "answer_in": "tag"}, also=("format",))
     sample = row(tolerance=0.1, rollout={"progress": 9.0})
     seen = verifier_input(
-        sample, reward_specs(given)(sample), RolloutInfo(progress=0.25, tokens=7), {"tool_calls": 2.0}
+        sample, rewards_of(given)(sample), RolloutInfo(progress=0.25, tokens=7), {"tool_calls": 2.0}
     )
     assert seen.verifier == "number+format"
     assert (seen.facts["tolerance"], seen.facts["answer_in"]) == (0.1, "tag")
@@ -34,10 +33,10 @@ def test_a_verifier_is_told_of_options_the_row_and_the_rollout():
 
 def test_a_rows_own_weights():
     given = config(gates={"format": "accuracy"})
-    assert dict(reward_specs(given)(row(weights={"accuracy": 1})).weights) == {"accuracy": ((0.0, 1.0),)}
-    assert reward_specs(given)(row(weights={"accuracy": 1})).gates == {}
+    assert dict(rewards_of(given)(row(weights={"accuracy": 1})).weights) == {"accuracy": ((0.0, 1.0),)}
+    assert rewards_of(given)(row(weights={"accuracy": 1})).gates == {}
     with pytest.raises(ValueError, match=r"a.jsonl:3: facts\[\"weights\"\]\['accuracy'\]='x' should be"):
-        reward_specs(given)(row(weights={"accuracy": "x"}))
+        rewards_of(given)(row(weights={"accuracy": "x"}))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_rows_are_probed_before_a_run(reward, sample, message):
 
 
 def test_a_group_is_paid_without_those_that_failed():
-    spec = reward_specs(config(weights={"accuracy": 1.0, "brevity": 1.0}, bonuses=("brevity",)))(row())
+    spec = rewards_of(config(weights={"accuracy": 1.0, "brevity": 1.0}, bonuses=("brevity",)))(row())
     graded = [Graded({"accuracy": 1.0}), Graded({}, False, "slow"), Graded({"accuracy": 1.0})]
     rewards, components = group_rewards(spec, graded, [10, 5, 20], 100, 0.0)
     assert rewards == [1.5, 0.0, 0.5]

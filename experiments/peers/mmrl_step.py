@@ -64,6 +64,7 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
     from mmrl.config import resolve, template
     from mmrl.models.processor import load_processor
     from mmrl.models.prompts import encode, messages
+    from mmrl.rewards.reward import Reward
 
     processor = load_processor(options.model)
     row = prompt_rows(options.prompts, with_images=not options.text)[0]
@@ -77,7 +78,7 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
     config.rollout.update(
         {"prompts": options.prompts_per_step, "group": options.group, "max_tokens": options.new}
     )
-    config.reward.weights = {"format": 1.0}
+    config.reward = Reward(weights={"format": 1.0})
     config.optimizer.learning_rate = 1e-6
     config.train.update(
         {

@@ -106,8 +106,8 @@ def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
         from mmrl.grading import row_check
 
         return row_check(config)
-    from mmrl.rewards.answers import RolloutInfo
-    from mmrl.rewards.verifier import reported_components
+    from mmrl.rewards.verifier import RolloutInfo
+    from mmrl.rewards.verifiers import reported_components
 
     rollout = dataclasses.asdict(RolloutInfo())
     return lambda sample: reported_components(
@@ -136,7 +136,7 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
 
 def convert(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data convert``."""
-    from mmrl.rewards.verifier import verifier_names
+    from mmrl.rewards.verifiers import verifier_names
     from mmrl.tasks.convert import ConvertOptions
     from mmrl.tasks.convert import convert as run
 

@@ -1,4 +1,4 @@
-r"""Boxes and points: reading them in answers and rows, overlaps of all pairs, matching, average precision.
+r"""Boxes and points: reading them in answers and rows, overlaps, matching, and the verifiers of them.
 
 Boxes are rows of x1 y1 x2 y2 with continuous edges: a box from 0 to 10 is 10 wide. A box may be written
 ``[x1, y1, x2, y2]``, ``(x1, y1), (x2, y2)``, ``<box>...</box>`` or ``x1=..., y1=..., x2=..., y2=...``; alone,
@@ -9,24 +9,41 @@ it. A point is ``[x, y]``, ``(x, y)`` or ``x=..., y=...`` likewise. Every box th
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmrl.rewards.answers import list_fact, text_fact, wrong_answer
 from mmrl.rewards.text import DASHES
+from mmrl.rewards.verifier import (
+    AnswerIn,
+    Components,
+    Share,
+    Size,
+    Verifier,
+    answer_of,
+    missing_option,
+    rollout_info,
+    wrong_answer,
+)
 from mmrl.sample import Sample
 
 MAX_BOXES = 256  # an answer with more is none
 LARGEST = 1e9  # pixels; a coordinate beyond it is none
 MAX_QUOTED = 1000  # characters of a text in quotes; quotes further apart enclose nothing
-LEAST_THRESHOLD = 0.01  # of IoU; from 0 on everything would be right
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU, in COCO
 RECALLS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100  # of a class, by confidence; the rest is not looked at
+REFERENCE_THRESHOLD = 0.5  # of IoU, in Visual-RFT and VLM-R1
+POSITION, COMPLETENESS = 0.7, 0.3  # weights of both VLM-R1's and V-Triune's score
+PROGRESSIVE = ((0.10, 0.85), (0.25, 0.95), (1.0, 0.99))  # until this progress, this threshold (V-Triune)
+COUNT_DECAY = 0.6  # for each box too many or too few (V-Triune)
+
+# Units of an answer's coordinates: the truth's own, 0 to 1 over the image, 0 to 1000.
+Coordinates = Literal["pixels", "unit", "thousand"]
 
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box")  # of a truth; answers may use any
 POINT_KEYS = ("point_2d", "point")
@@ -221,23 +238,28 @@ def read_points(answer: str) -> Float[np.ndarray, "n 2"]:
     return np.array(near if len(near) <= MAX_BOXES else [], float).reshape(-1, 2)
 
 
-def answer_scale(sample: Sample) -> Float[np.ndarray, "2"]:
+def answer_scale(
+    sample: Sample,
+    *,
+    coordinates: Coordinates = "pixels",
+    image_size: Sequence[Any] | None = None,
+    input_size: Sequence[Any] | None = None,
+) -> Float[np.ndarray, "2"]:
     """Factors of an answer's coordinates, across and down, that bring them into the units of the truth.
 
-    ``facts["coordinates"]``: "pixels" (the default; the truth's own units), "unit" (0 to 1 over the image) or
-    "thousand" (0 to 1000). ``facts["image_size"]``, width and height, goes with the latter two. With
-    ``facts["input_size"]`` answers are in pixels of the resized image that the model saw, as in VLM-R1.
-    Raises ValueError if one is missing, or both are given.
+    ``image_size``, width and height, goes with "unit" and "thousand", and with ``input_size``: answers are
+    then in pixels of the resized image that the model saw, as in VLM-R1. Raises ValueError if one is missing,
+    or both are given.
     """
-    units = text_fact(sample, "coordinates", "pixels", choices=("pixels", "unit", "thousand"))
-    if units == "pixels" and "input_size" not in sample.facts:
+    if coordinates == "pixels" and input_size is None:
         return np.ones(2)
-    if units != "pixels" and "input_size" in sample.facts:
+    if coordinates != "pixels" and input_size is not None:
         raise ValueError(
-            f'sample {sample.id}: give facts["input_size"] or coordinates in {units!r}, not both'
+            f'sample {sample.id}: give facts["input_size"] or coordinates in {coordinates!r}, not both'
         )
     full = {"unit": 1.0, "thousand": 1000.0}
-    return _size(sample, "image_size") / (_size(sample, "input_size") if units == "pixels" else full[units])
+    whole = full[coordinates] if input_size is None else _size(sample, "input_size", input_size)
+    return _size(sample, "image_size", image_size) / whole
 
 
 def true_boxes(sample: Sample) -> Boxes:
@@ -293,8 +315,9 @@ def are_numbers(value: object, count: int) -> bool:
     )
 
 
-def _size(sample: Sample, name: str) -> Float[np.ndarray, "2"]:
-    size = list_fact(sample, name)
+def _size(sample: Sample, name: str, size: Sequence[Any] | None) -> Float[np.ndarray, "2"]:
+    if size is None:
+        raise missing_option(sample, name)
     if not are_numbers(size, 2) or min(size) <= 0:
         raise ValueError(f"sample {sample.id}: facts[{name!r}] is {size}, but should be [width, height]")
     return np.array(size, float)
@@ -428,3 +451,225 @@ def _hits(overlap: Float[np.ndarray, "p t"], thresholds: Float[np.ndarray, "k"])
         hits[:, row] = hit
         free[kinds[hit], best[hit]] = False
     return hits
+
+
+@Verifier
+def box(
+    sample: Sample,
+    response: str,
+    *,
+    threshold: Share = 0.5,
+    coordinates: Coordinates = "pixels",
+    image_size: Sequence[Any] | None = None,
+    input_size: Sequence[Any] | None = None,
+    answer_in: AnswerIn = "box",
+) -> Components:
+    """The one box that an answer gives, against the one of ``sample.answer``.
+
+    ``accuracy``: the IoU is at least ``threshold``. ``iou``: from 0 to 1. ``giou``: (GIoU + 1)
+    / 2, from 0 to 1, as in VLA-R1's ``robot_bbox_traj_norm.py``. All are 0 if the answer gives no box,
+    several, or one without area. ValueError if ``sample.answer`` is not one box, or a fact is wrong.
+    """
+    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    truth = true_boxes(sample)
+    if len(truth.corners) != 1:
+        raise wrong_answer(sample, f"holds {len(truth.corners)} boxes; 'box' wants one, 'boxes' any number")
+    found = read_boxes(answer_of(response, answer_in))
+    if found is None or len(found.corners) != 1 or areas(found.corners)[0] <= 0.0:
+        return {"accuracy": 0.0, "iou": 0.0, "giou": 0.0}
+    given = found.corners * np.tile(scale, 2)
+    overlap = float(iou(given, truth.corners)[0, 0])
+    return {
+        "accuracy": float(overlap >= threshold),
+        "iou": overlap,
+        "giou": (float(giou(given, truth.corners)[0, 0]) + 1.0) / 2.0,
+    }
+
+
+@Verifier
+def point(
+    sample: Sample,
+    response: str,
+    *,
+    radius: Size | None = None,
+    several: bool = False,
+    coordinates: Coordinates = "pixels",
+    image_size: Sequence[Any] | None = None,
+    input_size: Sequence[Any] | None = None,
+    answer_in: AnswerIn = "box",
+) -> Components:
+    """``accuracy``: the one point that an answer gives lies on what ``sample.answer`` marks.
+
+    The truth is one or more boxes, or points with ``radius`` pixels around them. With ``several`` the answer
+    is to point once at each, and ``accuracy`` is the F1 of a best matching.
+    ValueError if the answer of the row marks nothing, or a fact is wrong.
+    """
+    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    points = read_points(answer_of(response, answer_in)) * scale
+    hits = point_hits(sample, points, radius)
+    if not several:
+        return {"accuracy": float(len(points) == 1 and bool(hits.any()))}
+    return {"accuracy": 2.0 * len(best_matching(hits.astype(float))) / (len(points) + len(hits))}
+
+
+def point_hits(
+    sample: Sample, points: Float[np.ndarray, "m 2"], radius: float | None
+) -> Bool[np.ndarray, "n m"]:
+    """True if each point lies on each of the things that the truth marks."""
+    centers = true_points(sample)
+    if centers is not None:
+        if radius is None:
+            raise missing_option(sample, "radius")
+        return np.hypot(*np.moveaxis(points[None] - centers[:, None], -1, 0)) <= radius
+    marked = true_boxes(sample).corners
+    if not len(marked):
+        raise wrong_answer(sample, "marks nothing to point at; give a box, or a point")
+    return contains(marked, points)
+
+
+class Detections(NamedTuple):
+    """Predicted boxes against true ones, at least one of each."""
+
+    overlap: Float[np.ndarray, "p t"]  # IoU of each predicted box with each true one
+    same: Bool[np.ndarray, "p t"]  # whether their labels agree; true where the truth has none
+    confidence: Float[np.ndarray, "p"]
+    classes: Int[np.ndarray, "t"]  # number of the label of each true box
+    progress: float = 1.0  # of the run
+
+    @property
+    def surplus(self) -> float:
+        """min(1, true / predicted number)."""
+        return min(1.0, self.overlap.shape[1] / self.overlap.shape[0])
+
+
+@Verifier
+def boxes(
+    sample: Sample,
+    response: str,
+    *,
+    threshold: Share = 0.5,
+    coordinates: Coordinates = "pixels",
+    image_size: Sequence[Any] | None = None,
+    input_size: Sequence[Any] | None = None,
+    answer_in: AnswerIn = "box",
+) -> Components:
+    """The boxes that an answer gives, against those of ``sample.answer``, and their labels if it has any.
+
+    ``accuracy``: F1, ``precision`` and ``recall`` of a best matching at IoU ``threshold``; and the components
+    of `REWARDS`. All are from 0 to 1: all are 1 if truth and answer both say that there is nothing, and 0 if
+    only one does, or if no box can be read. ValueError if ``sample.answer`` does not hold boxes.
+    """
+    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    truth = true_boxes(sample)
+    progress = rollout_info(sample).progress if "rollout" in sample.facts else 1.0
+    given = read_boxes(answer_of(response, answer_in))
+    if given is None or not len(given.corners) or not len(truth.corners):
+        nothing = given is not None and len(given.corners) == len(truth.corners)
+        return dict.fromkeys(("accuracy", "precision", "recall", *REWARDS), float(nothing))
+    found = detections(given._replace(corners=given.corners * np.tile(scale, 2)), truth, progress)
+    right = len(best_matching((found.same & (found.overlap >= threshold)).astype(float)))
+    return {
+        "accuracy": 2.0 * right / sum(found.overlap.shape),
+        "precision": right / found.overlap.shape[0],
+        "recall": right / found.overlap.shape[1],
+        **{name: float(reward(found)) for name, reward in REWARDS.items()},
+    }
+
+
+def detections(given: Boxes, truth: Boxes, progress: float = 1.0) -> Detections:
+    """``given`` against ``truth``."""
+    names = list(dict.fromkeys(truth.labels))
+    return Detections(
+        overlap=iou(given.corners, truth.corners),
+        same=np.array([[wanted in (None, label) for wanted in truth.labels] for label in given.labels]),
+        confidence=given.confidence,
+        classes=np.array([names.index(label) for label in truth.labels]),
+        progress=progress,
+    )
+
+
+def mean_average_precision(found: Detections, thresholds: Float[np.ndarray, "k"] = THRESHOLDS) -> float:
+    """COCO's AP, averaged over ``thresholds`` and the labels of the truth; other labels cost nothing."""
+    precisions = []
+    for name in np.unique(found.classes):
+        of = found.classes == name
+        given = found.same[:, of.argmax()]
+        precisions.append(average_precision(found.overlap[given][:, of], found.confidence[given], thresholds))
+    return float(np.mean(precisions))
+
+
+def detection_score(found: Detections) -> float:
+    """``detection_score`` of VLM-R1's ``grpo_jsonl.py``: 0.7 position + 0.3 completeness at IoU 0.5.
+
+    Pairs are matched best IoU first, whatever their labels; the IoU of a pair counts if the labels agree.
+    """
+    return _position_and_completeness(found, greedy_matching(found.overlap, REFERENCE_THRESHOLD))
+
+
+def progressive_iou(found: Detections) -> float:
+    """V-Triune's dynamic IoU reward (``calculate_iou_score`` in ``verify.py``, 0.3 of it completeness).
+
+    The threshold rises with the progress of the run (`PROGRESSIVE`); only boxes of the same label match. The
+    result shrinks by `COUNT_DECAY` for each box too many or too few.
+    """
+    threshold = next((value for until, value in PROGRESSIVE if found.progress <= until), PROGRESSIVE[-1][1])
+    pairs = greedy_matching(np.where(found.same, found.overlap, 0.0), threshold)
+    predicted, true = found.overlap.shape
+    return _position_and_completeness(found, pairs) * COUNT_DECAY ** abs(predicted - true)
+
+
+def matched_iou(found: Detections) -> float:
+    """Visual-RFT's R_iou: the summed IoU of matched boxes over the larger of the two numbers of boxes."""
+    predicted, true = _match_by_confidence(found).T
+    return float(found.overlap[predicted, true].sum()) / max(found.overlap.shape)
+
+
+def confidence(found: Detections) -> float:
+    """Visual-RFT's R_conf: the mean of the confidences of matched boxes and 1 - those of the others.
+
+    Times min(1, true / predicted number), and 0 if nothing matches: as published, any number of wrong boxes
+    with confidence 0 would earn all of it.
+    """
+    pairs = _match_by_confidence(found)
+    calibrated = 1.0 - found.confidence
+    calibrated[pairs[:, 0]] = found.confidence[pairs[:, 0]]
+    return float(calibrated.mean()) * found.surplus if len(pairs) else 0.0
+
+
+REWARDS: Mapping[str, Callable[[Detections], float]] = MappingProxyType(
+    {
+        "count": lambda found: min(found.overlap.shape) / max(found.overlap.shape),
+        "map": mean_average_precision,
+        "map50": lambda found: mean_average_precision(found, THRESHOLDS[:1]),
+        # ``odLength_reward`` of VLM-R1's ``grpo_jsonl.py``
+        "map_times_count": lambda found: mean_average_precision(found) * found.surplus,
+        "detection": detection_score,
+        "matched_iou": matched_iou,
+        "confidence": confidence,
+        "progressive_iou": progressive_iou,
+    }
+)
+
+
+def _match_by_confidence(found: Detections) -> Int[np.ndarray, "k 2"]:
+    """Pairs (predicted, true): the surest prediction first, each takes what it overlaps most, from 0.5 on."""
+    overlap = np.where(found.same, found.overlap, 0.0)
+    pairs: list[tuple[int, int]] = []
+    for row in np.argsort(-found.confidence, kind="stable"):
+        column = int(overlap[row].argmax())
+        if overlap[row, column] >= REFERENCE_THRESHOLD:
+            pairs.append((int(row), column))
+            overlap[:, column] = 0.0
+    return np.array(pairs, int).reshape(-1, 2)
+
+
+def _position_and_completeness(found: Detections, pairs: Int[np.ndarray, "k 2"]) -> float:
+    """0.7 position + 0.3 completeness.
+
+    The IoU of pairs with the same label, for each true box; and 1 less the mean of the shares of true and of
+    predicted boxes that are in no pair.
+    """
+    overlap = np.where(found.same, found.overlap, 0.0)[pairs[:, 0], pairs[:, 1]].sum()
+    predicted, true = found.overlap.shape
+    completeness = (len(pairs) / true + len(pairs) / predicted) / 2.0
+    return float(POSITION * overlap / true + COMPLETENESS * completeness)

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from mmrl.rewards.answers import answer_of, flag_fact, wrong_answer
 from mmrl.rewards.lists import json_items, strip_brackets
 from mmrl.rewards.quantity import in_terms_of, read_quantity
 from mmrl.rewards.text import canonical, plain_fonts, to_latex, without_lead
+from mmrl.rewards.verifier import AnswerIn, Components, Verifier, answer_of, wrong_answer
 from mmrl.sample import Sample
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -162,32 +163,38 @@ def _each(parts: list[str], options: Mapping[str, str]) -> frozenset[str] | None
     return None if None in letters else frozenset(letter for letter in letters if letter)
 
 
-def choice(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def choice(
+    sample: Sample,
+    response: str,
+    *,
+    options: Any = None,
+    several: bool = False,
+    partial: bool = False,
+    answer_in: AnswerIn = "box",
+) -> Components:
     """``accuracy``: the answer names the option that ``sample.answer`` names.
 
-    ``facts["options"]``, a list in the order A, B, ... or a mapping from label to text, lets answer and truth
-    be given as text; without it, text is compared with text. With ``facts["several"]`` both may name more
-    than one, and the answer is right if it names the same; with ``facts["partial"]`` as well, an answer
-    without a wrong option gets the share of the right ones that it names. ValueError if the truth is none of
-    the options, or the options are not such a list or mapping.
+    ``options``, a list in the order A, B, ... or a mapping from label to text, lets answer and truth be given
+    as text; without it, text is compared with text. With ``several`` both may name more than one, and the
+    answer is right if it names the same; with ``partial`` as well, an answer without a wrong option gets the
+    share of the right ones that it names. ValueError if the truth is none of the options.
     """
-    options = options_of(sample)
-    answer = answer_of(sample, response) or ""
-    if flag_fact(sample, "several", False):
-        return {"accuracy": _several(sample, answer, options)}
-    truth = letter_of(sample.answer, options)
-    if truth is None and options:
+    texts, answer = _by_label(sample, options), answer_of(response, answer_in)
+    if several:
+        return {"accuracy": _several(sample, answer, texts, partial)}
+    truth = letter_of(sample.answer, texts)
+    if truth is None and texts:
         raise wrong_answer(sample, "is none of facts['options']; name one, or set facts['several']")
-    given = letter_of(answer, options)
+    given = letter_of(answer, texts)
     if given is not None and truth is not None:
         return {"accuracy": float(given == truth)}
     given_text, truth_text = canonical(read_choice(answer)[1]), canonical(read_choice(sample.answer)[1])
-    return {"accuracy": float(not options and bool(truth_text) and given_text == truth_text)}
+    return {"accuracy": float(not texts and bool(truth_text) and given_text == truth_text)}
 
 
-def _several(sample: Sample, answer: str, options: Mapping[str, str]) -> float:
+def _several(sample: Sample, answer: str, options: Mapping[str, str], partial: bool) -> float:
     truth, given = letters_of(sample.answer, options), letters_of(answer, options)
-    partial = flag_fact(sample, "partial", False)
     if truth is None:
         raise wrong_answer(sample, "names no options; name them by letters, as 'A,C', or by texts")
     if given is None or not given <= truth:
@@ -195,9 +202,10 @@ def _several(sample: Sample, answer: str, options: Mapping[str, str]) -> float:
     return len(given) / len(truth) if partial else float(given == truth)
 
 
-def options_of(sample: Sample) -> dict[str, str]:
-    """The texts of ``facts["options"]`` by label, if it gives any. ValueError if it is no such thing."""
-    options = sample.facts.get("options", {})
+def _by_label(sample: Sample, options: Any) -> dict[str, str]:
+    """The texts of options by label. ValueError if they are neither a list nor a mapping of texts."""
+    if options is None:
+        return {}
     if isinstance(options, list | tuple) and len(options) <= len(LETTERS):
         options = dict(zip(LETTERS, options, strict=False))
     if not isinstance(options, Mapping) or not all(

@@ -9,12 +9,12 @@ quotes a verdict of the response, or holds two, is no verdict.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from mmrl.rewards.answers import answer_of, flag_fact, list_fact, text_fact
+from mmrl.rewards.verifier import AnswerIn, Verifier, answer_of
 from mmrl.sample import Sample
 
 Message = dict[str, str]  # role, content
@@ -59,27 +59,34 @@ class Judged:
     """
 
     components: tuple[str, ...]
-    request: Callable[[Sample, str], list[Message] | None]
-    verdict: Callable[[Sample, str], dict[str, float] | None]
+    request: Verifier[..., list[Message] | None]
+    verdict: Verifier[..., dict[str, float] | None]
 
 
-def judge_request(sample: Sample, response: str) -> list[Message] | None:
+@Verifier
+def judge(
+    sample: Sample,
+    response: str,
+    *,
+    rubric: str = "",
+    judge_whole: bool = False,
+    answer_in: AnswerIn = "box",
+) -> list[Message] | None:
     """Question how far an answer agrees with ``sample.answer``; None for a response without an answer.
 
-    ``facts["rubric"]``: more that the judge is to go by. ``facts["judge_whole"]``: show it the whole response
-    too.
+    ``rubric``: more that the judge is to go by. ``judge_whole``: show it the whole response too.
     """
-    whole, rubric = flag_fact(sample, "judge_whole", False), text_fact(sample, "rubric", "")
     if not sample.answer.strip():
         raise ValueError(f"sample {sample.id}: the judge compares with the answer, which is empty; give one")
-    answer = answer_of(sample, response)
+    answer = answer_of(response, answer_in)
     if not answer:
         return None
     parts = [("Reference answer", sample.answer), ("How to grade it", rubric)]
-    shown = [("Answer to be graded", answer), *([("Whole response", response)] if whole else [])]
+    shown = [("Answer to be graded", answer), *([("Whole response", response)] if judge_whole else [])]
     return _messages(_JUDGE, sample, parts, shown, response, "Reply with the JSON object of the score alone.")
 
 
+@Verifier
 def judge_verdict(sample: Sample, reply: str) -> dict[str, float] | None:
     """``judge``: the score of the reply, one of `SCALE`."""
     found = read_object(reply)
@@ -89,34 +96,46 @@ def judge_verdict(sample: Sample, reply: str) -> dict[str, float] | None:
     return {"judge": float(score)} if type(score) in (int, float) and score in SCALE else None
 
 
-def checklist_request(sample: Sample, response: str) -> list[Message] | None:
-    """Question which statements of ``facts["checklist"]`` hold of a response; None for an empty response.
+@Verifier
+def checklist(
+    sample: Sample,
+    response: str,
+    *,
+    checklist: Sequence[Any],
+    judge_whole: bool = True,
+    answer_in: AnswerIn = "box",
+) -> list[Message] | None:
+    """Question which statements of ``checklist`` hold of a response; None for an empty response.
 
-    With ``facts["judge_whole"]`` false, of its answer alone.
+    With ``judge_whole`` false, of its answer alone.
     """
-    statements, whole = _statements(sample), flag_fact(sample, "judge_whole", True)
-    answer = answer_of(sample, response)
-    shown = response if whole else answer
-    if not shown or not shown.strip():
+    texts = all(isinstance(text, str) and text.strip() for text in checklist)
+    if not 0 < len(checklist) <= MAX_STATEMENTS or not texts:
+        raise ValueError(
+            f"sample {sample.id}: facts['checklist'] should be 1 to {MAX_STATEMENTS} statements, each a text"
+        )
+    shown = response if judge_whole else answer_of(response, answer_in)
+    if not shown.strip():
         return None
-    listed = "\n".join(f"{number}. {text}" for number, text in enumerate(statements, 1))
+    listed = "\n".join(f"{number}. {text}" for number, text in enumerate(checklist, 1))
     return _messages(
         _CHECKLIST,
         sample,
         [("Reference answer", sample.answer), ("Statements", listed)],
         [("Response", shown)],
         response,
-        f'Reply with the JSON object of "yes" or "no" for the numbers 1 to {len(statements)} alone.',
-        example=json.dumps({str(number): "no" for number in range(1, min(len(statements), 3) + 1)}),
+        f'Reply with the JSON object of "yes" or "no" for the numbers 1 to {len(checklist)} alone.',
+        example=json.dumps({str(number): "no" for number in range(1, min(len(checklist), 3) + 1)}),
     )
 
 
-def checklist_verdict(sample: Sample, reply: str) -> dict[str, float] | None:
+@Verifier
+def checklist_verdict(sample: Sample, reply: str, *, checklist: Sequence[Any]) -> dict[str, float] | None:
     """``checklist``: the share of the statements that hold; each must have its "yes" or "no".
 
     As the share of visual facts that a text model finds stated, of Perception-R1's reward function.
     """
-    found, numbers = read_object(reply), range(1, len(_statements(sample)) + 1)
+    found, numbers = read_object(reply), range(1, len(checklist) + 1)
     if found is None or found.keys() != {str(number) for number in numbers}:
         return None
     said = [value.lower() if isinstance(value, str) else None for value in found.values()]
@@ -127,8 +146,8 @@ def checklist_verdict(sample: Sample, reply: str) -> dict[str, float] | None:
 
 JUDGED: Mapping[str, Judged] = MappingProxyType(
     {
-        "judge": Judged(("judge",), judge_request, judge_verdict),
-        "checklist": Judged(("checklist",), checklist_request, checklist_verdict),
+        "judge": Judged(("judge",), judge, judge_verdict),
+        "checklist": Judged(("checklist",), checklist, checklist_verdict),
     }
 )
 
@@ -168,16 +187,6 @@ def defuse(text: str) -> str:
 def _break_up(text: str) -> str:
     text = _UNSENDABLE.sub(LOST, text.replace("\r\n", "\n"))
     return _BRACKETED.sub("[ ", _CONTROL.sub("< ", text))
-
-
-def _statements(sample: Sample) -> list[str]:
-    statements = list_fact(sample, "checklist")
-    texts = all(isinstance(text, str) and text.strip() for text in statements)
-    if not 0 < len(statements) <= MAX_STATEMENTS or not texts:
-        raise ValueError(
-            f"sample {sample.id}: facts['checklist'] should be 1 to {MAX_STATEMENTS} statements, each a text"
-        )
-    return statements
 
 
 def _messages(

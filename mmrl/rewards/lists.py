@@ -5,10 +5,11 @@ import re
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
-from mmrl.rewards.answers import answer_of, list_fact, wrong_answer
 from mmrl.rewards.quantity import parse_number
 from mmrl.rewards.text import canonical, plain_fonts, to_latex
+from mmrl.rewards.verifier import AnswerIn, Components, Verifier, answer_of, wrong_answer
 from mmrl.sample import Sample
 
 MAX_ITEMS = 1000  # an answer that lists more is no list
@@ -108,19 +109,21 @@ def key_of(item: str) -> Key:
     return canonical(item) if number is None else number
 
 
-def list_(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def list_(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
     """Judges a list: ``accuracy`` (the same items in the same order) and ``positions``.
 
     ``positions`` is the share of places that hold the right item, of the longer of the two lists. ValueError
     if ``sample.answer`` lists nothing.
     """
     truth = truth_of(sample, items_of)
-    given = _keys(answer_of(sample, response), items_of)
+    given = _keys(answer_of(response, answer_in), items_of)
     same = sum(a == b for a, b in zip(given, truth, strict=False))
     return {"accuracy": float(given == truth), "positions": same / max(len(given), len(truth))}
 
 
-def set_(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def set_(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
     """Judges a set, in any order and whatever is repeated: ``accuracy``, ``item_f1`` and ``jaccard``.
 
     With c items in common, ``item_f1`` is 2 c / (given + wanted) and ``jaccard`` c / (given + wanted - c).
@@ -128,7 +131,7 @@ def set_(sample: Sample, response: str) -> dict[str, float]:
     """
     truth, given = (
         frozenset(truth_of(sample, items_of)),
-        frozenset(_keys(answer_of(sample, response), items_of)),
+        frozenset(_keys(answer_of(response, answer_in), items_of)),
     )
     common = len(given & truth)
     return {
@@ -138,7 +141,8 @@ def set_(sample: Sample, response: str) -> dict[str, float]:
     }
 
 
-def order(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def order(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
     """Judges a permutation of the truth's items: ``accuracy`` (all right), ``positions`` and ``pairs``.
 
     ``positions`` is the share of items in their place. ``pairs`` is the share of pairs of items in the right
@@ -150,9 +154,9 @@ def order(sample: Sample, response: str) -> dict[str, float]:
     if len(set(truth)) < len(truth):
         raise wrong_answer(sample, "has an item twice; name each once")
     place = {key: i for i, key in enumerate(truth)}
-    given = _keys(answer_of(sample, response), ordered_items)
+    given = _keys(answer_of(response, answer_in), ordered_items)
     if len(given) == 1 and len(truth) > 1:
-        given = _characters(answer_of(sample, response) or "", len(truth))
+        given = _characters(answer_of(response, answer_in), len(truth))
     if len(given) != len(truth) or set(given) != set(truth):
         return {"accuracy": 0.0, "positions": 0.0, "pairs": 0.0}
     return {
@@ -173,24 +177,27 @@ def concordant_pairs(places: Sequence[int]) -> float:
     return 1.0 - falling / pairs if pairs else 1.0
 
 
-def rank(sample: Sample, response: str) -> dict[str, float]:
-    """Judges a ranking of ``facts["candidates"]``, of which ``sample.answer`` lists the relevant ones.
+@Verifier
+def rank(
+    sample: Sample, response: str, *, candidates: Sequence[Any], answer_in: AnswerIn = "box"
+) -> Components:
+    """Judges a ranking of ``candidates``, of which ``sample.answer`` lists the relevant ones.
 
     ``accuracy``: the relevant ones come first. ``rank_gain``: the sum of 1 / rank^3 over them, over that of
     the best ranking. ``listing``: how well the response lists the candidates: (1 - |listed - n| / n), not
     below 0, times the share of what is listed that is a candidate named for the first time. MM-R5
     (``qwen_module.py``). ValueError if a relevant one is no candidate, or there are none.
     """
-    candidates = [key_of(str(item)) for item in list_fact(sample, "candidates")]
+    keys = [key_of(str(item)) for item in candidates]
     relevant = frozenset(truth_of(sample, ordered_items))
-    if not relevant <= frozenset(candidates) or len(set(candidates)) < len(candidates):
+    if not relevant <= frozenset(keys) or len(set(keys)) < len(keys):
         raise wrong_answer(sample, "should be among facts['candidates'], each of which stands there once")
-    listed = _keys(answer_of(sample, response), ordered_items)
+    listed = _keys(answer_of(response, answer_in), ordered_items)
     first = {key: place for place, key in reversed(list(enumerate(listed, start=1)))}
     best = sum(1 / place**3 for place in range(1, len(relevant) + 1))
     gain = sum(1 / first[key] ** 3 for key in relevant if key in first) / best
-    known = sum(key in first for key in candidates) / max(1, len(listed))
-    complete = max(0.0, 1 - abs(len(listed) - len(candidates)) / len(candidates))
+    known = sum(key in first for key in keys) / max(1, len(listed))
+    complete = max(0.0, 1 - abs(len(listed) - len(keys)) / len(keys))
     return {
         "accuracy": float(frozenset(listed[: len(relevant)]) == relevant),
         "rank_gain": gain,
@@ -206,8 +213,8 @@ def truth_of(sample: Sample, read: Callable[[str], list[str] | None]) -> list[Ke
     return [key_of(item) for item in items]
 
 
-def _keys(answer: str | None, read: Callable[[str], list[str] | None]) -> list[Key]:
-    return [key_of(item) for item in read(answer or "") or []]
+def _keys(answer: str, read: Callable[[str], list[str] | None]) -> list[Key]:
+    return [key_of(item) for item in read(answer) or []]
 
 
 def _characters(answer: str, count: int) -> list[Key]:

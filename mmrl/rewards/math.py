@@ -13,7 +13,6 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from mmrl.rewards.answers import answer_of
 from mmrl.rewards.quantity import (
     DECIMAL_SLACK,
     RADIAN,
@@ -33,6 +32,7 @@ from mmrl.rewards.text import (
     to_latex,
     without_lead,
 )
+from mmrl.rewards.verifier import AnswerIn, Components, Verifier, answer_of
 from mmrl.sample import Sample
 
 MAX_PARSED = 400  # characters; a longer answer is compared as text only
@@ -90,16 +90,17 @@ _DESCRIBED = re.compile(r"\\\{\s*[A-Za-z]\s*(?:\\mid(?![a-z])|\||:)(.*)\\\}", re
 _UNION = re.compile(r"\\cup|\\lor|\\vee|\bor\b")
 
 
-def math(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def math(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
     """``accuracy``: the answer of ``response`` (`answer_of`) equals ``sample.answer`` (`equal`).
 
     No answer or an empty one is 0 whatever the truth is. May run long on hostile answers: meant to be called
     by a ``RewardPool``, under its deadline.
     """
-    answer, truth = answer_of(sample, response), sample.answer
+    answer, truth = answer_of(response, answer_in), sample.answer
     if _BOXED_TRUTH.match(truth):
         truth = last_boxed(truth) or ""
-    return {"accuracy": float(bool(answer and truth.strip()) and equal(answer or "", truth))}
+    return {"accuracy": float(bool(answer and truth.strip()) and equal(answer, truth))}
 
 
 @lru_cache(maxsize=4096)

@@ -9,10 +9,11 @@ from dataclasses import replace
 from mmrl.rewards.judge import JUDGED
 from mmrl.rewards.judge_client import JudgeClient
 from mmrl.rewards.verifier import Graded
+from mmrl.rewards.verifiers import load_verifiers
 from mmrl.sample import Sample
 from mmrl.workers.pool import Answer, WorkerPool
 
-TABLE = "mmrl.rewards.verifier"
+TABLE = "mmrl.rewards.verifiers"
 MAX_COMPONENT = 1e15  # in size: squares of rewards are added up over a batch, in float32
 
 
@@ -21,7 +22,7 @@ class RewardPool(AbstractContextManager["RewardPool"]):
 
     ``workers``: processes. ``deadline_s``: seconds for one sample, after which its worker is killed and
     replaced. ``table``: an importable module with ``VERIFIERS`` and optionally ``LOADERS``, as in
-    ``mmrl.rewards.verifier``. ``memory_bytes``: address space of a worker. See ``mmrl.workers.pool``.
+    ``mmrl.rewards.verifiers``. ``memory_bytes``: address space of a worker. See ``mmrl.workers.pool``.
     ``judge``: grades for the verifiers of `mmrl.rewards.judge`. ``user_verifiers``: further verifiers,
     "FILE.py:function".
     """
@@ -36,6 +37,8 @@ class RewardPool(AbstractContextManager["RewardPool"]):
         user_verifiers: Sequence[str] = (),
     ) -> None:
         self._judge = judge
+        verifiers = load_verifiers(user_verifiers).items()
+        self._see_images = {name for name, verifier in verifiers if getattr(verifier, "needs_images", False)}
         self._pool = WorkerPool(
             workers, f"{table}:VERIFIERS", deadline_s, memory_bytes, "verifier", user_verifiers
         )
@@ -47,7 +50,7 @@ class RewardPool(AbstractContextManager["RewardPool"]):
         """Queues one response and returns at once.
 
         Several verifiers, joined by "+", each have the deadline for themselves; if one fails, all is invalid.
-        Verifiers see the sample without its images; what they need of these belongs into ``facts``.
+        Verifiers see the sample without its images, megabytes that few read, unless they ask for them.
         ValueError if the pool is closed. ``.result()`` raises RuntimeError if workers cannot be started.
         """
         graded: Future[Graded] = Future()
@@ -63,7 +66,8 @@ class RewardPool(AbstractContextManager["RewardPool"]):
                 graded.set_exception(error)
 
         for name in sample.verifier.split("+"):
-            part = replace(sample, verifier=name, images=())  # images: megabytes that no verifier reads
+            images = sample.images if name in self._see_images else ()
+            part = replace(sample, verifier=name, images=images)
             if self._judge is not None and name in JUDGED:
                 parts.append(self._judge.submit(part, response))
             else:

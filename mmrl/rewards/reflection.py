@@ -2,12 +2,13 @@
 
 import itertools
 import re
+from typing import Literal
 
-from mmrl.rewards.answers import answer_of, text_fact
 from mmrl.rewards.math import equal
 from mmrl.rewards.quantity import last_number, parse_number, same_number
 from mmrl.rewards.style import in_stages, is_visible
 from mmrl.rewards.text import MAX_ANSWER, canonical, last_boxed, unboxed
+from mmrl.rewards.verifier import AnswerIn, Components, Verifier, answer_of
 from mmrl.sample import Sample
 
 STAGES = ("think", "answer", "reflection", "think", "answer")
@@ -23,20 +24,20 @@ _CONCLUSION = re.compile(
 )
 
 
-def reflection(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def reflection(sample: Sample, response: str, *, compare: Literal["math", "text"] = "math") -> Components:
     """Grades a first answer, a reflection on it and a second answer, in ``<answer>`` and ``<reflection>``.
 
     ``reflection``: 1 wrong, then right; 0.75 right twice; 0.25 right, then wrong; 0 wrong twice; 0.5 for a
     right answer without a second one. More than two answers are wrong, and so are two without a reflection
     between them. ``accuracy``: the last answer is right. ``format``: the response is `STAGES` and nothing
-    else. Answers are compared as mathematics (`equal`), or with ``facts["compare"] = "text"`` as text.
+    else. Answers are compared as mathematics (`equal`), or with ``compare="text"`` as text.
     Source: SRPO, Wan et al. 2025, ``srpo_reward_func.py``. ValueError if the sample's answer is blank.
     """
     truth = sample.answer.strip()
     if not truth:
         raise ValueError(f"sample {sample.id}: the answer is empty; give the text that a right response has")
-    as_text = text_fact(sample, "compare", "math", choices=("math", "text")) == "text"
-    right = [_right(answer, truth, as_text) for answer in _answers(response)]
+    right = [_right(answer, truth, compare == "text") for answer in _answers(response)]
     grade = GRADES[right[0], right[1]] if len(right) == 2 else ONLY_ANSWER if right == [True] else 0.0
     return {
         "reflection": grade,
@@ -64,7 +65,8 @@ def _right(answer: str, truth: str, as_text: bool) -> bool:
     return canonical(given) == canonical(truth) if as_text else equal(given, truth)
 
 
-def consistency(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def consistency(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
     """``{"consistency": 1.0}`` if the thinking concludes what is answered (`answer_of`), right or wrong.
 
     The thinking is what stands between ``<think>`` and the last ``</think>``. Its conclusion is its last box,
@@ -72,7 +74,7 @@ def consistency(sample: Sample, response: str) -> dict[str, float]:
     number. Both are the same if they are one number, or one text (`canonical`). 0 without an answer, a
     thinking or a conclusion that can be read.
     """
-    answer = unboxed(answer_of(sample, response)) or ""
+    answer = unboxed(answer_of(response, answer_in)) or ""
     is_number = parse_number(answer) is not None
     concluded = _conclusions(_thinking(response), is_number) if canonical(answer) else ()
     return {"consistency": float(any(_same(answer, text) for text in concluded))}

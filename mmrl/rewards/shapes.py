@@ -3,6 +3,7 @@
 import re
 
 from mmrl.rewards.text import last_boxed
+from mmrl.rewards.verifier import Components, Verifier
 from mmrl.sample import Sample
 
 # One stated fact of each kind of question; a statement is one or more of them, in any order.
@@ -17,7 +18,8 @@ _FORMAT = re.compile(r"<think>[^<>{}]*</think>\s*\\boxed\{[^{}]*\}")
 _LONGEST = 200  # characters of a thinking that may still say something true about a scene
 
 
-def shapes(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def shapes(sample: Sample, response: str) -> Components:
     r"""An answer to a question of the shapes world, ideally ``<think> facts </think> \boxed{answer}``.
 
     ``accuracy``: the last box holds the answer. ``format``: one thinking and one boxed answer, and nothing

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.rewards.answers import answer_of
 from mmrl.rewards.boxes import best_matching
 from mmrl.rewards.text import MAX_ANSWER, nesting
+from mmrl.rewards.verifier import AnswerIn, Components, Verifier, answer_of, wrong_answer
 from mmrl.sample import Sample
 
 MAX_NESTING = 64  # of JSON that is read
@@ -45,15 +45,15 @@ def load_jsonschema() -> None:
     import jsonschema  # noqa: F401
 
 
-def json_answer(sample: Sample, response: str) -> dict[str, float]:
-    """The answer as JSON, bare or in one fence, against ``sample.answer`` and ``facts["schema"]``.
+def _json(sample: Sample, response: str, *, schema: Any = None, answer_in: AnswerIn = "box") -> Components:
+    """The answer as JSON, bare or in one fence, against ``sample.answer`` and ``schema``.
 
     ``json``: the answer is JSON and follows the schema (any JSON does, without one). ``accuracy``: it is
     equal to the truth: numbers by value, objects in any order of keys. ``fields``: F1 of its leaves against
     those of the truth, where a leaf is a path and its value. A key given twice, NaN and Infinity are no JSON.
     Raises ValueError if the schema has keywords beyond `META_SCHEMA`, or the row's answer does not follow it.
     """
-    schema = sample.facts.get("schema", {})
+    schema = {} if schema is None else schema
     _check_schema(sample, schema)
     try:
         truth = read_json(sample.answer)
@@ -61,7 +61,7 @@ def json_answer(sample: Sample, response: str) -> dict[str, float]:
         raise ValueError(f"sample {sample.id}: the answer is no JSON ({error}); fix it") from error
     if not follows(truth, schema):
         raise ValueError(f'sample {sample.id}: the answer does not follow facts["schema"]; fix one of them')
-    answer = answer_of(sample, response) or ""
+    answer = answer_of(response, answer_in)
     fenced = _FENCE.findall(answer)
     try:
         given = read_json(fenced[0] if len(fenced) == 1 else answer)
@@ -73,6 +73,9 @@ def json_answer(sample: Sample, response: str) -> dict[str, float]:
         "json": float(follows(given, schema)),
         "fields": 2.0 * (true_leaves & leaves).total() / (true_leaves.total() + leaves.total()),
     }
+
+
+json_answer = Verifier(_json, name="json")
 
 
 def read_json(text: str) -> Any:
@@ -134,7 +137,8 @@ def _check_schema(sample: Sample, schema: Any) -> None:
         raise ValueError(f"sample {sample.id}: facts{at}: {error.message[:200]}; known keywords are {known}")
 
 
-def triples(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def triples(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
     """Lists of ``function(object, value)``, such as ``change_color(0, 'red')``.
 
     ``triples``: each triple of the answer is matched with one of the truth and earns 1 if all is right, 0.5
@@ -146,10 +150,8 @@ def triples(sample: Sample, response: str) -> dict[str, float]:
     """
     wanted = sorted(set(_TRIPLE.findall(sample.answer)))
     if not wanted:
-        raise ValueError(
-            f"sample {sample.id}: answer {sample.answer[:80]!r} should be triples: function(object, value)"
-        )
-    written = _TRIPLE.findall(answer_of(sample, response) or "")
+        raise wrong_answer(sample, "should be triples: function(object, value)")
+    written = _TRIPLE.findall(answer_of(response, answer_in))
     given = sorted(set(written))
     if not given:
         return {"accuracy": 0.0, "triples": 0.0}

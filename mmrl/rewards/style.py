@@ -7,12 +7,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
-from mmrl.rewards.answers import list_fact, number_fact, rollout_info, text_fact
+from mmrl.rewards.verifier import AnswerIn, Components, Size, Verifier, rollout_info
 from mmrl.sample import Sample
+
+Tokens = Annotated[float, 1, 1e15]
 
 MAX_LANGUAGE, MAX_REPETITION = 1_000_000, 300_000  # characters; what comes after is not looked at
 MAX_LISTS = 100  # that are read, or turn out to be no JSON; what follows is text
@@ -59,23 +61,23 @@ _SYMBOLS = {
 }
 
 
-def response_format(sample: Sample, response: str) -> dict[str, float]:
-    """``format``: a response has the form that goes with ``facts["answer_in"]``.
+@partial(Verifier, name="format")
+def response_format(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
+    """``format``: a response has the form that goes with ``answer_in``.
 
     "box": `think_boxed`; "tag" and "tag_or_all": `think_answer`; others: `think_then`.
     """
-    where = text_fact(sample, "answer_in", "box")
-    rule = {"box": think_boxed, "tag": think_answer, "tag_or_all": think_answer}.get(where, think_then)
+    rule = {"box": think_boxed, "tag": think_answer, "tag_or_all": think_answer}.get(answer_in, think_then)
     return rule(sample, response)
 
 
-def think_then(sample: Sample, response: str) -> dict[str, float]:
+def think_then(sample: Sample, response: str) -> Components:
     """``format``: the response is a ``<think>...</think>`` and something else, neither empty."""
     answer = response.rpartition("</think>")[2]
-    return {"format": float(is_visible(_thinking(response)) and is_visible(answer))}
+    return {"format": float(is_visible(_leading_thought(response)) and is_visible(answer))}
 
 
-def think_boxed(sample: Sample, response: str) -> dict[str, float]:
+def think_boxed(sample: Sample, response: str) -> Components:
     r"""``format``: the whole response reads ``<think>.*</think>.*\boxed{.*}.*``.
 
     The rule of ``format_reward`` in EasyR1's ``examples/reward_function/math.py``, read without blanks around
@@ -94,7 +96,7 @@ def think_boxed(sample: Sample, response: str) -> dict[str, float]:
     return {"format": 1.0}
 
 
-def think_answer(sample: Sample, response: str) -> dict[str, float]:
+def think_answer(sample: Sample, response: str) -> Components:
     """``format``: the whole response reads ``<think>.*</think><answer>.*</answer>``.
 
     The rule of ``format_reward`` in EasyR1's ``examples/reward_function/r1v.py``, read without blanks around
@@ -112,16 +114,16 @@ def tight_tags(response: str) -> str:
     return _BLANKS_AT_TAGS.sub("", response)
 
 
-def thought(sample: Sample, response: str) -> dict[str, float]:
-    """``thought``: the response begins with a ``<think>`` of ``facts["least_words"]`` (1) different words.
+@Verifier
+def thought(sample: Sample, response: str, *, least_words: Tokens = 1.0) -> Components:
+    """``thought``: the response begins with a ``<think>`` of ``least_words`` different words.
 
     EasyR1's forms take an empty thought for a thought. Words are runs of letters and digits.
     """
-    least = number_fact(sample, "least_words", 1, least=1)
     words: set[str] = set()
-    for word in _WORD.finditer(_thinking(response)):
+    for word in _WORD.finditer(_leading_thought(response)):
         words.add(word[0])
-        if len(words) >= least:
+        if len(words) >= least_words:
             return {"thought": 1.0}
     return {"thought": 0.0}
 
@@ -131,26 +133,28 @@ def is_visible(text: str) -> bool:
     return any(unicodedata.category(character)[0] not in "ZC" for character in text)
 
 
-def _thinking(response: str) -> str:
+def _leading_thought(response: str) -> str:
     """The thinking with which a response begins; "" if there is none."""
     opened = response.lstrip()
     inside, closing, _ = opened.removeprefix("<think>").partition("</think>")
     return inside if closing and opened.startswith("<think>") else ""
 
 
-def stages(sample: Sample, response: str) -> dict[str, float]:
-    """The stages ``facts["stages"]``, each in tags of its name.
+@Verifier
+def stages(sample: Sample, response: str, *, stages: Sequence[Any]) -> Components:
+    """The tagged stages ``stages``, each in tags of its name.
 
     ``stages``: each stage stands where the list has it, is not empty, and nothing but blanks stands around
     them. ``stage_tags``: the share of the list's opening and closing tags that occur as often as it has them;
     those of a stage that is empty, or closed before it is opened, do not count. V-Triune pays 0.25 for each
     of the tags of ``["think", "answer"]``. ValueError if the list is empty or has other things than names.
     """
-    names = list_fact(sample, "stages")
-    if not names or not all(isinstance(name, str) and _STAGE.fullmatch(name) for name in names):
-        raise ValueError(f'sample {sample.id}: facts["stages"] should be names of tags, but is {names!r:.80}')
+    if not stages or not all(isinstance(name, str) and _STAGE.fullmatch(name) for name in stages):
+        raise ValueError(
+            f'sample {sample.id}: facts["stages"] should be names of tags, but is {stages!r:.80}'
+        )
     right = 0
-    for name, count in Counter(names).items():
+    for name, count in Counter(stages).items():
         ends = [[m.start() for m in re.finditer(tag, response)] for tag in (f"<{name}>", f"</{name}>")]
         complete = [len(places) == count for places in ends]
         if all(complete):
@@ -158,7 +162,7 @@ def stages(sample: Sample, response: str) -> dict[str, float]:
             right += 2 * sum(map(is_visible, inside))
         else:
             right += count * sum(complete)
-    return {"stages": float(in_stages(response, names)), "stage_tags": right / (2 * len(names))}
+    return {"stages": float(in_stages(response, stages)), "stage_tags": right / (2 * len(stages))}
 
 
 def in_stages(response: str, names: Sequence[str]) -> bool:
@@ -172,39 +176,44 @@ def in_stages(response: str, names: Sequence[str]) -> bool:
     return all(map(is_visible, pieces[1::2])) and not any(piece.strip() for piece in pieces[::2])
 
 
-def overlong(sample: Sample, response: str) -> dict[str, float]:
-    """``overlong``: 0 up to ``max_tokens - facts["overlong_buffer"]`` tokens, falling linearly to -1 at
+@Verifier
+def overlong(sample: Sample, response: str, *, overlong_buffer: Size) -> Components:
+    """``overlong``: 0 up to ``max_tokens - overlong_buffer`` tokens, falling linearly to -1 at
     ``max_tokens``, -1 beyond.
 
     Source: DAPO, Yu et al. 2025, equation 13; with a buffer of 0 only what is longer than ``max_tokens`` is
     punished, as in EasyR1's and TRL's ``soft_overlong_punishment``.
     """
     info = rollout_info(sample)
-    # Before a run, when rows are only checked, the budget is not known yet.
-    buffer = number_fact(sample, "overlong_buffer", least=0, most=info.max_tokens or math.inf)
+    buffer = overlong_buffer
+    if buffer > (info.max_tokens or math.inf):  # before a run, the budget is not known yet
+        raise ValueError(
+            f"sample {sample.id}: facts['overlong_buffer'] is '{buffer:g}', but should be a number from 0 to"
+            f" {info.max_tokens:g}"
+        )
     over = info.tokens - max(0.0, info.max_tokens - buffer)
     return {"overlong": 0.0 if over <= 0 else -1.0 if over >= buffer else -over / buffer}
 
 
-def length_target(sample: Sample, response: str) -> dict[str, float]:
-    """``length_target``: 1 at ``facts["target_tokens"]`` tokens, falling linearly to 0 at none and at twice
-    as many, 0 beyond.
-    """
-    target = number_fact(sample, "target_tokens", least=1)
-    return {"length_target": max(0.0, 1.0 - abs(rollout_info(sample).tokens - target) / target)}
+@Verifier
+def length_target(
+    sample: Sample, response: str, *, target_tokens: Annotated[float, 1, math.inf]
+) -> Components:
+    """``length_target``: 1 at ``target_tokens`` tokens, falling to 0 at none and at twice as many."""
+    return {"length_target": max(0.0, 1.0 - abs(rollout_info(sample).tokens - target_tokens) / target_tokens)}
 
 
-def repetition(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def repetition(sample: Sample, response: str, *, ngram: Annotated[float, 1, 100] = 6.0) -> Components:
     """``repetition``, from -1 to 0: minus the share of n-grams that occurred before.
 
-    n is ``facts["ngram"]`` words, 6 by default. In a JSON list of objects the objects are the words and n is
+    n is ``ngram`` words. In a JSON list of objects the objects are the words and n is
     1: the same box twice is a repetition. The text outside such lists and each list are judged apart, and the
     worst counts. Sources: ``get_repetition_penalty`` of Yeo et al. 2025 (Demystifying long chain-of-thought),
     and VLM-R1's ``repetition_reward`` for lists of boxes.
     """
-    size = round(number_fact(sample, "ngram", 6, least=1, most=100))
     text, lists = _split_lists(response[:MAX_REPETITION])
-    items: list[Sequence[Any]] = [_ngrams(list(_units(text)), size), *lists]
+    items: list[Sequence[Any]] = [_ngrams(list(_units(text)), round(ngram)), *lists]
     return {"repetition": min(len(set(each)) / len(each) if each else 1.0 for each in items) - 1.0}
 
 
@@ -258,14 +267,20 @@ def _object_key(item: Any) -> str:
     return repr(item)
 
 
-def language(sample: Sample, response: str) -> dict[str, float]:
-    """``language``: the share of the response's letters that are of ``facts["language"]``'s scripts.
+@Verifier
+def language(sample: Sample, response: str, *, language: str) -> Components:
+    """``language``: the share of the response's letters that are of that language's scripts (`SCRIPTS`).
 
     Left out are tags, fenced code, LaTeX commands, and runs of one or two Latin or Greek letters (``x``,
     ``AB``, ``cm``) in a language of another script. A response without letters is in no language: 0.
     Languages of one script, such as English and French, are not told apart.
     """
-    scripts = SCRIPTS[text_fact(sample, "language", choices=SCRIPTS)]
+    if language not in SCRIPTS:
+        raise ValueError(
+            f"sample {sample.id}: facts['language'] is {language!r:.80}, but should be one of"
+            f" {', '.join(sorted(SCRIPTS))}"
+        )
+    scripts = SCRIPTS[language]
     text = _NO_TEXT.sub(" ", response[:MAX_LANGUAGE])
     for script, symbols in _SYMBOLS.items():
         if script not in scripts:

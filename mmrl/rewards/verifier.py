@@ -1,34 +1,35 @@
-"""Verifiers by name, and the weighted sum of their components.
+"""Verifiers as values: functions that grade a response, and their typed options.
 
-A verifier is a pure function ``(sample, response) -> {component: value}``. Components are reported apart and
-weighted by the config: PAPO and EasyR1 use ``PAPO_WEIGHTS``, VPPO accuracy alone.
+A verifier is a pure function ``(sample, response) -> {component: value}``. What may differ between data sets
+is a keyword argument of it, with a type: ``boxes(threshold=0.7)`` is the verifier `boxes` with that
+threshold. A row's own facts of these names go before.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cache, update_wrapper
+from inspect import Parameter, signature
 from types import MappingProxyType
+from typing import Annotated, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
-from mmrl.rewards.boxes import load_scipy
-from mmrl.rewards.choice import choice
-from mmrl.rewards.detection import boxes
-from mmrl.rewards.grounding import box, gui, gui_candidates, interval, point
-from mmrl.rewards.judge import JUDGED
-from mmrl.rewards.lists import list_, order, rank, set_
-from mmrl.rewards.math import load_math_verify, math
-from mmrl.rewards.number import count, number
-from mmrl.rewards.reflection import consistency, reflection
-from mmrl.rewards.shapes import shapes
-from mmrl.rewards.structure import json_answer, load_jsonschema, triples
-from mmrl.rewards.style import language, length_target, overlong, repetition, response_format, stages, thought
-from mmrl.rewards.words import anls, edit, exact, text, yes_no
+from mmrl.rewards.quantity import last_number
+from mmrl.rewards.text import MAX_ANSWER, first_tagged, has_tag, last_answer_line, last_boxed, unboxed
 from mmrl.sample import Sample
 from mmrl.suggest import suggest
-from mmrl.user_code import load_function
 
-Verifier = Callable[[Sample, str], dict[str, float]]
+Components = dict[str, float]
+Grade = Callable[[Sample, str], Components]
+P = ParamSpec("P")
+R = TypeVar("R")
 
-PAPO_WEIGHTS: Mapping[str, float] = MappingProxyType({"accuracy": 0.9, "format": 0.1})
-VPPO_WEIGHTS: Mapping[str, float] = MappingProxyType({"accuracy": 1.0})
+# Types of options; the bounds of a number are the least and the most that it may be.
+AnswerIn = Literal["box", "tag", "tag_or_all", "line", "number", "all"]
+Share = Annotated[float, 0.01, 1.0]  # a threshold: from 0 on everything would be right
+Size = Annotated[float, 0.0, 1e15]
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,54 @@ class Graded:
     error: str | None = None
 
 
-def combine(*verifiers: Verifier) -> Verifier:
+class Verifier(Generic[P, R]):
+    """A verifier, made of a function ``(sample, response, *, OPTION: TYPE = DEFAULT, ...)``; a decorator.
+
+    Called with options it is the verifier that has these; called with a sample and a response it grades, with
+    the sample's facts above its own options. ``needs_images``: it is given ``sample.images``, which others
+    are not. Types of options are bool, float, str, list, a `Literal`, ``Annotated[float, least, most]``.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Sample, str, P], R],
+        *,
+        name: str = "",
+        options: Mapping[str, Any] = MappingProxyType({}),
+        needs_images: bool = False,
+    ) -> None:
+        update_wrapper(self, function)
+        self.function, self.name = function, name or function.__name__.rstrip("_")
+        self.options, self.needs_images = options, needs_images
+
+    @overload
+    def __call__(self, sample: Sample, response: str, /) -> R: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, *_: P.args, **options: P.kwargs) -> "Verifier[P, R]": ...
+
+    def __call__(self, *graded: Any, **options: Any) -> Any:
+        if graded:
+            function: Callable[..., Any] = self.function
+            return function(*graded, **options_of(function, graded[0], self.options))
+        known = _parameters(self.function)
+        for name, value in options.items():
+            if name not in known:
+                raise TypeError(f"{self.name}() has no option {name!r}{suggest(name, known)}")
+            options[name] = _typed(value, known[name].annotation, f"{self.name}({name}=...)")
+        made = copy(self)
+        made.options = {**self.options, **options}
+        return made
+
+
+def combine(*verifiers: Grade) -> Grade:
     """The verifier that reports the components of all ``verifiers``.
 
     The result raises ValueError if two of them report the same component.
     """
 
-    def verifier(sample: Sample, response: str) -> dict[str, float]:
-        components: dict[str, float] = {}
+    def combined(sample: Sample, response: str) -> Components:
+        components: Components = {}
         for part in verifiers:
             for name, value in part(sample, response).items():
                 if name in components:
@@ -61,98 +102,125 @@ def combine(*verifiers: Verifier) -> Verifier:
                 components[name] = value
         return components
 
-    return verifier
+    return Verifier(combined, needs_images=any(getattr(part, "needs_images", False) for part in verifiers))
 
 
-_ANSWERS: dict[str, Verifier] = {  # whether the answer is right
-    **{"math": math, "choice": choice, "number": number, "count": count, "yes_no": yes_no, "exact": exact},
-    **{"text": text, "anls": anls, "edit": edit, "list": list_, "set": set_, "order": order, "rank": rank},
-    **{"json": json_answer, "triples": triples, "box": box, "point": point, "boxes": boxes},
-    **{"interval": interval, "gui": gui, "gui_candidates": gui_candidates},
-}
-VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
-    {
-        **{name: combine(verifier, response_format) for name, verifier in _ANSWERS.items()},
-        **{"reflection": reflection, "shapes": shapes},
-        # how the response is written; report no accuracy
-        **{"format": response_format, "thought": thought, "stages": stages, "overlong": overlong},
-        **{"length_target": length_target, "repetition": repetition, "language": language},
-        "consistency": consistency,
+def options_of(
+    function: Callable[..., Any], sample: Sample, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The keyword arguments that a sample's facts, or else ``defaults``, give to a grading function.
+
+    Raises ValueError if one is of another type, or there is none and the function has no default.
+    """
+    options: dict[str, Any] = {}
+    for name, parameter in _parameters(function).items():
+        value = sample.facts.get(name, defaults.get(name))
+        if value is not None:
+            options[name] = _typed(value, parameter.annotation, f"sample {sample.id}: facts[{name!r}]")
+        elif parameter.default is Parameter.empty:
+            raise missing_option(sample, name)
+    return options
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """The options of a grading function: its keyword-only parameters, annotations evaluated."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in signature(function).parameters.items()
+        if parameter.kind is Parameter.KEYWORD_ONLY
     }
-)
-
-# What a worker does before its first sample of a verifier, outside that sample's deadline.
-LOADERS: Mapping[str, Callable[[], None]] = MappingProxyType(
-    {
-        **dict.fromkeys(("math", "reflection"), load_math_verify),
-        **dict.fromkeys(("boxes", "point", "triples"), load_scipy),
-        "json": load_jsonschema,
-    }
-)
 
 
-def user_names(verifier: str) -> tuple[str, ...]:
-    """The user-defined ones, ``"FILE.py:function"``, of verifiers joined by "+"."""
-    return tuple(name.strip() for name in verifier.split("+") if ":" in name)
+def _typed(value: Any, hint: Any, path: str) -> Any:
+    """An option's value as its type has it. Raises ValueError naming ``path`` if it is of another."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):  # of a type and None, which stands for no value
+        return _typed(value, typing.get_args(hint)[0], path)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is Annotated or hint is float:
+        least, most = getattr(hint, "__metadata__", (-math.inf, math.inf))
+        fits, wanted = is_number and least <= value <= most, "a number"
+        wanted += "" if math.isinf(least) and math.isinf(most) else f" from {least:g} to {most:g}"
+        value = float(value) if fits else value
+    elif origin is Literal:
+        choices = typing.get_args(hint)
+        fits, wanted = value in choices, f"one of {', '.join(map(str, sorted(choices)))}"
+    elif origin in (list, Sequence):
+        fits, wanted = isinstance(value, list | tuple), "a list"
+        value = list(value) if fits else value
+    elif hint is int:
+        fits, wanted = is_number and isinstance(value, int), "a whole number"
+    else:
+        wanted = {bool: "true or false", str: "text"}.get(hint, "")
+        fits = not wanted or isinstance(value, hint)
+    if not fits:
+        raise ValueError(f"{path} is {str(value)[:80]!r}, but should be {wanted}")
+    return value
 
 
-def load_verifiers(names: Collection[str]) -> dict[str, Verifier]:
-    """User-defined verifiers by name. Their files are run, so names come from a config, never from data.
-
-    Raises ValueError if a file does not exist or does not define the function.
-    """
-    return {name: load_function(f"verifier {name!r}", name) for name in names}
-
-
-def verifier_names(verifier: str, user_defined: Collection[str] = ()) -> tuple[str, ...]:
-    """The verifiers that a sample names, joined by "+": ``"box+repetition"``.
-
-    Raises ValueError for a name that is unknown or stands twice.
-    """
-    names = tuple(name.strip() for name in verifier.split("+"))
-    for name in names:
-        known = [*VERIFIERS, *JUDGED, *user_defined]
-        if name not in known and ":" in name:
-            raise ValueError(f"verifier {name!r}: rows cannot name a file; name it in config.reward.verifier")
-        if name not in known:
-            raise ValueError(f"verifier {name!r} is unknown{suggest(name, known)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"verifier {verifier!r} names one twice")
-    return names
+def missing_option(sample: Sample, name: str) -> ValueError:
+    """The error of a row that lacks an option its verifier cannot do without."""
+    return ValueError(
+        f"sample {sample.id}: the verifier {sample.verifier!r} needs facts[{name!r}]; give it in the row,"
+        " or in config.reward.options"
+    )
 
 
-def reported_components(
-    sample: Sample, user_defined: Mapping[str, Verifier] = MappingProxyType({})
-) -> frozenset[str]:
-    """The components that responses to ``sample`` will have.
-
-    Raises ValueError if a verifier is unknown, cannot use this sample, or reports what another does.
-    """
-    components: set[str] = set()
-    for name in verifier_names(sample.verifier, user_defined):
-        row = replace(sample, verifier=name)
-        if name in JUDGED:
-            JUDGED[name].request(row, "")
-            reported = set(JUDGED[name].components)
-        else:
-            reported = set((user_defined.get(name) or VERIFIERS[name])(row, ""))
-        if components & reported:
-            raise ValueError(
-                f"verifier {sample.verifier!r}: two of these report {min(components & reported)!r}"
-            )
-        components |= reported
-    return frozenset(components)
+def wrong_answer(sample: Sample, problem: str) -> ValueError:
+    """The error of a row whose own answer a verifier cannot use: what is wrong with it, and the fix."""
+    return ValueError(f"sample {sample.id}: answer {sample.answer[:80]!r} {problem}")
 
 
-def score(components: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The reward: the sum of ``weights[name] * components[name]``; components without a weight count 0.
+@dataclass(frozen=True)
+class RolloutInfo:
+    """One response and the run it was sampled in."""
 
-    ValueError if a weighted component is missing.
-    """
-    missing = sorted(weights.keys() - components.keys())
-    if missing:
+    progress: float = 1.0  # share of the run's steps that are done; 1 in an evaluation
+    tokens: int = 0  # of the response, without tool observations
+    max_tokens: int = 0  # the budget of a response
+    truncated: bool = False  # the budget ran out
+
+
+def rollout_info(sample: Sample) -> RolloutInfo:
+    """The rollout's part of a sample, ``facts["rollout"]``. ValueError if it was not sampled in one."""
+    info = sample.facts.get("rollout")
+    if not isinstance(info, Mapping):
         raise ValueError(
-            f"reward weights name {missing}, which the verifier does not report; "
-            f"it reports {sorted(components)}"
+            f"sample {sample.id}: the verifier {sample.verifier!r} needs facts of a rollout; grade in a run,"
+            ' or give facts["rollout"] with progress, tokens, max_tokens and truncated'
         )
-    return sum(weight * components[name] for name, weight in weights.items())
+    return RolloutInfo(**info)
+
+
+def _after_thinking(response: str) -> str | None:
+    rest = response.rpartition("</think>")[2].strip()
+    return rest if len(rest) <= MAX_ANSWER else None
+
+
+def _in_tag(response: str) -> str | None:
+    return unboxed(first_tagged(response))
+
+
+READERS: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
+    {
+        "box": last_boxed,
+        "tag": _in_tag,
+        # as in EasyR1's examples/reward_function/r1v.py
+        "tag_or_all": lambda response: (_in_tag if has_tag(response) else _after_thinking)(response),
+        "line": lambda response: unboxed(last_answer_line(response)),
+        "number": last_number,
+        "all": _after_thinking,
+    }
+)
+
+
+def answer_of(response: str, answer_in: AnswerIn = "box") -> str:
+    r"""The answer that ``response`` gives, stripped; "" if there is none, or it is too long to be one.
+
+    ``answer_in``: "box" (the last ``\boxed{}``), "tag" (the first ``<answer>``), "tag_or_all" (that, or the
+    whole of a response without the tag), "line" (after the last ``Answer:``), "number" (the last number),
+    "all" (what follows the thinking). In a tag or on a line a box may stand around the answer.
+    """
+    return READERS[answer_in](response) or ""

@@ -2,12 +2,16 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from mmrl.rewards.answers import answer_of, list_fact, wrong_answer
 from mmrl.rewards.text import plain_characters, plain_fonts, without_lead
+from mmrl.rewards.verifier import AnswerIn, Components, Verifier, answer_of, wrong_answer
 from mmrl.sample import Sample
+
+Aliases = Sequence[Any]  # other texts for the answer
 
 ANLS_THRESHOLD = 0.5  # a normalised distance of this or more is no credit
 
@@ -18,7 +22,8 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _YES, _NO = frozenset(("yes", "true", "correct", "right")), frozenset(("no", "false", "incorrect", "wrong"))
 
 
-def yes_no(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def yes_no(sample: Sample, response: str, *, answer_in: AnswerIn = "box") -> Components:
     """``accuracy``: the answer says yes where ``sample.answer`` does, or no where that does.
 
     "Yes" or "no" may have words behind it, unless the other of the two is among them; "true", "correct",
@@ -27,7 +32,7 @@ def yes_no(sample: Sample, response: str) -> dict[str, float]:
     truth = says_yes(sample.answer)
     if truth is None:
         raise wrong_answer(sample, "is neither yes nor no; use the verifier 'text'")
-    return {"accuracy": float(says_yes(answer_of(sample, response) or "") == truth)}
+    return {"accuracy": float(says_yes(answer_of(response, answer_in)) == truth)}
 
 
 def says_yes(text: str) -> bool | None:
@@ -41,16 +46,19 @@ def says_yes(text: str) -> bool | None:
     return words[0] == "yes"
 
 
-def exact(sample: Sample, response: str) -> dict[str, float]:
-    """``accuracy``: the answer is ``sample.answer``, or one of ``facts["aliases"]``, to the character."""
-    return {"accuracy": float(answer_of(sample, response) in {truth.strip() for truth in _truths(sample)})}
+@Verifier
+def exact(sample: Sample, response: str, *, aliases: Aliases = (), answer_in: AnswerIn = "box") -> Components:
+    """``accuracy``: the answer is ``sample.answer``, or one of ``aliases``, to the character."""
+    truths = {truth.strip() for truth in _truths(sample, aliases)}
+    return {"accuracy": float(answer_of(response, answer_in) in truths)}
 
 
-def text(sample: Sample, response: str) -> dict[str, float]:
-    """``accuracy``: the answer has the words (`words_of`) of ``sample.answer``, or of an alias."""
-    truths = {words_of(truth) for truth in _truths(sample)}
-    answer = answer_of(sample, response)
-    return {"accuracy": float(bool(answer) and words_of(answer or "") in truths)}
+@Verifier
+def text(sample: Sample, response: str, *, aliases: Aliases = (), answer_in: AnswerIn = "box") -> Components:
+    """``accuracy``: the answer has the words (`words_of`) of ``sample.answer``, or of one of ``aliases``."""
+    truths = {words_of(truth) for truth in _truths(sample, aliases)}
+    answer = answer_of(response, answer_in)
+    return {"accuracy": float(bool(answer) and words_of(answer) in truths)}
 
 
 def words_of(answer: str) -> str:
@@ -77,24 +85,26 @@ def _is_kept(text: str, place: int, character: str) -> bool:
     return before.isdigit() and after.isdigit()
 
 
-def anls(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def anls(sample: Sample, response: str, *, aliases: Aliases = (), answer_in: AnswerIn = "box") -> Components:
     """``accuracy``: ANLS of one question (Biten et al. 2019, equation 1; the score of ST-VQA and DocVQA).
 
     1 - d with d the Levenshtein distance over the longer length, if d < 0.5, else 0; the best over
-    ``sample.answer`` and ``facts["aliases"]``, in lower case and with single blanks.
+    ``sample.answer`` and ``aliases``, in lower case and with single blanks.
     """
-    truths = [_single_blanks(truth).lower() for truth in _truths(sample)]
-    given = similarity(_single_blanks(answer_of(sample, response) or "").lower(), truths)
+    truths = [_single_blanks(truth).lower() for truth in _truths(sample, aliases)]
+    given = similarity(_single_blanks(answer_of(response, answer_in)).lower(), truths)
     return {"accuracy": given if given > 1.0 - ANLS_THRESHOLD else 0.0}
 
 
-def edit(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def edit(sample: Sample, response: str, *, aliases: Aliases = (), answer_in: AnswerIn = "box") -> Components:
     """``accuracy``: the same text; ``similarity``: 1 minus the Levenshtein distance over the longer length.
 
-    The best over ``sample.answer`` and ``facts["aliases"]``; case counts, how many blanks there are does not.
+    The best over ``sample.answer`` and ``aliases``; case counts, how many blanks there are does not.
     """
-    truths = [_single_blanks(truth) for truth in _truths(sample)]
-    given = similarity(_single_blanks(answer_of(sample, response) or ""), truths)
+    truths = [_single_blanks(truth) for truth in _truths(sample, aliases)]
+    given = similarity(_single_blanks(answer_of(response, answer_in)), truths)
     return {"accuracy": float(given == 1.0), "similarity": given}
 
 
@@ -109,9 +119,9 @@ def _single_blanks(text: str) -> str:
     return " ".join(text.split())
 
 
-def _truths(sample: Sample) -> list[str]:
-    """``sample.answer`` and ``facts["aliases"]``. ValueError if one of them is empty, or no text."""
-    truths = [sample.answer, *list_fact(sample, "aliases", [])]
+def _truths(sample: Sample, aliases: Aliases) -> list[str]:
+    """``sample.answer`` and ``aliases``. ValueError if one of them is empty, or no text."""
+    truths = [sample.answer, *aliases]
     for truth in truths:
         if not isinstance(truth, str) or not truth.strip():
             raise ValueError(

@@ -14,7 +14,7 @@ import jax
 from mmrl.atomic import atomic_write, read_jsonl, write_jsonl
 from mmrl.config import Config
 from mmrl.data.sources import Source
-from mmrl.grading import reward_specs
+from mmrl.grading import rewards_of
 from mmrl.hosts import say
 from mmrl.open import OpenModel, open_processor, open_source
 from mmrl.suite import identity
@@ -219,16 +219,16 @@ def _categories_and_verifiers(
     benchmark: Benchmark, config: Config, source: Source
 ) -> tuple[dict[str, str], set[str]]:
     """The category of each question, by id, and the verifiers that grade."""
-    specs, wanted = reward_specs(config), benchmark.category
+    rewards, wanted = rewards_of(config), benchmark.category
     categories: dict[str, str] = {}
     verifiers: set[str] = set()
     facts: set[str] = set()
     for index in range(len(source)):
         sample = source[index]
-        spec = specs(sample)
-        if "accuracy" not in spec.weights:
+        reward = rewards(sample)
+        if "accuracy" not in reward.weights:
             raise ValueError(f'{sample.id}: facts["weights"] has no accuracy, which is what is measured')
-        verifiers |= {name.strip() for name in spec.verifiers(sample.verifier).split("+")}
+        verifiers |= {name.strip() for name in reward.verifiers(sample.verifier).split("+")}
         facts |= sample.facts.keys()
         values = {"verifier": sample.verifier, "difficulty": sample.difficulty, **sample.facts}
         if wanted and (value := values.get(wanted)) is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from mmrl.config import Config, CorruptionConfig, EvaluationConfig, RewardConfig
 from mmrl.experiment import call
 from mmrl.models.corruption import METHODS
-from mmrl.rewards.spec import reward_spec
+from mmrl.rewards.reward import reward_of
 from mmrl.rollout.sampling import Sampling
 from mmrl.suggest import suggest
 from mmrl.typed import dataclass_from_dict
@@ -172,6 +172,6 @@ def _check_benchmark(one: Benchmark) -> None:
             raise ValueError(f"{name}={value} should be {least} or more")
     try:
         Sampling(max_tokens=one.max_tokens, temperature=one.temperature, top_p=one.top_p)
-        reward_spec({"weights": {"accuracy": 1.0}, "verifier": one.verifier, "options": one.options})
+        reward_of({"weights": {"accuracy": 1.0}, "verifier": one.verifier, "options": one.options})
     except ValueError as error:
         raise ValueError(str(error).replace("rollout.", "").replace("config.reward.", "")) from error

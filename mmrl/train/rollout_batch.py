@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, UInt32
 
 from mmrl import hosts
 from mmrl.data.pipeline import Batch, Skipped
-from mmrl.grading import SELF_JUDGE, Specs, group_rewards, response_info, reward_specs, verifier_input
+from mmrl.grading import SELF_JUDGE, Rewards, group_rewards, response_info, rewards_of, verifier_input
 from mmrl.mesh import constrain, local_mesh, put
 from mmrl.rewards.verifier import Graded
 from mmrl.rollout.generate import response_keys, to_responses
@@ -101,7 +101,7 @@ def sample_and_grade(
     """
     config, phases, pool = context.config, context.phases, context.rewards
     assert pool is not None
-    specs, shape = reward_specs(config), (len(batch.samples), group)
+    reward_for, shape = rewards_of(config), (len(batch.samples), group)
     ended: dict[Cell, Trajectory] = {}
     grading: dict[Cell, Future[Graded]] = {}
     with phases("rollout"), jax.set_mesh(local_mesh(context.model.mesh)):
@@ -109,7 +109,7 @@ def sample_and_grade(
             cell = response.group, response.member
             sample = batch.samples[response.group]
             rollout = response_info(response, sampling.max_tokens, progress)
-            sample = verifier_input(sample, specs(sample), rollout, response.facts)
+            sample = verifier_input(sample, reward_for(sample), rollout, response.facts)
             grading[cell] = pool.submit(sample, response.text)
             ended[cell] = response
             on_response(int(response.written.sum()))
@@ -123,7 +123,7 @@ def sample_and_grade(
     texts = [[ended[b, g].text if (b, g) in ended else "" for g in range(group)] for b in range(shape[0])]
     if config.reward.self_judge.question:
         with phases("self_judge"):
-            graded = _add_verdicts(context, params, batch, keys, texts, graded, specs)
+            graded = _add_verdicts(context, params, batch, keys, texts, graded, reward_for)
         context.stop.check()
     nothing = Graded({}, valid=False)
     valid: Any = np.zeros(shape, bool)
@@ -133,7 +133,8 @@ def sample_and_grade(
         grades = [graded.get((b, g), nothing) for g in range(group)]
         lengths = [int(ended[b, g].written.sum()) if (b, g) in ended else 0 for g in range(group)]
         valid[b] = [grade.valid for grade in grades]
-        rewards[b], of_group = group_rewards(specs(sample), grades, lengths, sampling.max_tokens, progress)
+        reward = reward_for(sample)
+        rewards[b], of_group = group_rewards(reward, grades, lengths, sampling.max_tokens, progress)
         components += of_group
     with phases("wait"):
         return make_rollout_batch(
@@ -162,7 +163,7 @@ def _add_verdicts(
     keys: UInt32[np.ndarray, "b k"],
     texts: list[list[str]],
     graded: Mapping[Cell, Graded],
-    specs: Specs,
+    reward_for: Rewards,
 ) -> dict[Cell, Graded]:
     """Gradings with the component "self_judge"; invalid where it is asked for and there is none."""
     shape = (len(texts), len(texts[0]))
@@ -175,7 +176,7 @@ def _add_verdicts(
         sample = batch.samples[cell[0]]
         if grade.valid and not np.isnan(verdicts[cell]):
             grade = replace(grade, components={**grade.components, SELF_JUDGE: float(verdicts[cell])})
-        elif grade.valid and SELF_JUDGE in specs(sample).needs:
+        elif grade.valid and SELF_JUDGE in reward_for(sample).needs:
             grade = Graded({}, False, f"sample {sample.id}: {_UNJUDGED}")
         out[cell] = grade
     return out

@@ -20,7 +20,7 @@ from mmrl.models.prompts import collate
 from mmrl.open import OpenModel, expand_workdir
 from mmrl.rewards.judge_client import JudgeClient
 from mmrl.rewards.pool import RewardPool
-from mmrl.rewards.spec import user_verifiers
+from mmrl.rewards.reward import user_verifiers
 from mmrl.rollout.engine import RolloutShape, decoding_weights, rollout_shape
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import prompt_groups

@@ -14,7 +14,7 @@ import pytest
 import mmrl.data.columnar as columnar
 from mmrl.data.inspection import columns_of
 from mmrl.data.sources import fingerprint, read
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.tasks.entries import read_entries
 
 CASES = Path(__file__).parents[1] / "cases"

@@ -22,7 +22,7 @@ from mmrl.data.inspection import choose_examples, inspect_rows
 from mmrl.data.inspection_report import as_text, histogram, page, report_parts
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
-from mmrl.rewards.verifier import reported_components
+from mmrl.rewards.verifiers import reported_components
 from mmrl.tasks.shapes_world import write_data
 
 CASES = Path(__file__).parent.parent / "cases"

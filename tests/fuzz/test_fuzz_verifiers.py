@@ -8,7 +8,7 @@ from damage import TEXTS, altered, among, texts
 from hypothesis import strategies as st
 from rewards.rewards_cases import CASES
 
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifiers import VERIFIERS
 
 COSTLY = ("math", "reflection")  # left to sympy: run in processes that are killed
 PARTS = (

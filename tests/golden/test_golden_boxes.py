@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import vectors
 
-from mmrl.rewards.answers import answer_of
 from mmrl.rewards.boxes import iou, read_boxes, true_boxes
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifier import answer_of
+from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.sample import Sample
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "rewards.md"
@@ -106,7 +106,7 @@ def rule_of_grounding(row, sample, expected, column):
     if is_error(expected):
         assert "<answer>" not in row["solution"], row
         return "a truth without a tag"
-    answer = answer_of(sample, row["response"]) or ""
+    answer = answer_of(row["response"], sample.facts.get("answer_in", "box"))
     own, read = read_boxes(answer), REFERENCE_BOX.search(answer)
     given = [] if own is None else own.corners.tolist()
     if len(given) > 1:
@@ -139,7 +139,7 @@ def rule_of_detection(row, sample, expected, component):
         assert is_error(expected) or expected == 0.0, row
         return "a truth that is no box, or has no area"
     found = VERIFIERS["boxes"](sample, row["response"])[component]
-    answer, truth = answer_of(sample, row["response"]) or "", true_boxes(sample)
+    answer, truth = answer_of(row["response"], sample.facts.get("answer_in", "box")), true_boxes(sample)
     own, fenced = read_boxes(answer), REFERENCE_FENCE.findall(answer)
     if own is None:
         assert found == 0.0, row

@@ -16,10 +16,11 @@ import pytest
 import vectors
 from disagreements import KINDS, Difference, kind_of
 
-from mmrl.rewards.answers import READERS
 from mmrl.rewards.math import equal
+from mmrl.rewards.reward import score
 from mmrl.rewards.text import last_boxed
-from mmrl.rewards.verifier import VERIFIERS, score
+from mmrl.rewards.verifier import READERS
+from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.sample import Sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ write.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mmrl.rewards.verifier import score
+from mmrl.rewards.reward import score
 from mmrl.sample import Sample
 
 BOX = "<think>I look at it.</think>\\boxed{@}"

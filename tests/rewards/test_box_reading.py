@@ -15,6 +15,7 @@ from mmrl.rewards.boxes import (
     true_boxes,
     true_points,
 )
+from mmrl.rewards.verifier import options_of
 from mmrl.sample import Sample
 
 quick = settings(max_examples=40, deadline=None)
@@ -185,6 +186,10 @@ def test_time_is_linear_in_the_text(piece):
     assert seconds(8192) < 1.0
 
 
+def scale(sample):
+    return answer_scale(sample, **options_of(answer_scale, sample))
+
+
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
@@ -195,7 +200,7 @@ def test_time_is_linear_in_the_text(piece):
     ],
 )
 def test_units_of_an_answer(facts, expected):
-    assert answer_scale(row(**facts)).tolist() == expected
+    assert scale(row(**facts)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_units_of_an_answer(facts, expected):
 )
 def test_wrong_units(facts, message):
     with pytest.raises(ValueError, match=f"(?s)test:0.*{message}"):
-        answer_scale(row(**facts))
+        scale(row(**facts))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.boxes import MAX_DETECTIONS, THRESHOLDS, average_precision, iou, read_boxes
-from mmrl.rewards.detection import boxes, detections
+from mmrl.rewards.boxes import (
+    MAX_DETECTIONS,
+    THRESHOLDS,
+    average_precision,
+    boxes,
+    detections,
+    iou,
+    read_boxes,
+)
 from mmrl.sample import Sample
 
 quick = settings(max_examples=40, deadline=None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.sample import Sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.grounding import box, point
+from mmrl.rewards.boxes import box, point
 from mmrl.sample import Sample
 
 NOTHING = {"accuracy": 0.0, "iou": 0.0, "giou": 0.0}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.group import BONUSES, GradedGroup
+from mmrl.rewards.reward import BONUSES, GradedGroup
 
 
 def bonus(name, accuracy, lengths, max_tokens=1000, **more):

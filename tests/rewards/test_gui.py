@@ -7,14 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.grounding import (
-    ARGUMENTS,
-    MAX_CANDIDATES,
-    gui,
-    gui_candidates,
-    read_action,
-    three_on_a_line,
-)
+from mmrl.rewards.gui import ARGUMENTS, MAX_CANDIDATES, gui, gui_candidates, read_action, three_on_a_line
 from mmrl.sample import Sample
 
 quick = settings(max_examples=40, deadline=None)

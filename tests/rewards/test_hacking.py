@@ -12,7 +12,7 @@ import pytest
 from hacking_responses import FAULTS, attacks
 from rewards_cases import ANSWERS, CASES, STYLES
 
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifiers import VERIFIERS
 
 
 def components(case, response):

@@ -13,7 +13,7 @@ from hostile_responses import ANSWERS, dressed, long_responses, more_long_respon
 from rewards_cases import CASES
 
 from mmrl.rewards.pool import RewardPool
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifiers import VERIFIERS
 
 COSTLY = ["math", "reflection"]
 QUICK = sorted(CASES.keys() - set(COSTLY))

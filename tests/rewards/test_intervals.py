@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.grounding import interval, interval_iou, read_interval
+from mmrl.rewards.number import interval, interval_iou, read_interval
 from mmrl.sample import Sample
 
 quick = settings(max_examples=40, deadline=None)

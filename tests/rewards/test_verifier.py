@@ -1,21 +1,14 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from rewards_cases import CASES
 
 from mmrl.rewards.pool import RewardPool
-from mmrl.rewards.spec import user_verifiers
-from mmrl.rewards.verifier import (
-    PAPO_WEIGHTS,
-    VERIFIERS,
-    VPPO_WEIGHTS,
-    Graded,
-    combine,
-    reported_components,
-    score,
-    verifier_names,
-)
+from mmrl.rewards.reward import PAPO_WEIGHTS, VPPO_WEIGHTS, score, user_verifiers
+from mmrl.rewards.verifier import Graded, combine
+from mmrl.rewards.verifiers import VERIFIERS, reported_components, verifier_names
 from mmrl.sample import Sample
 
 SAMPLE = Sample("test:0", "", "7")
@@ -50,7 +43,7 @@ def test_every_verifier_scores_the_empty_response_zero(name):
 
 def test_importing_the_table_imports_neither_jax_nor_sympy():
     code = (
-        "import sys, mmrl.rewards.verifier, mmrl.rewards.pool\n"
+        "import sys, mmrl.rewards.verifiers, mmrl.rewards.pool\n"
         "print(sorted({'jax', 'sympy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -87,6 +80,19 @@ def test_rows_cannot_name_a_file(mine, tmp_path):
         (graded,) = pool.grade([(sample, "B")])
     assert (graded.valid, graded.error) == (False, "sample test:0: KeyError: 'other.py:grade'")
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_verifier_that_asks_for_images_sees_them(mine, tmp_path):
+    (tmp_path / "look.py").write_text(
+        "from functools import partial\n\nfrom mmrl.rewards.verifier import Verifier\n\n\n"
+        "@partial(Verifier, needs_images=True)\n"
+        "def look(sample, response, *, least: float = 1.0):\n"
+        "    return {'seen': float(len(sample.images) >= least)}\n"
+    )
+    sample = Sample("test:0", "", "b", images=(b"x",), verifier="look.py:look")
+    with RewardPool(1, user_verifiers=("look.py:look",)) as pool:
+        grades = pool.grade([(sample, ""), (replace(sample, facts={"least": 2}), "")])
+    assert [grade.components for grade in grades] == [{"seen": 1.0}, {"seen": 0.0}]
 
 
 def test_a_verifier_of_ones_own_that_is_not_there(mine):

@@ -16,7 +16,7 @@ from mmrl.commands.datasets import question_options
 from mmrl.data.sources import read
 from mmrl.models.images import image_size
 from mmrl.models.prompts import IMAGE
-from mmrl.rewards.verifier import VERIFIERS, reported_components, verifier_names
+from mmrl.rewards.verifiers import VERIFIERS, reported_components, verifier_names
 from mmrl.tasks.catalogue import describe, entry, read_registry, table
 from tests.tasks.catalogue_rows import OTHERS, PNG, papers_rows
 

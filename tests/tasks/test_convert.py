@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmrl.data.sources import read
 from mmrl.models.prompts import IMAGE
-from mmrl.rewards.verifier import VERIFIERS, reported_components
+from mmrl.rewards.verifiers import VERIFIERS, reported_components
 from mmrl.tasks.convert import ConvertOptions as Options
 from mmrl.tasks.convert import choice_rows, convert
 from mmrl.tasks.entries import ImageFolder

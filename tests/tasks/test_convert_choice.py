@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmrl.data.sources import read
-from mmrl.rewards.verifier import VERIFIERS, reported_components
+from mmrl.rewards.verifiers import VERIFIERS, reported_components
 from mmrl.tasks.convert import ConvertOptions as Options
 from mmrl.tasks.convert import choice_rows as rows
 from mmrl.tasks.convert import convert

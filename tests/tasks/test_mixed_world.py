@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmrl.data.sources import read
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.sample import Sample
 from mmrl.tasks.mixed_world import CELLS, GROUNDS, LETTERS, TASKS, example, model_spec, write_data
 from mmrl.tasks.shapes_world import CELL, COLOURS, board_colour, cell_name

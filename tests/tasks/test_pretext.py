@@ -13,7 +13,7 @@ from PIL import Image
 from mmrl.data.sources import read
 from mmrl.data.writing import write_rows
 from mmrl.models.prompts import IMAGE
-from mmrl.rewards.verifier import VERIFIERS, reported_components
+from mmrl.rewards.verifiers import VERIFIERS, reported_components
 from mmrl.tasks.captions import Caption, places, read_captions, vocabulary
 from mmrl.tasks.pretext import (
     CELLS,

@@ -16,7 +16,7 @@ from mmrl.models.params import initialise
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import encode, encode_turn, messages
 from mmrl.models.qwen2_5_vl_config import describe, read_config
-from mmrl.rewards.verifier import VERIFIERS
+from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.rollout import episodes, tools
 from mmrl.rollout.episodes import with_tools
 from mmrl.rollout.replay import replay

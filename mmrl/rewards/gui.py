@@ -1,43 +1,32 @@
-"""Verifiers of one place: a box, a point, an interval of time, an action on a screen."""
+"""Verifiers of an action on a screen: the action and its argument, or candidates for where to click."""
 
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from mmrl.rewards.answers import answer_of, flag_fact, number_fact, wrong_answer
 from mmrl.rewards.boxes import (
     BOX_KEYS,
-    LEAST_THRESHOLD,
+    Coordinates,
     Token,
     answer_scale,
     are_numbers,
-    areas,
-    best_matching,
     contains,
-    giou,
-    iou,
     json_truth,
-    read_boxes,
+    point_hits,
     read_points,
     tokenize,
-    true_boxes,
-    true_points,
 )
-from mmrl.rewards.text import DASHES
+from mmrl.rewards.verifier import AnswerIn, Components, Share, Size, Verifier, answer_of, wrong_answer
 from mmrl.sample import Sample
 
 MAX_CANDIDATES = 32  # a longer list is malformed
 COLLINEAR = 1e-9  # sine of the angle up to which three points are on a line
-
-_CLOCK = r"(?:[0-9]{1,3}:)?[0-9]{1,3}:[0-5][0-9](?:\.[0-9]{1,9})?"
-_SECONDS = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
-_TIME = re.compile(rf"(?<![\w.:])(?<!\A-)(?<![\[(]-)(?:{_CLOCK}|{_SECONDS}(?![0-9.]*:))")
 
 ARGUMENTS: Mapping[str, str] = {  # of each action, the key of its argument in a row
     **dict.fromkeys(("click", "double_click", "right_click", "long_press"), "box"),
@@ -71,90 +60,6 @@ _KEY_NAMES = {
 }
 
 
-def box(sample: Sample, response: str) -> dict[str, float]:
-    """The one box that an answer gives, against the one of ``sample.answer``.
-
-    ``accuracy``: the IoU is at least ``facts["threshold"]`` (0.5). ``iou``: from 0 to 1. ``giou``: (GIoU + 1)
-    / 2, from 0 to 1, as in VLA-R1's ``robot_bbox_traj_norm.py``. All are 0 if the answer gives no box,
-    several, or one without area. ValueError if ``sample.answer`` is not one box, or a fact is wrong.
-    """
-    truth, scale = true_boxes(sample), answer_scale(sample)
-    threshold = number_fact(sample, "threshold", 0.5, least=LEAST_THRESHOLD, most=1.0)
-    if len(truth.corners) != 1:
-        raise wrong_answer(sample, f"holds {len(truth.corners)} boxes; 'box' wants one, 'boxes' any number")
-    found = read_boxes(answer_of(sample, response) or "")
-    if found is None or len(found.corners) != 1 or areas(found.corners)[0] <= 0.0:
-        return {"accuracy": 0.0, "iou": 0.0, "giou": 0.0}
-    given = found.corners * np.tile(scale, 2)
-    overlap = float(iou(given, truth.corners)[0, 0])
-    return {
-        "accuracy": float(overlap >= threshold),
-        "iou": overlap,
-        "giou": (float(giou(given, truth.corners)[0, 0]) + 1.0) / 2.0,
-    }
-
-
-def point(sample: Sample, response: str) -> dict[str, float]:
-    """``accuracy``: the one point that an answer gives lies on what ``sample.answer`` marks.
-
-    The truth is one or more boxes, or points with ``facts["radius"]`` pixels around them. With
-    ``facts["several"]`` the answer is to point once at each, and ``accuracy`` is the F1 of a best matching.
-    ValueError if the answer of the row marks nothing, or a fact is wrong.
-    """
-    points = read_points(answer_of(sample, response) or "") * answer_scale(sample)
-    hits = _hits(sample, points)
-    if not flag_fact(sample, "several", False):
-        return {"accuracy": float(len(points) == 1 and bool(hits.any()))}
-    return {"accuracy": 2.0 * len(best_matching(hits.astype(float))) / (len(points) + len(hits))}
-
-
-def _hits(sample: Sample, points: Float[np.ndarray, "m 2"]) -> Bool[np.ndarray, "n m"]:
-    """True if each point lies on each of the things that the truth marks."""
-    centers = true_points(sample)
-    if centers is not None:
-        radius = number_fact(sample, "radius", least=0.0)
-        return np.hypot(*np.moveaxis(points[None] - centers[:, None], -1, 0)) <= radius
-    marked = true_boxes(sample).corners
-    if not len(marked):
-        raise wrong_answer(sample, "marks nothing to point at; give a box, or a point")
-    return contains(marked, points)
-
-
-def interval(sample: Sample, response: str) -> dict[str, float]:
-    """The interval that an answer gives, against the one of ``sample.answer``.
-
-    Both are two times, ``[12.5, 20]`` or ``1:05 - 1:20``, in seconds, minutes:seconds or
-    hours:minutes:seconds, with any words between. ``temporal_iou`` is the length that both share over the
-    length that they cover, and ``accuracy`` is 1 if it is at least ``facts["threshold"]`` (0.5). Both are 0
-    if the answer holds more or fewer than two times, or ends before it starts.
-    """
-    threshold = number_fact(sample, "threshold", 0.5, least=LEAST_THRESHOLD, most=1.0)
-    truth, given = read_interval(sample.answer), read_interval(answer_of(sample, response) or "")
-    if truth is None:
-        raise wrong_answer(
-            sample, "should be two times, the first before the second: [12.5, 20] or 1:05 - 1:20"
-        )
-    overlap = 0.0 if given is None else interval_iou(given, truth)
-    return {"accuracy": float(overlap >= threshold), "temporal_iou": overlap}
-
-
-def interval_iou(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Intersection over union of two intervals (start, end), each with its start before its end."""
-    both = max(0.0, min(first[1], second[1]) - max(first[0], second[0]))
-    return both / (first[1] - first[0] + second[1] - second[0] - both)
-
-
-def read_interval(text: str) -> tuple[float, float] | None:
-    """The two times of ``text`` in seconds, if it holds just two and the first is before the second."""
-    times = []
-    for match in _TIME.finditer(text.translate(DASHES)):
-        seconds = 0.0
-        for part in match[0].split(":"):
-            seconds = 60.0 * seconds + float(part)
-        times.append(seconds)
-    return (times[0], times[1]) if len(times) == 2 and times[0] < times[1] else None
-
-
 class Action(NamedTuple):
     """An action as it was written."""
 
@@ -162,20 +67,30 @@ class Action(NamedTuple):
     tokens: tuple[Token, ...]  # that may be its argument
 
 
-def gui(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def gui(
+    sample: Sample,
+    response: str,
+    *,
+    text_f1: Share = 1.0,
+    coordinates: Coordinates = "pixels",
+    image_size: Sequence[Any] | None = None,
+    input_size: Sequence[Any] | None = None,
+    answer_in: AnswerIn = "box",
+) -> Components:
     """The one action that an answer gives, against the one of ``sample.answer``.
 
     The answer is JSON or a call: ``click(10, 20)``, ``type(text="...")``, ``scroll(direction="down")``. The
     truth is JSON, ``{"action": "click", "box": [...]}``, or with "text", "direction" or "key": `ARGUMENTS`.
     ``action_type``: the right kind of action (UI-R1's first term). ``argument``: the one point given lies in
     a box of the truth; the text is the same but for case and blanks, or by F1 of words at least
-    ``facts["text_f1"]`` (1); the same direction; the same keys in any order. It is judged apart from the
+    ``text_f1``; the same direction; the same keys in any order. It is judged apart from the
     kind, but where none is wanted it is right if the kind is (UI-R1's second term). ``accuracy``: both. All
     are 0 for no action, or several. ValueError if ``sample.answer`` is no such action, or a fact is wrong.
     """
     name, wanted = _true_action(sample)
-    least, scale = number_fact(sample, "text_f1", 1.0, least=0.01, most=1.0), answer_scale(sample)
-    answer = answer_of(sample, response) or ""
+    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    answer = answer_of(response, answer_in)
     given = read_action(answer)
     if given is None:
         return {"accuracy": 0.0, "action_type": 0.0, "argument": 0.0}
@@ -185,7 +100,7 @@ def gui(sample: Sample, response: str) -> dict[str, float]:
         points = read_points(answer) * scale
         argument = len(points) == 1 and bool(contains(wanted, points).any())
     elif kind == "text":
-        argument = _same_text(_argument(given, _TEXT_KEYS), wanted, least)
+        argument = _same_text(_argument(given, _TEXT_KEYS), wanted, text_f1)
     elif kind == "direction":
         words = _argument(given, ("direction",)).casefold().split()
         argument = set(words) & set(_DIRECTIONS) == {wanted}
@@ -194,15 +109,26 @@ def gui(sample: Sample, response: str) -> dict[str, float]:
     return {"accuracy": float(right and argument), "action_type": float(right), "argument": float(argument)}
 
 
-def gui_candidates(sample: Sample, response: str) -> dict[str, float]:
+@Verifier
+def gui_candidates(
+    sample: Sample,
+    response: str,
+    *,
+    radius: Size | None = None,
+    coordinates: Coordinates = "pixels",
+    image_size: Sequence[Any] | None = None,
+    input_size: Sequence[Any] | None = None,
+    answer_in: AnswerIn = "box",
+) -> Components:
     """A ranked list of points to click at, against the target that ``sample.answer`` marks (see `point`).
 
     ``accuracy``: the first point hits. ``exploration``: InfiGUI-G1's adaptive exploration reward, from -1 to
     1: 1 / sqrt(N k) if the first of N points to hit has rank k, -1/N if none does, -1 if there are no points,
     more than `MAX_CANDIDATES`, or three on one line. ValueError if the row marks nothing, or a fact is wrong.
     """
-    points = read_points(answer_of(sample, response) or "")
-    hits = np.asarray(_hits(sample, points * answer_scale(sample)).any(axis=0))
+    points = read_points(answer_of(response, answer_in))
+    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    hits = np.asarray(point_hits(sample, points * scale, radius).any(axis=0))
     count = len(points)
     if not 0 < count <= MAX_CANDIDATES:
         return {"accuracy": 0.0, "exploration": -1.0}
