@@ -38,7 +38,7 @@ class Reference:
 
 
 def reference(text: str) -> Reference | None:
-    """What ``text`` names on the hub; None if it is a path: one that exists, or that looks like one."""
+    """The repository that ``text`` names; None if it is a path: one that exists, or that looks like one."""
     if _ADDRESS.match(text) and not Path(text).exists():
         raise ValueError(
             f"{text}: no address can be read; copy what is there to this machine, or write the ORG/NAME of a"
@@ -100,7 +100,7 @@ def commit_of(folder: Path) -> str:
 
 
 def title(path: Path) -> str:
-    """What to call a file or folder: its name, or that of the repository that it is a copy of."""
+    """The title of a file or folder: its name, or that of the repository that it is a copy of."""
     if path.parent.name == "snapshots" and "--" in path.parents[1].name:
         return path.parents[1].name.rpartition("--")[2]
     return path.name

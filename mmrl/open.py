@@ -363,10 +363,8 @@ def _looked_through(
         source,
         model.processor,
         form,
-        with_solutions=longest is not None,
         longest=longest,
-        start=jax.process_index(),
-        stride=jax.process_count(),
+        rows=range(jax.process_index(), size, jax.process_count()),
         probe=row_check(config) if longest is None else None,
         progress=partial(_show_progress, source.name, time.monotonic()),
     )

@@ -58,8 +58,7 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     import numpy as np
 
     from mmrl.config import Config
-    from mmrl.data.inspection import inspect_rows
-    from mmrl.data.inspection_report import as_text
+    from mmrl.data.inspection import as_text, inspect_rows
     from mmrl.data.sources import read
 
     if overrides and not options.config:
@@ -118,8 +117,7 @@ def _probe(config: "Config | None") -> "Callable[[Sample], Any]":
 def _write_report(out: Path, source: "Source", found: "Findings", count: int) -> None:
     from mmrl.atomic import atomic_file, atomic_write
     from mmrl.data.examples import contact_sheet
-    from mmrl.data.inspection import choose_examples
-    from mmrl.data.inspection_report import page
+    from mmrl.data.inspection import choose_examples, page
 
     chosen = choose_examples(source, found, count)
     files = [out] if out.suffix in (".html", ".png") else [out / "report.html", out / "sheet.png"]

@@ -114,7 +114,7 @@ def _batches(files: Sequence[Path], columns: Sequence[Sequence[str]]) -> Iterato
 
 
 def _parquet(file: Path, names: list[str]) -> Iterator[pa.RecordBatch | Damaged]:
-    """What is left of a row group that cannot be read on is `Damaged`."""
+    """Batches of a file; the rest of a row group that cannot be read on is `Damaged`."""
     metadata = open_parquet(file).metadata
     for group in range(metadata.num_row_groups):
         left = metadata.row_group(group).num_rows

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ class Curriculum:
 
     @property
     def active(self) -> bool:
-        """Whether there is a rule."""
+        """True if there is a rule."""
         return bool(self.rest or self.order or self.tiers)
 
 
@@ -52,12 +52,17 @@ def check(rules: Curriculum, stages: Sequence[Any], temperature: float) -> None:
     """Raises ValueError for what cannot be followed in ``config.data``, by its key."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"config.data.temperature={temperature} should be a positive number")
-    starts = [stage[0] for stage in stages if _is_stage(stage)]
+    starts = [
+        stage[0] for stage in stages if isinstance(stage, tuple) and list(map(type, stage)) == [float, str]
+    ]
     if len(starts) < len(stages) or not all(np.diff([0.0, *starts, 1.0]) > 0):
         raise ValueError(
             f"config.data.stages={stages!r} should be like ((0.5, 'FILE@1,FILE@3'),): the data sets from a"
             " share of the run on, shares between 0 and 1 and ascending"
         )
+    tiers, bounds = rules.tiers, rules.bounds
+    shares = not tiers or (len(tiers) in (3, 4) and _numbers(tiers) and sum(tiers) > 0)
+    ordered = len(bounds) == 2 and _numbers(bounds) and bounds[0] <= bounds[1] <= 1
     for name, valid, should in (
         ("batches", rules.batches >= 1, "be 1 or more"),
         ("newest", 0 < rules.newest <= 1, "be in (0, 1]"),
@@ -67,32 +72,20 @@ def check(rules: Curriculum, stages: Sequence[Any], temperature: float) -> None:
         ("order", rules.order in ORDERS, f"be one of {', '.join(map(repr, ORDERS))}"),
         ("window", 0 < rules.window <= 1, "be in (0, 1]"),
         ("random", 0 <= rules.random <= 1, "be in [0, 1]"),
-        ("tiers", _shares(rules.tiers), "be shares of easy, medium and hard rows, and perhaps of new ones"),
-        ("bounds", _bounds(rules.bounds), "be two pass rates, the lower one first"),
+        ("tiers", shares, "be shares of easy, medium and hard rows, and perhaps of new ones"),
+        ("bounds", ordered, "be two pass rates, the lower one first"),
         ("order", not (rules.order and rules.tiers), "be '' where tiers are set: choose one of the two"),
     ):
         if not valid:
             raise ValueError(f"config.data.curriculum.{name}={getattr(rules, name)!r} should {should}")
 
 
-def _is_stage(stage: Any) -> bool:
-    return isinstance(stage, tuple) and [type(part) for part in stage] == [float, str]
-
-
 def _numbers(values: Sequence[Any]) -> bool:
     return all(type(value) in (int, float) and 0 <= value < math.inf for value in values)
 
 
-def _shares(tiers: Sequence[Any]) -> bool:
-    return not tiers or (len(tiers) in (3, 4) and _numbers(tiers) and sum(tiers) > 0)
-
-
-def _bounds(bounds: Sequence[Any]) -> bool:
-    return len(bounds) == 2 and _numbers(bounds) and bounds[0] <= bounds[1] <= 1
-
-
 class PassRates(NamedTuple):
-    """What was measured of each row."""
+    """Measured pass rates of the rows."""
 
     rate: Float32[np.ndarray, "n"]  # of newer visits more; NaN where nothing was measured
     visits: Int32[np.ndarray, "n"]  # that were measured
@@ -147,7 +140,7 @@ class CurriculumSampler:
         batch_size: int,
         temperature: float,
     ) -> None:
-        starts = np.array([0, *accumulate(source.table.length for source in sources)])
+        starts = np.array([0, *itertools.accumulate(source.table.length for source in sources)])
         self.index = np.full(int(starts[-1]), -1, np.int32)  # of each row in its source; -1: it is left out
         for source, start in zip(sources, starts[:-1], strict=True):
             chosen = np.arange(len(source)) if source.chosen is None else source.chosen
@@ -182,7 +175,7 @@ class CurriculumSampler:
 
     def _next_plan(self) -> SamplingPlan:
         """The next plan. It ends with its stage: each step draws one batch at least."""
-        begins = [-int(-one.start * self.steps // 1) for one in self.mixtures]  # steps taken by then
+        begins = [math.ceil(mixture.start * self.steps) for mixture in self.mixtures]  # steps taken by then
         stage = max(k for k, begin in enumerate(begins) if begin <= self.step)
         left = [*begins, self.steps][stage + 1] - self.step
         plan = make_plan(
@@ -331,25 +324,20 @@ def make_plan(
     resting = _end_cooldowns(
         resting, active, pass_rates.last, np.ceil(batch_size * shares), rows.starts, draws
     )
-    tiers, awake = tiers_of(rules, pass_rates), active & ~resting
-    pool_shares = np.array(
-        rules.tiers or ((1.0 - rules.random, rules.random) if rules.order else (1.0,)), float
-    )
+    awake = active & ~resting
+    pools, pool_shares = _pools(rules, rows, pass_rates, awake, share, seed)
     cursors = before.cursors.copy()
     picked: list[np.ndarray] = []
     places: list[np.ndarray] = []
     for source, wanted in enumerate(_round_amounts(total * shares, draws.random())):
         if not wanted:
             continue
-        of, address = slice(rows.starts[source], rows.starts[source + 1]), [seed, source]
-        pools = tiers[of] if rules.tiers else np.zeros(len(awake[of]), np.int8)
-        if rules.order:
-            pools = _outside_window(rules, _hardness(rules, rows, pass_rates)[of], awake[of], share, address)
-        sizes = np.bincount(pools[awake[of]], minlength=len(pool_shares))
+        of = slice(rows.starts[source], rows.starts[source + 1])
+        sizes = np.bincount(pools[of][awake[of]], minlength=len(pool_shares))
         amounts = _allocate(float(wanted), pool_shares, sizes)
         for k, count in enumerate(_round_amounts(amounts, draws.random())):
-            pool, cursor = awake[of] & (pools == k), int(cursors[source, k])
-            chosen, cursors[source, k] = _take_next(pool, cursor, int(count), address)
+            pool, cursor = awake[of] & (pools[of] == k), int(cursors[source, k])
+            chosen, cursors[source, k] = _take_next(pool, cursor, int(count), [seed, source])
             picked.append(chosen + rows.starts[source])
             # Evenly over the plan, so that every batch has nearly the shares of the whole.
             places.append((np.arange(count) + draws.random()) / max(count, 1))
@@ -359,14 +347,14 @@ def make_plan(
         first=before.first + len(before.rows) // batch_size,
         rows=np.concatenate(picked)[order].astype(np.int32),
         cursors=cursors,
-        metrics=_plan_metrics(rules, pass_rates, tiers, active, resting),
+        metrics=_plan_metrics(rules, pass_rates, pools, active, resting),
     )
 
 
 def _plan_metrics(
     rules: Curriculum,
     pass_rates: PassRates,
-    tiers: Int[np.ndarray, "n"],
+    pools: Int[np.ndarray, "n"],
     active: Bool[np.ndarray, "n"],
     resting: Bool[np.ndarray, "n"],
 ) -> dict[str, float]:
@@ -378,7 +366,7 @@ def _plan_metrics(
     if rules.rest:
         out["curriculum/resting"] = float(resting.sum() / active.sum())
     for k in range(len(rules.tiers)):
-        out[f"curriculum/tier_{TIERS[k]}"] = float((active & (tiers == k)).sum() / active.sum())
+        out[f"curriculum/tier_{TIERS[k]}"] = float((active & (pools == k)).sum() / active.sum())
     return out
 
 
@@ -424,30 +412,35 @@ def _end_cooldowns(
     return resting
 
 
-def _hardness(rules: Curriculum, rows: Rows, pass_rates: PassRates) -> Float[np.ndarray, "n"]:
-    """The key that rows are ranked by; a pass rate not yet measured counts as one half."""
-    if rules.order == "difficulty":
-        assert rows.difficulty is not None
-        return rows.difficulty
-    return -np.nan_to_num(pass_rates.rate, nan=0.5)
-
-
-def _outside_window(
+def _pools(
     rules: Curriculum,
-    hardness: Float[np.ndarray, "n"],
+    rows: Rows,
+    pass_rates: PassRates,
     awake: Bool[np.ndarray, "n"],
     share: float,
-    address: list[int],
-) -> Int[np.ndarray, "n"]:
-    """0 for rows within the window, which slides over the ranks as the run goes on; 1 for all others."""
-    ties = np.random.default_rng([*address, _TIES]).permutation(len(hardness))
-    ranked = ties[np.argsort(hardness[ties], kind="stable")]
-    ranked = ranked[awake[ranked]]
-    start = math.floor(share * (1.0 - rules.window) * len(ranked))
-    end = math.ceil((share * (1.0 - rules.window) + rules.window) * len(ranked))
-    outside = np.ones(len(hardness), np.int8)
-    outside[ranked[start:end]] = 0
-    return outside
+    seed: int,
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "p"]]:
+    """The pool of each row and the shares of the pools: tiers, or the window and the rest, or one of all.
+
+    The window slides over the ranks of a source's awake rows, from easy to hard, as the run goes on.
+    """
+    pools = np.zeros(len(awake), np.int8)
+    if rules.tiers:
+        return tiers_of(rules, pass_rates), np.array(rules.tiers, float)
+    if not rules.order:
+        return pools, np.ones(1)
+    by_difficulty = rules.order == "difficulty" and rows.difficulty is not None
+    # A pass rate not yet measured counts as one half.
+    hardness = rows.difficulty if by_difficulty else -np.nan_to_num(pass_rates.rate, nan=0.5)
+    assert hardness is not None
+    pools += 1
+    for source, (first, end) in enumerate(itertools.pairwise(rows.starts)):
+        ties = first + np.random.default_rng([seed, source, _TIES]).permutation(end - first)
+        ranked = ties[np.argsort(hardness[ties], kind="stable")]
+        ranked = ranked[awake[ranked]]
+        low = share * (1.0 - rules.window)
+        pools[ranked[math.floor(low * len(ranked)) : math.ceil((low + rules.window) * len(ranked))]] = 0
+    return pools, np.array([1.0 - rules.random, rules.random])
 
 
 def _allocate(

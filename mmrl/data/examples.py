@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mmrl.models.images import open_image, to_rgb
 from mmrl.models.prompts import IMAGE
@@ -118,15 +119,15 @@ def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
 
 def _paste(sheet: Image.Image, pictures: Sequence[Image.Image], left: int, top: int) -> None:
     """Pictures in as many columns as rows, each as large as its part of the cell allows."""
-    across = next((n for n in range(1, len(pictures) + 1) if n * n >= len(pictures)), 1)
+    across = math.isqrt(max(len(pictures) - 1, 0)) + 1
     down = -(-len(pictures) // across) or 1
     width, height = (CELL_WIDTH - EDGE) // across, (PICTURE_HEIGHT - EDGE) // down
+    room = (width - EDGE, height - EDGE)
     for k, picture in enumerate(pictures):
-        scale = min((width - EDGE) / picture.width, (height - EDGE) / picture.height)
-        size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-        way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
+        smaller = picture.width <= room[0] and picture.height <= room[1]
+        method = Image.Resampling.NEAREST if smaller else Image.Resampling.BICUBIC
         place = (left + EDGE + width * (k % across), top + EDGE + height * (k // across))
-        sheet.paste(picture.resize(size, way), place)
+        sheet.paste(ImageOps.contain(picture, room, method), place)
 
 
 def _cell_lines(example: Example) -> list[tuple[str, str]]:

@@ -1,4 +1,7 @@
-"""Which files a path names: one file, a folder of files, a dataset repository's splits, an image folder."""
+"""The files that a path names: one file, a folder of files, a dataset repository's splits, an image folder.
+
+The only place that says which files a split has.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def locate(spec: str | Path) -> tuple[Path, str]:
 
 
 def layout(path: Path, split: str = "") -> Layout:
-    """What lies at a path. ``split`` picks among the parts of a directory.
+    """The layout of what lies at a path. ``split`` picks among the parts of a directory.
 
     Raises ValueError naming the path and the fix: nothing there, no kind of file that is known, several
     kinds, several splits of which none is picked, a split or a part that is not there.
@@ -97,7 +100,7 @@ def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     if (folder / SAVED).is_file():
-        return _saved(folder)
+        return _saved_files(folder)
     return sorted(
         file
         for file in folder.iterdir()
@@ -108,18 +111,18 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _saved(folder: Path) -> list[Path]:
+def _saved_files(folder: Path) -> list[Path]:
     """The parts of a data set that ``Dataset.save_to_disk`` wrote; other Arrow files beside them are caches.
 
     Raises ValueError naming what cannot be read as it is.
     """
     state = folder / SAVED
     try:
-        told = parse_json(state.read_text(encoding="utf-8"))
-        files = [folder / part["filename"] for part in told["_data_files"]]
+        saved = parse_json(state.read_text(encoding="utf-8"))
+        files = [folder / part["filename"] for part in saved["_data_files"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{state} is not what save_to_disk writes: {error!r}") from error
-    if told.get("_indices_data_files") or told.get("_indices_files"):
+    if saved.get("_indices_data_files") or saved.get("_indices_files"):
         raise ValueError(f"{folder} is a selection of rows: save it again after flatten_indices()")
     absent = [file for file in files if not file.is_file() or file.parent != folder]
     if absent:
@@ -138,7 +141,7 @@ def _no_files(path: Path, split: str) -> ValueError:
     )
     if parts:
         what = f"has no split {split!r}" if split else "holds several splits or parts"
-        return ValueError(f"directory {path} {what}; name one of them: {_named(path, parts)}")
+        return ValueError(f"directory {path} {what}; name one of them: {_join(path, parts)}")
     return ValueError(f"directory {path} holds no file ending in {', '.join(SUFFIXES)}")
 
 
@@ -146,23 +149,19 @@ def _of_split(path: Path, files: Sequence[Path], split: str) -> list[Path]:
     """The files of a split, or all of them where they are not named after splits."""
     shards = {file: SHARD.fullmatch(file.stem) for file in files}
     names = {file: match["split"] if match else file.stem for file, match in shards.items()}
+    splits = sorted(set(names.values()))
     if not split:
-        splits = sorted({names[file] for file, match in shards.items() if match})
-        if not splits:
+        if not any(shards.values()):
             return list(files)
-        if len(set(names.values())) > 1:
-            every = sorted(set(names.values()))
-            raise ValueError(f"directory {path} holds several splits; name one: {_named(path, every)}")
+        if len(splits) > 1:
+            raise ValueError(f"directory {path} holds several splits; name one: {_join(path, splits)}")
         split = splits[0]
+    if split not in splits:
+        raise ValueError(f"directory {path} has no split {split!r}; name one of them: {_join(path, splits)}")
     chosen = [file for file in files if names[file] == split]
-    if not chosen:
-        raise ValueError(
-            f"directory {path} has no split {split!r}; name one of them:"
-            f" {_named(path, sorted(set(names.values())))}"
-        )
-    there = {int(match["shard"]) for file in chosen if (match := shards[file])}
-    wanted = max((int(match["shards"]) for file in chosen if (match := shards[file])), default=0)
-    absent = sorted(set(range(wanted)) - there)
+    matches = [match for file in chosen if (match := shards[file])]
+    wanted = max((int(match["shards"]) for match in matches), default=0)
+    absent = sorted(set(range(wanted)) - {int(match["shard"]) for match in matches})
     if absent:
         raise ValueError(f"directory {path}: part {absent[0]} of {wanted} of the split {split!r} is missing")
     return chosen
@@ -175,5 +174,5 @@ def conversion(file: Path | str, images: Path, layout: str = "questions", column
     return command(*words, *([f"--columns={columns}"] if columns else []))
 
 
-def _named(path: Path, splits: Sequence[str]) -> str:
+def _join(path: Path, splits: Sequence[str]) -> str:
     return ", ".join(f"{path}:{split}" for split in splits)

@@ -1,11 +1,19 @@
-"""Inspection of a data set: statistics of every row, from headers of images and not their pixels."""
+"""Inspection of a data set: statistics of every row, by the headers of images, and a report of them.
+
+The report is text for a terminal or one page, which has no script, fetches nothing, and escapes all of the
+data's text.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,19 +21,18 @@ from jaxtyping import Int64
 
 from mmrl.data import tfds
 from mmrl.data.columnar import schema_of
-from mmrl.data.examples import Example, example
+from mmrl.data.examples import Example, encode_picture, example, printable
 from mmrl.data.folders import SUFFIXES
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import FIRST_ROWS, Source
 from mmrl.data.validation import (
-    EVERY,
     Broken,
     Budget,
     check_buckets,
+    examine_rows,
     exceeded_budgets,
     merge_budgets,
     prompt_need,
-    reason,
 )
 from mmrl.models.images import image_size
 from mmrl.models.processor import SPECIAL_TOKENS, Processor
@@ -34,6 +41,12 @@ from mmrl.sample import Sample
 
 LONGEST_ANSWER = 60  # characters of an answer that is kept to be counted; of a longer one, its start
 LONGEST_TYPE = 60  # characters of a column's type
+LISTED = 20  # rows of a list of broken or repeated rows
+BINS = 14
+BAR = 40  # characters of the longest bar
+_VARIES = re.compile(r"\S*/\S*|\d+")  # of a reason, between rows that are broken alike: paths and numbers
+_QUANTILES = ("least", "median", "95 %", "most")
+_FAINT, _BLUE, _RED = "#808080", "#3b6ea8", "#c04a2f"  # on light and dark pages alike
 
 
 class Column(NamedTuple):
@@ -82,7 +95,7 @@ class _Usable(NamedTuple):
     need: tuple[int, int]  # tokens and patch slots
     exceeded: list[Budget]
     spelt: Sequence[str]
-    digest: bytes
+    digest: bytes  # equal for equal problems with equal images, by bytes or by path
 
 
 @dataclass(frozen=True)
@@ -129,19 +142,13 @@ def inspect_rows(
     """
     if prompt:
         check_buckets(*prompt)
-    usable: list[_Usable] = []
-    broken: list[Broken] = []
-    for row in range(len(source)):
-        name = source.id(row)
-        try:
-            sample = source[row]
-            if probe:
-                probe(sample)
-            usable.append(_inspect(sample, row, prompt))
-        except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
-            broken.append(Broken(row, name, reason(error, name)))
-        if progress and ((row + 1) % EVERY == 0 or row + 1 == len(source)):
-            progress(row + 1, len(source))
+    usable, broken = examine_rows(
+        source,
+        range(len(source)),
+        lambda row, sample: _inspect(sample, row, prompt),
+        probe=probe,
+        progress=progress,
+    )
     return _findings(source, usable, broken, prompt, len(source) if of is None else of)
 
 
@@ -165,7 +172,7 @@ def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | 
         need,
         exceeded,
         spelt((sample.problem, sample.solution or "", *sample.turns), control),
-        _digest(sample),
+        _digest(sample.problem, *sample.images),
     )
 
 
@@ -177,14 +184,10 @@ def _answer_key(answer: str) -> str:
     return f"{answer[:LONGEST_ANSWER]}... ({len(answer)} characters, {mark})"
 
 
-def _digest(sample: Sample) -> bytes:
-    """Equal for equal problems with equal images, by bytes or by path."""
-    digest = hashlib.blake2b(sample.problem.encode(), digest_size=16)
-    for image in sample.images:
-        part = image if isinstance(image, bytes) else image.encode()
-        digest.update(f"\0{type(image).__name__}{len(part)}\0".encode())
-        digest.update(part)
-    return digest.digest()
+def _digest(*parts: str | bytes) -> bytes:
+    """Equal for equal parts; text and bytes differ."""
+    parts = tuple(part if isinstance(part, str) else hashlib.blake2b(part).digest() for part in parts)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
 def _findings(
@@ -194,8 +197,8 @@ def _findings(
     prompt: tuple[Processor, PromptFormat] | None,
     of: int,
 ) -> Findings:
-    lengths = np.array([one.lengths for one in usable], np.int64).reshape(-1, 3)
-    needs = np.array([one.need for one in usable], np.int64).reshape(-1, 2)
+    lengths = np.array([row.lengths for row in usable], np.int64).reshape(-1, 3)
+    needs = np.array([row.need for row in usable], np.int64).reshape(-1, 2)
     buckets = (prompt[1].prompt_buckets, prompt[1].patch_buckets) if prompt else ((), ())
     # Where no buckets are given, a run makes them large enough.
     limits = [
@@ -205,13 +208,13 @@ def _findings(
     repeated = []
     answers: dict[str, Counter[str]] = {}
     spelled: dict[str, list[str]] = {}
-    for one in usable:
-        earlier = first.setdefault(one.digest, one)
-        if earlier is not one:
-            repeated.append(Repeated(one.id, earlier.id, earlier.answer == one.answer))
-        answers.setdefault(one.verifier, Counter())[one.answer] += 1
-        for token in one.spelt:
-            spelled.setdefault(token, []).append(one.id)
+    for row in usable:
+        earlier = first.setdefault(row.digest, row)
+        if earlier is not row:
+            repeated.append(Repeated(row.id, earlier.id, earlier.answer == row.answer))
+        answers.setdefault(row.verifier, Counter())[row.answer] += 1
+        for token in row.spelt:
+            spelled.setdefault(token, []).append(row.id)
     verifiers = {}
     for name, counts in sorted(answers.items(), key=lambda item: -item[1].total()):
         commonest, count = counts.most_common(1)[0]
@@ -224,18 +227,18 @@ def _findings(
         broken=tuple(broken),
         repeated=tuple(repeated),
         spelt=tuple(SpelledToken(token, len(ids), ids[0]) for token, ids in spelled.items()),
-        spelling=sum(bool(one.spelt) for one in usable),
+        spelling=sum(bool(row.spelt) for row in usable),
         verifiers=verifiers,
-        usable=np.array([one.row for one in usable], np.int64),
+        usable=np.array([row.row for row in usable], np.int64),
         problem_length=lengths[:, 0],
         answer_length=lengths[:, 1],
         images=lengths[:, 2],
-        sizes=np.array([size for one in usable for size in one.sizes], np.int64).reshape(-1, 2),
+        sizes=np.array([size for row in usable for size in row.sizes], np.int64).reshape(-1, 2),
         tokens=needs[:, 0] if prompt else None,
         slots=needs[:, 1] if prompt else None,
         budget=(int(limits[0]), int(limits[1])) if prompt else (0, 0),
-        over_budget=np.array([one.row for one in usable if one.exceeded], np.int64),
-        budgets=merge_budgets(budget for one in usable for budget in one.exceeded),
+        over_budget=np.array([row.row for row in usable if row.exceeded], np.int64),
+        budgets=merge_budgets(budget for row in usable for budget in row.exceeded),
     )
 
 
@@ -285,3 +288,266 @@ def _type_name(value: Any) -> str:
         inner = dict.fromkeys(map(_type_name, value))
         return f"list of {' or '.join(inner)}" if inner else "empty list"
     return names.get(type(value), "null")
+
+
+# The report
+
+
+class Histogram(NamedTuple):
+    """Counts of values in bins: from an edge up to, but without, the next; the last has its end."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    unit: str
+    integers: bool
+    limit: int | None = None  # values beyond are too many
+
+    def label(self, bin: int) -> str:
+        """The values of a bin."""
+        low, high = self.edges[bin], self.edges[bin + 1]
+        if not self.integers:
+            return f"{low:g} to {high:g}"
+        return f"{low:.0f}" if high - low <= 1 else f"{low:.0f} to {high - 1:.0f}"
+
+    def over(self, bin: int) -> bool:
+        """True if the values of a bin are too many."""
+        return self.limit is not None and self.edges[bin] > self.limit
+
+
+class ReportPart(NamedTuple):
+    """A part of a report; its text is `printable`."""
+
+    title: str
+    rows: Sequence[Sequence[str]]  # of a table; the first is its header
+    note: str = ""
+    histogram: Histogram | None = None
+
+
+def report_parts(found: Findings) -> list[ReportPart]:
+    """Findings as tables and histograms."""
+    return [*_overview(found), *(_statistics(found) if len(found.usable) else ()), *_problems(found)]
+
+
+def as_text(found: Findings) -> str:
+    """The report for a terminal."""
+    return "\n\n".join(_part_text(part) for part in report_parts(found))
+
+
+def page(found: Findings, examples: Sequence[Example]) -> str:
+    """The report as a page."""
+    import jinja2
+
+    parts: list[dict[str, Any]] = [
+        {**part._asdict(), "drawing": part.histogram and _draw_histogram(part.histogram)}
+        for part in report_parts(found)
+    ]
+    if len(found.sizes):
+        parts.append({"title": "Width and height of images", "drawing": _draw_sizes(found.sizes)})
+    pictures = [
+        [
+            {"width": picture.width, "height": picture.height, "src": _data_url(*encode_picture(picture))}
+            for picture in example.pictures
+        ]
+        for example in examples
+    ]
+    template = Path(__file__).with_name("inspection.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        title=printable(found.name), parts=parts, examples=list(zip(examples, pictures, strict=True))
+    )
+
+
+def histogram(values: np.ndarray, unit: str, limit: int | None = None) -> Histogram:
+    """Values, at least one, in bins with round edges, and one at ``limit``, up to which they may be."""
+    edges = round_edges(values)
+    if limit is not None and edges[0] <= limit < edges[-1] - 1:
+        edges = np.unique([*edges, limit + 1])
+    counts, _ = np.histogram(values, edges)
+    return Histogram(tuple(edges.tolist()), tuple(counts.tolist()), unit, values.dtype.kind == "i", limit)
+
+
+def round_edges(values: np.ndarray) -> np.ndarray:
+    """Edges of bins: of equal width, or 1, 2, 5, 10, ... where the largest value is far over the median."""
+    integers = values.dtype.kind == "i"
+    low, high = float(values.min()), float(values.max()) + integers  # whole numbers end before the next
+    if high > 8 * max(float(np.median(values)), 1.0 if integers else 1e-9):
+        steps = np.array([m * 10.0**k for k in range(-9, 13) for m in (1, 2, 5)])
+        smallest = values[values > 0].min()
+        first, end = steps[steps <= smallest].max(), steps[steps >= high].min()
+        inside = steps[(steps >= first) & (steps <= end)]
+        return np.concatenate([[0.0], inside]) if low <= 0 else inside
+    width = (high - low) / BINS or max(high, 1.0) / BINS
+    scale = 10.0 ** np.floor(np.log10(width))
+    width = next(m * scale for m in (1, 2, 5, 10) if m * scale >= width * (1 - 1e-9))
+    width = max(width, 1.0) if integers else width
+    first = np.floor(low / width)
+    count = max(int(np.ceil(high / width - 1e-9) - first), 1)
+    return (first + np.arange(count + 1)) * width
+
+
+def _overview(found: Findings) -> Iterator[ReportPart]:
+    looked_at = str(found.rows) + (f" of {found.of}" if found.of > found.rows else "")
+    rows: list[Sequence[str]] = [("", "rows"), ("looked at", looked_at)]
+    for name, count, listed in (
+        ("usable", len(found.usable), True),
+        ("broken", len(found.broken), True),
+        ("repeated", len(found.repeated), True),
+        ("with a control token's name", found.spelling, bool(found.spelt)),
+        ("over budget", len(found.over_budget), found.tokens is not None),
+    ):
+        rows += [(name, _share(count, found.rows))] if listed else []
+    note = "\n".join(f"Of those over budget, {budget}." for budget in found.budgets)
+    if found.tokens is None:
+        note = "Tokens are not counted: name a model, by --model or --config."
+    yield ReportPart(printable(found.name), rows, note)
+    rows = [("column", "type", "is")]
+    for column in found.columns:
+        used = "used" if column.used_as == column.name else column.used_as or "ignored"
+        rows.append((printable(column.name, 40), printable(column.type), used))
+    yield ReportPart("Columns", rows)
+    rows = [("verifier", "rows", "different answers", "commonest answer", "its share")]
+    for name, stats in found.verifiers.items():
+        numbers = (str(stats.rows), str(stats.answers), printable(stats.commonest, 100), f"{stats.share:.1%}")
+        rows.append((printable(name, 40), *numbers))
+    note = "The share is what a policy gets that always answers so and never looks."
+    yield ReportPart("Answers", rows, note)
+
+
+def _statistics(found: Findings) -> Iterator[ReportPart]:
+    rows: list[Sequence[str]] = [
+        ("characters", *_QUANTILES),
+        ("problem", *_quantiles(found.problem_length)),
+        ("answer", *_quantiles(found.answer_length)),
+    ]
+    yield ReportPart("Text", rows, histogram=histogram(found.answer_length, "characters of an answer"))
+    numbers = sorted(Counter(found.images.tolist()).items())[:LISTED]
+    rows = [(str(number), _share(count, len(found.usable))) for number, count in numbers]
+    yield ReportPart("Images of a row", [("images", "rows"), *rows])
+    if len(found.sizes):
+        sizes = Counter(map(tuple, found.sizes.tolist()))
+        common = sizes.most_common(5)
+        rows = [(f"{width}x{height}", _share(count, sizes.total())) for (height, width), count in common]
+        if len(sizes) > len(common):
+            rows.append(("others", _share(sizes.total() - sum(n for _, n in common), sizes.total())))
+        pixels = histogram(found.sizes.prod(axis=1) / 1e6, "megapixels")
+        yield ReportPart("Sizes of images", [("width x height", "images"), *rows], histogram=pixels)
+    for title, values, limit in (
+        ("Tokens of a prompt", found.tokens, found.budget[0]),
+        ("Patch slots of a prompt", found.slots, found.budget[1]),
+    ):
+        if values is not None:
+            over = _share(int((values > limit).sum()), len(values))
+            rows = [
+                ("", *_QUANTILES, "largest bucket", "over it"),
+                ("", *_quantiles(values), str(limit), over),
+            ]
+            yield ReportPart(title, rows, histogram=histogram(values, title.lower(), limit))
+
+
+def _problems(found: Findings) -> Iterator[ReportPart]:
+    if found.broken:
+        kinds = Counter(_VARIES.sub("#", broken.reason) for broken in found.broken)
+        first = {_VARIES.sub("#", broken.reason): broken for broken in reversed(found.broken)}
+        rows: list[Sequence[str]] = [
+            (printable(first[kind].id, 80), printable(first[kind].reason, 300), str(count))
+            for kind, count in kinds.items()
+        ]
+        note = _and_more(len(rows), "other reasons")
+        yield ReportPart("Broken rows", [("row", "why", "rows like it"), *rows[:LISTED]], note)
+    if found.repeated:
+        rows = [
+            (printable(row.id, 80), printable(row.first, 80), "the same" if row.same_answer else "another")
+            for row in found.repeated[:LISTED]
+        ]
+        differing = sum(not row.same_answer for row in found.repeated)
+        note = f"{differing} of {len(found.repeated)} have another answer. "
+        note = (note + _and_more(len(found.repeated), "more")).strip()
+        title = "Repeated rows: problem and images of an earlier one"
+        yield ReportPart(title, [("row", "is", "answer"), *rows], note)
+    if found.spelt:
+        rows = [(spelled.token, str(spelled.rows), printable(spelled.first, 80)) for spelled in found.spelt]
+        note = (
+            "They are encoded as text: only the chat template makes control tokens."
+            " Are they meant to be there?"
+        )
+        title = "Names of control tokens in problems, solutions and turns"
+        yield ReportPart(title, [("token", "rows", "first"), *rows], note)
+
+
+def _quantiles(values: np.ndarray) -> tuple[str, ...]:
+    points = np.quantile(values, (0, 0.5, 0.95, 1), method="inverted_cdf")
+    return tuple(str(int(value)) for value in points)
+
+
+def _share(part: int, total: int) -> str:
+    return f"{part} ({part / total:.1%})" if total else str(part)
+
+
+def _and_more(count: int, what: str) -> str:
+    return f"And {count - LISTED} {what}." if count > LISTED else ""
+
+
+def _part_text(part: ReportPart) -> str:
+    widths = [max(len(row[k]) for row in part.rows) for k in range(len(part.rows[0]))]
+    lines = [part.title]
+    for row in part.rows:
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append(f"  {cells}".rstrip())
+    if part.histogram:
+        bins = part.histogram
+        labels = [bins.label(k) for k in range(len(bins.counts))]
+        width = max(map(len, labels))
+        lines += ["", f"  {bins.unit}"]
+        for k, count in enumerate(bins.counts):
+            beyond = " over the largest bucket" if count and bins.over(k) else ""
+            bar = "#" * max(round(BAR * count / max(bins.counts)), 1 if count else 0)
+            lines.append(f"  {labels[k].rjust(width)}  {bar} {count}{beyond}")
+    return "\n".join([*lines, part.note] if part.note else lines)
+
+
+def _draw_histogram(bins: Histogram) -> str:
+    """A bar for each bin; those over the limit in another colour."""
+    figure, axes = _axes(1.8)
+    places = range(len(bins.counts))
+    colours = [_RED if bins.over(k) else _BLUE for k in places]
+    axes.bar([k + 0.5 for k in places], bins.counts, width=0.9, color=colours)
+    every = max(len(bins.counts) // 7, 1)
+    axes.set_xticks(range(0, len(bins.edges), every), [f"{edge:g}" for edge in bins.edges[::every]])
+    axes.set_xlabel(bins.unit)
+    return _save(figure)
+
+
+def _draw_sizes(sizes: Int64[np.ndarray, "i 2"]) -> str:
+    """A heat map of the images' width (across) and height (upwards)."""
+    across, up = round_edges(sizes[:, 1]), round_edges(sizes[:, 0])
+    counts, _, _ = np.histogram2d(sizes[:, 1], sizes[:, 0], (across, up))
+    figure, axes = _axes(3.2)
+    shades = np.ma.masked_equal(np.log1p(counts.T), 0)
+    axes.pcolormesh(range(len(across)), range(len(up)), shades, cmap="Blues", vmin=-1)
+    for edges, set_ticks in ((across, axes.set_xticks), (up, axes.set_yticks)):
+        every = max(len(edges) // 7, 1)
+        set_ticks(range(0, len(edges), every), [f"{edge:g}" for edge in edges[::every]])
+    axes.set_xlabel("width in pixels, height upwards")
+    return _save(figure)
+
+
+def _axes(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure((6.4, height), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.tick_params(colors=_FAINT, labelsize=8)
+    axes.xaxis.label.set(color=_FAINT, size=8)
+    return figure, axes
+
+
+def _save(figure: Any) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", transparent=True)
+    return _data_url("image/png", out.getvalue())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -35,7 +35,7 @@ Order: TypeAlias = grain.MapDataset | Sequence[tuple[int, int]]  # (source, row)
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How rows become prompts, and the shapes their batches may have.
+    """The form in which rows become prompts, and the shapes their batches may have.
 
     ``overlong`` says what happens to a prompt over the largest bucket, which is never truncated: "drop" (and
     count) it, raise an "error", or "resize" its images (see `mmrl.models.prompts.encode`) and drop it only
@@ -190,7 +190,7 @@ def solution_tokens(sample: Sample, processor: Processor) -> Int32[np.ndarray, "
 
 @dataclass(frozen=True)
 class _Item:
-    """What became of a row."""
+    """A row that was worked on."""
 
     sample: Sample
     encoded: Encoded | None  # None: an empty slot

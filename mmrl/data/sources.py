@@ -41,7 +41,7 @@ FIRST_ROWS = 100  # of a file whose columns its rows tell
 
 
 class ColumnSpec(NamedTuple):
-    """Which columns to look for."""
+    """The columns to look for."""
 
     named: Mapping[str, str]  # name in the schema -> name in the file, where they differ
     answered: bool  # False: of prompts alone
@@ -95,7 +95,7 @@ class Source:
         return f"{self.name}:{self._row(index)}"
 
     def place(self, index: int) -> str:
-        """Where row ``index`` stands: a file and its line, of files without lines the row's number from 0."""
+        """The place of row ``index``: a file and its line, of files without lines the row's number from 0."""
         place = self.table.place
         return place(self._row(index)) if place else f"{self.origin[0]}, row {self._row(index)}"
 
@@ -115,16 +115,10 @@ class Source:
         return int(index if self.chosen is None else self.chosen[index])
 
     def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
-        return _reopened, (self.origin, self.table.length, self.name, self.length, self.chosen)
+        return _reopen, (self.origin, self.table.length, self.name, self.length, self.chosen)
 
 
-def _reopened(
-    origin: Origin,
-    rows: int,
-    name: str,
-    length: int,
-    chosen: np.ndarray | None,
-) -> Source:
+def _reopen(origin: Origin, rows: int, name: str, length: int, chosen: np.ndarray | None) -> Source:
     source = read(*origin)
     if len(source) != rows:
         raise ValueError(f"{origin[0]} has {len(source)} rows, but had {rows}: leave data as it is in a run")
@@ -169,7 +163,7 @@ def read(
         if lies.kind == "tfds":
             name, where, table, found = _read_tfds(tfds.directory_builder(path), split, wanted)
         else:
-            name, where = (f"{one}:{split}" if split else str(one) for one in (hub.title(path), path))
+            name, where = (f"{what}:{split}" if split else str(what) for what in (hub.title(path), path))
             table, found = READERS[lies.kind](lies, wanted)
             base = lies.root
     if not table.length:
@@ -241,14 +235,13 @@ def _image_sizes(source: Source, row: int) -> list[int]:
         images = images_of(source.table.row(row).get(source.columns.get("images", "")), source.root, "")
     except ValueError:  # a broken row, whose bytes count already
         return []
-    return [_file_size(image) for image in images if isinstance(image, str)]
-
-
-def _file_size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return -1
+    sizes = []
+    for path in (image for image in images if isinstance(image, str)):
+        try:
+            sizes.append(os.stat(path).st_size)
+        except (OSError, ValueError):
+            sizes.append(-1)
+    return sizes
 
 
 def _read_columnar(lies: Layout, wanted: ColumnSpec) -> tuple[Table, dict[str, str]]:
@@ -276,7 +269,7 @@ def _read_jsonl(lies: Layout, wanted: ColumnSpec) -> tuple[Table, dict[str, str]
 
 
 def _list_hint(lies: Layout) -> str:
-    """How to go on with a file that is one JSON list of rows."""
+    """A hint for a file that is one JSON list of rows."""
     with lies.files[0].open("rb") as handle:
         begins = handle.read(100).removeprefix(UTF8_MARK).strip()
     is_list = lies.files[0].suffix == ".json" and begins.startswith(b"[")

@@ -95,7 +95,12 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
         def decode_batch_example_np(self, serialized_example: Any) -> Any:
             return serialized_example
 
-    pictures = [name for name, feature in builder.info.features.items() if _is_image(feature)]
+    features = builder.info.features
+    inner = {
+        name: feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        for name, feature in features.items()
+    }
+    pictures = [name for name, feature in inner.items() if isinstance(feature, tfds.features.Image)]
     decoders = {name: KeepEncoded() for name in pictures}
     try:
         rows = builder.as_data_source(split, decoders=decoders)
@@ -107,7 +112,7 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
         ) from error
     except Exception as error:  # an unknown split, or a file that is damaged or gone
         raise ValueError(f"TFDS data set {builder.data_dir}, split {split!r}: {one_line(error)}") from error
-    widths = {name: getattr(feature, "np_dtype", None) for name, feature in builder.info.features.items()}
+    widths = {name: getattr(feature, "np_dtype", None) for name, feature in features.items()}
     bytes_columns = {*pictures, columns.get("images", "")}
 
     def row(index: int) -> Mapping[str, Any]:
@@ -115,49 +120,32 @@ def tfds_table(builder: Any, split: str, columns: Mapping[str, str]) -> Table:
             values = rows[index]
         except Exception as error:  # the reader's own kinds
             raise ValueError(f"its record cannot be read: {one_line(error)}") from error
-        return {
-            name: _plain(_in_width(values[name], widths[name]), name in bytes_columns)
-            for name in columns.values()
-        }
+        return {name: _plain(values[name], name in bytes_columns, widths[name]) for name in columns.values()}
 
     paths = "images" in columns and columns["images"] not in pictures
     return Table(len(rows), row, tuple(files), split, paths)
 
 
-def _is_image(feature: Any) -> bool:
-    import tensorflow_datasets as tfds
+def _plain(value: Any, image: bool, width: Any = None) -> Any:
+    """A value as JSON would have it; of an image column encoded images, pixels as PNG.
 
-    inner = getattr(feature, "feature", feature) if isinstance(feature, tfds.features.Sequence) else feature
-    return isinstance(inner, tfds.features.Image)
-
-
-def _in_width(value: Any, width: Any) -> Any:
-    """Numbers as their feature states them: TFDS gives one in 32 bits as Python's, in 64."""
-    if isinstance(value, list):
-        return [_in_width(one, width) for one in value]
-    return np.dtype(width).type(value) if isinstance(value, float) and not isinstance(width, dict) else value
-
-
-def _plain(value: Any, image: bool) -> Any:
-    """A value as JSON would have it; of an image column encoded images, pixels as PNG."""
+    A float is the shortest decimal that is this number in the ``width`` that its feature states, in which
+    TFDS does not give it: 0.1 in 32 bits is no 0.10000000149011612.
+    """
+    if isinstance(value, float) and width is not None and not isinstance(width, dict):
+        value = np.dtype(width).type(value)
     if isinstance(value, bytes) and not image:
         return value.decode("utf-8")
-    if (isinstance(value, np.ndarray) and value.ndim == 0) or isinstance(value, np.generic):
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         item = value.item()
-        # The shortest decimal that is this number in its own width: 0.1 in 32 bits is no 0.10000000149011612.
         return float(str(value)) if isinstance(item, float) else _plain(item, image)
-    if isinstance(value, np.ndarray):
-        if image and value.dtype == np.uint8 and value.ndim == 3:
-            return _png(value)
-        return [_plain(one, image) for one in value]
-    if isinstance(value, list | tuple):
-        return [_plain(one, image) for one in value]
+    if image and isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
+        out = io.BytesIO()
+        pixels = value[..., 0] if value.shape[-1] == 1 else value
+        Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+        return out.getvalue()
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item, image, width) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(one, image) for key, one in value.items()}
+        return {key: _plain(item, image) for key, item in value.items()}
     return value
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(out, "PNG", compress_level=1)
-    return out.getvalue()

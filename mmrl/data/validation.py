@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from mmrl.models.processor import Processor
 from mmrl.models.prompts import measure, messages, text_ids
 from mmrl.sample import Sample
 
+T = TypeVar("T")
 SHOWN = 5  # rows quoted in an error
 REASON = 300  # characters of a reason
 EVERY = 256  # rows between two reports of progress
@@ -46,9 +48,10 @@ class Budget:
 def merge_budgets(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
     """Budgets of different rows, each once."""
     found: dict[str, Budget] = {}
-    for one in budgets:
-        seen = found.get(one.key, replace(one, rows=0))
-        found[one.key] = replace(one, rows=one.rows + seen.rows, least=max(seen.least, one.least))
+    for budget in budgets:
+        seen = found.get(budget.key, replace(budget, rows=0))
+        rows, least = budget.rows + seen.rows, max(seen.least, budget.least)
+        found[budget.key] = replace(budget, rows=rows, least=least)
     return tuple(found[key] for key in sorted(found, reverse=True))
 
 
@@ -69,11 +72,8 @@ def inspect(
     processor: Processor,
     form: PromptFormat,
     *,
-    rows: int | None = None,
-    with_solutions: bool = False,
+    rows: Sequence[int] | None = None,
     longest: int | None = None,
-    start: int = 0,
-    stride: int = 1,
     probe: Callable[[Sample], object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -84,43 +84,71 @@ def inspect(
 
     Args:
       source, processor, form: what is to be used, and how.
-      rows: how many rows of the source to look at; None: all.
-      with_solutions: also ask for a solution or turns in each.
-      longest: tokens of a solution, or of all turns together, beyond which a row is over budget.
-      start, stride: look at rows start, start + stride, ... only; `merge_reports` puts such reports together.
+      rows: of the source to look at; None: all. `merge_reports` puts reports on different rows together.
+      longest: tokens of a solution, or of all turns together, beyond which a row is over budget; one of the
+        two is then asked for. None: neither is.
       probe: raises ValueError if responses to a row could not be graded.
       progress: called now and then, and at the end, with rows looked at and rows to look at.
 
     Raises ValueError for a patch bucket that is not a multiple of a window's slots.
     """
     check_buckets(processor, form)
-    numbers = range(start, len(source) if rows is None else min(rows, len(source)), stride)
-    reports: list[Report] = []
-    for count, row in enumerate(numbers, 1):
+    numbers = range(len(source)) if rows is None else rows
+
+    def examine(row: int, sample: Sample) -> tuple[int, float | None, tuple[int, int], list[Budget]]:
+        sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
+        written = 0 if longest is None else _demonstration_length(sample, processor)
+        need = prompt_need(sample, sizes, processor, form)
+        over = exceeded_budgets(need, form)
+        if longest is not None and written > longest:
+            over.append(Budget("tokens of a solution", "cold_start.max_tokens", longest, 1, written))
+        return row, sample.difficulty, need, over
+
+    found, broken = examine_rows(source, numbers, examine, probe=probe, progress=progress)
+    return Report(
+        rows=len(numbers),
+        broken=tuple(broken),
+        over_budget=tuple(row for row, _, _, over in found if over),
+        difficulty=tuple((row, value) for row, value, _, _ in found if value is not None),
+        budgets=merge_budgets(budget for *_, over in found for budget in over),
+        lengths=tuple(sorted(need for _, _, need, over in found if not over)),
+    )
+
+
+def examine_rows(
+    source: Source,
+    rows: Sequence[int],
+    examine: Callable[[int, Sample], T],
+    *,
+    probe: Callable[[Sample], object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[T], list[Broken]]:
+    """The results of ``examine`` for those rows of a source that can be used, and the rows that cannot.
+
+    ``probe`` and ``progress``: as for `inspect`.
+    """
+    results, broken = [], []
+    for count, row in enumerate(rows, 1):
         try:
             sample = source[row]
             if probe:
                 probe(sample)
-            need, over = _examine(sample, processor, form, with_solutions, longest)
-            difficulty = () if sample.difficulty is None else ((row, sample.difficulty),)
-            reports.append(
-                Report(1, (), (row,) if over else (), difficulty, tuple(over), () if over else (need,))
-            )
+            results.append(examine(row, sample))
         except Exception as error:  # whatever a row makes a parser raise, that row is broken and no other
-            reports.append(Report(1, (Broken(row, source.id(row), reason(error, source.id(row))),), ()))
-        if progress and (count % EVERY == 0 or count == len(numbers)):
-            progress(count, len(numbers))
-    return merge_reports(reports)
+            broken.append(Broken(row, source.id(row), reason(error, source.id(row))))
+        if progress and (count % EVERY == 0 or count == len(rows)):
+            progress(count, len(rows))
+    return results, broken
 
 
 def merge_reports(reports: Sequence[Report]) -> Report:
     """Reports on different rows of one source as one."""
     return Report(
         rows=sum(report.rows for report in reports),
-        broken=tuple(sorted((one for report in reports for one in report.broken), key=lambda one: one.row)),
+        broken=tuple(sorted((row for report in reports for row in report.broken), key=lambda row: row.row)),
         over_budget=tuple(sorted(row for report in reports for row in report.over_budget)),
         difficulty=tuple(sorted(pair for report in reports for pair in report.difficulty)),
-        budgets=merge_budgets(one for report in reports for one in report.budgets),
+        budgets=merge_budgets(budget for report in reports for budget in report.budgets),
         lengths=tuple(sorted(length for report in reports for length in report.lengths)),
     )
 
@@ -134,7 +162,7 @@ def keep_usable(source: Source, report: Report, *, max_broken: float, overlong: 
     Raises ValueError naming rows if more are broken, if ``overlong`` is "error" and one is over budget, or if
     nothing is left.
     """
-    listed = "\n  ".join(f"{one.id}: {one.reason}" for one in report.broken[:SHOWN])
+    listed = "\n  ".join(f"{row.id}: {row.reason}" for row in report.broken[:SHOWN])
     broken = f"{source.name}: {len(report.broken)} of {report.rows} rows cannot be used:\n  {listed}"
     if len(report.broken) > max_broken * report.rows:
         raise ValueError(
@@ -148,7 +176,7 @@ def keep_usable(source: Source, report: Report, *, max_broken: float, overlong: 
             f"{_budget_fix(report, 'drop or resize')}"
         )
     keep = np.ones(len(source), bool)
-    keep[[*(one.row for one in report.broken), *report.over_budget]] = False
+    keep[[*(row.row for row in report.broken), *report.over_budget]] = False
     if not keep.any() and report.broken:
         raise ValueError(f"{broken}\nThe others are over budget: no row is left.")
     if not keep.any():
@@ -169,21 +197,11 @@ def check_buckets(processor: Processor, form: PromptFormat) -> None:
         )
 
 
-def _examine(
-    sample: Sample, processor: Processor, form: PromptFormat, with_solutions: bool, longest: int | None
-) -> tuple[tuple[int, int], list[Budget]]:
-    """Tokens and patch slots of a row's prompt, and the budgets that it is over. ValueError: it is broken."""
-    sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
-    written = 0
-    if with_solutions and sample.turns:  # without what its tools would answer
-        written = sum(len(text_ids(processor, turn, sample.id)) for turn in sample.turns)
-    elif with_solutions:
-        written = len(solution_tokens(sample, processor))
-    need = prompt_need(sample, sizes, processor, form)
-    found = exceeded_budgets(need, form)
-    if longest is not None and written > longest:
-        found.append(Budget("tokens of a solution", "cold_start.max_tokens", longest, 1, written))
-    return need, found
+def _demonstration_length(sample: Sample, processor: Processor) -> int:
+    """Tokens of a row's turns, without what its tools would answer, or of its solution."""
+    if sample.turns:
+        return sum(len(text_ids(processor, turn, sample.id)) for turn in sample.turns)
+    return len(solution_tokens(sample, processor))
 
 
 def prompt_need(

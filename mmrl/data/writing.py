@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,7 @@ KINDS = (".parquet", ".jsonl")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows of `SCHEMA` (``facts`` an object; ``kind`` and ``origin`` are for people) as they come.
+    """Write rows of `SCHEMA` (``facts`` an object; ``kind`` and ``origin`` are for the reader) as they come.
 
     A column that a row leaves out is null, in JSONL absent. If ``rows`` raises, nothing is left behind.
 
@@ -42,11 +42,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as part:
-        if path.suffix == ".parquet":
-            written = write_parquet(part, rows)
-        else:
-            with part.open("w", encoding="utf-8") as file:
-                written = _write_jsonl(file, rows)
+        written = (write_parquet if path.suffix == ".parquet" else _write_jsonl)(part, rows)
         if not written:
             raise ValueError(f"there is no row to write to {path}")
     return written
@@ -66,20 +62,18 @@ def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Sche
     written = 0
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for group in _groups(rows):
-            plain = [
-                {**row, "facts": json.dumps(row["facts"])} if isinstance(row.get("facts"), dict) else row
-                for row in group
-            ]
-            writer.write_table(pa.Table.from_pylist(plain, schema=schema))
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
             written += len(group)
     return written
 
 
-def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
-    group: list[Mapping[str, Any]] = []
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        group.append(row)
+        group.append(
+            {**row, "facts": json.dumps(row["facts"])} if isinstance(row.get("facts"), dict) else {**row}
+        )
         size += sum(len(image.get("bytes") or b"") for image in row.get("images") or ())
         if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
             yield group
@@ -88,12 +82,14 @@ def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str,
         yield group
 
 
-def _write_jsonl(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> int:
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     written = 0
-    for row in rows:
-        if any(image.get("bytes") for image in row.get("images") or ()):
-            raise ValueError("JSONL holds no images: write a .parquet file")
-        images = [image["path"] for image in row.get("images") or ()]
-        file.write(json.dumps({**row, **({"images": images} if images else {})}, ensure_ascii=False) + "\n")
-        written += 1
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            images = row.get("images") or ()
+            if any(image.get("bytes") for image in images):
+                raise ValueError("JSONL holds no images: write a .parquet file")
+            paths = {"images": [image["path"] for image in images]} if images else {}
+            file.write(json.dumps({**row, **paths}, ensure_ascii=False) + "\n")
+            written += 1
     return written

@@ -114,7 +114,7 @@ def places(text: str) -> list[Place]:
 
 
 def vocabulary(captions: Sequence[Caption]) -> dict[str, Counter[str]]:
-    """How often each word of each kind stands where it could be exchanged."""
+    """Counts of each word of each kind where it could be exchanged."""
     found: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for caption in captions:
         for place in places(caption.text):

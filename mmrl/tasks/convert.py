@@ -48,7 +48,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to make of entries."""
+    """Options of the conversion of entries."""
 
     verifier: str = "text"  # of conversations and questions; of several, the first that can grade a row
     turns: str = "each"  # of a conversation: a row for "each" question, or for the "first" only
@@ -496,7 +496,7 @@ _COLUMNS = {name: name for name in SCHEMA.names}
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of a file's entries."""
+    """Counts of a converted file's entries."""
 
     entries: int
     rows: int

@@ -63,7 +63,7 @@ class ImageFolder:
         return self.path(image)
 
     def holds(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """True if there is a file of that name."""
         return len(name) <= LONGEST_PATH and "\0" not in name and os.path.isfile(self.folder / name)
 
     def size(self, image: bytes | str, name: str) -> tuple[int, int]:

@@ -44,7 +44,7 @@ LETTERS = "ABCD"
 
 
 def count(rng: np.random.Generator) -> Question:
-    """How many objects have a colour, 0 to 3."""
+    """The number of objects of a colour, 0 to 3."""
     return shapes_world.count(rng, 1, lambda _, options: pick(rng, options))
 
 
@@ -73,7 +73,7 @@ def box(rng: np.random.Generator) -> Question:
 
 
 def choice(rng: np.random.Generator) -> Question:
-    """Which of four options names the cell of the one object of a colour; all letters are equally likely.
+    """The option that names the cell of the only object of a colour; all letters are equally likely.
 
     The options name the cells by rows or by columns, forwards or backwards.
     """
@@ -99,7 +99,7 @@ def choice(rng: np.random.Generator) -> Question:
 
 
 def jigsaw(rng: np.random.Generator) -> Question:
-    """Where each piece of a shuffled board belongs, piece after piece; places are numbered as one reads."""
+    """The place of each piece of a shuffled board, piece after piece, numbered in reading order."""
     places = tuple(some(rng, CELLS, len(CELLS)))
     looks = {cell: _look(rng, pick(rng, tuple(COLOURS))) for cell in CELLS if rng.integers(2)}
     return Question(

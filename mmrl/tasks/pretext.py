@@ -66,7 +66,7 @@ class Unsuited(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """What pretext questions are like."""
+    """Options of pretext questions."""
 
     side: int = 336  # pixels of a picture
     grid: tuple[int, int] = (2, 2)  # rows and columns of a jigsaw
@@ -102,7 +102,7 @@ class PretextQuestion:
 def rotation(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
 ) -> PretextQuestion:
-    """By which multiple of 90 degrees the picture was turned clockwise (Gidaris et al. 2018)."""
+    """The multiple of 90 degrees by which the picture was turned clockwise (Gidaris et al. 2018)."""
     turned = {"0 degrees": picture, **{name: picture.transpose(turn) for name, turn in TURNS.items()}}
     _check_unlike(list(turned.values()))
     names, right = _draw_options(rng, tuple(turned))
@@ -113,7 +113,7 @@ def rotation(
 def jigsaw(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
 ) -> PretextQuestion:
-    """Where each piece of a shuffled picture belongs, piece after piece (Noroozi and Favaro 2016)."""
+    """The place of each piece of a shuffled picture, piece after piece (Noroozi and Favaro 2016)."""
     rows, columns = options.grid
     count = rows * columns
     cells = [_cell(options.side, rows, columns, place) for place in range(count)]
@@ -156,7 +156,7 @@ def patch_order(
 def relative_position(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
 ) -> PretextQuestion:
-    """On which side of a patch another one was (after Doersch et al. 2015, with four sides)."""
+    """The side of a patch on which another one was (after Doersch et al. 2015, with four sides)."""
     names, right = _draw_options(rng, tuple(SIDES))
     across, down = SIDES[names[right]]
     column = int(rng.integers(max(0, -across), CELLS - max(0, across)))
@@ -174,7 +174,7 @@ def relative_position(
 def masked_region(
     picture: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator, options: Options
 ) -> PretextQuestion:
-    """Which of four patches fills the hole in a picture; the wrong ones are of it and of ``others``."""
+    """The one of four patches that fills the hole in a picture; wrong ones are of it and of ``others``."""
     size = options.side // HOLE
     hole = _place_square(rng, options.side, size)
     patches = [picture.crop(_trim(hole, rng, options.gap))]
@@ -205,7 +205,7 @@ def masked_region(
 def caption_error(
     picture: Image.Image, text: str, words: Mapping[str, Counter[str]], rng: np.random.Generator
 ) -> PretextQuestion:
-    """Which word of the caption is wrong, if one is (in half of the questions), in the manner of ViCrit.
+    """The wrong word of the caption, if one is (in half of the questions), in the manner of ViCrit.
 
     Args: the picture; its caption; the `vocabulary` of all; the generator.
 
@@ -356,7 +356,7 @@ def _square(image: bytes | str, name: str, side: int, rng: np.random.Generator) 
 
 @dataclass(frozen=True)
 class Material:
-    """What rows are made of."""
+    """Pictures, tasks and captions that rows are made of."""
 
     pictures: Pictures
     tasks: tuple[str, ...]

@@ -73,7 +73,7 @@ _LIT = ("abcdef", "bc", "abdeg", "abcdg", "bcfg", "acdfg", "acdefg", "abc", "abc
 
 @dataclass(frozen=True)
 class Look:
-    """What an object looks like: a colour of COLOURS and a shape of SHAPES or a digit of DIGITS."""
+    """The look of an object: a colour of COLOURS and a shape of SHAPES or a digit of DIGITS."""
 
     colour: str
     shape: str
@@ -229,7 +229,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Target:
-    """What a question asks for: a colour, a shape, or both."""
+    """The target of a question: a colour, a shape, or both."""
 
     colour: str | None = None
     shape: str | None = None
@@ -291,7 +291,7 @@ def _targets(rng: np.random.Generator, level: int, count: int) -> list[Target]:
 
 
 def count(rng: np.random.Generator, level: int, choose: Choose) -> Question:
-    """How many objects fit. Seen: their cells, in reading order. Conclude: how many cells that is."""
+    """The number of objects that fit. Seen: their cells, in reading order. Conclude: how many those are."""
     target = Target(pick(rng, tuple(COLOURS)), pick(rng, SHAPES) if level > 1 else None)
     words = target.words(plural=True) if target.shape else f"{target.colour} shapes"
     problem = f"How many {words}?"
@@ -303,7 +303,7 @@ def count(rng: np.random.Generator, level: int, choose: Choose) -> Question:
 
 
 def compare(rng: np.random.Generator, level: int, choose: Choose) -> Question:
-    """Which of two sorts there are more of. Seen: both numbers. Conclude: the sort, or ``same``."""
+    """The one of two sorts of which there are more. Seen: both numbers. Conclude: the sort, or ``same``."""
     first, second = _targets(rng, level, 2)
     # At level 3 the two sorts share a word; the answer is the word that differs.
     names = [target.words(plural=target.colour is None) for target in (first, second)]
@@ -360,7 +360,7 @@ def read(rng: np.random.Generator, level: int, choose: Choose) -> Question:
 
 
 def missing(rng: np.random.Generator, level: int, choose: Choose) -> Question:
-    """Which of three sorts is absent. Seen: the other two, in the question's order. Conclude: the third."""
+    """The absent one of three sorts. Seen: the other two, in the question's order. Conclude: the third."""
     targets = _targets(rng, level, 3)
     names = [target.words(plural=False) for target in targets]
     problem = f"Missing: {names[0]}, {names[1]} or {names[2]}?"

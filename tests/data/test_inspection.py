@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmrl.data.examples import contact_sheet, example, printable
-from mmrl.data.inspection import choose_examples, inspect_rows
-from mmrl.data.inspection_report import as_text, histogram, page, report_parts
+from mmrl.data.inspection import as_text, choose_examples, histogram, inspect_rows, page, report_parts
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
 from mmrl.rewards.verifiers import reported_components

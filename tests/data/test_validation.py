@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmrl.data.inspection import inspect_rows
-from mmrl.data.inspection_report import as_text
+from mmrl.data.inspection import as_text, inspect_rows
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
 from mmrl.data.validation import Broken, Report, inspect, keep_usable, merge_reports
@@ -54,8 +53,8 @@ def test_report(mixed, processor):
     assert [(one.row, one.id) for one in report.broken] == [(1, "rows.jsonl:1"), (4, "rows.jsonl:4")]
     assert report.broken[0].reason.startswith("image 0: cannot read the image")
     assert report.broken[1].reason.startswith("image 0: cannot read the image")
-    assert inspect(mixed, processor, FORM, rows=3).broken == report.broken[:1]
-    assert inspect(mixed, processor, FORM, rows=3).rows == 3
+    assert inspect(mixed, processor, FORM, rows=range(3)).broken == report.broken[:1]
+    assert inspect(mixed, processor, FORM, rows=range(3)).rows == 3
 
 
 def test_reports_of_a_view_speak_of_its_own_rows(mixed, processor):
@@ -66,7 +65,7 @@ def test_reports_of_a_view_speak_of_its_own_rows(mixed, processor):
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 7])
 def test_parts_make_the_whole(mixed, processor, parts):
-    reports = [inspect(mixed, processor, FORM, start=k, stride=parts) for k in range(parts)]
+    reports = [inspect(mixed, processor, FORM, rows=range(k, 6, parts)) for k in range(parts)]
     assert merge_reports(reports) == inspect(mixed, processor, FORM)
 
 
@@ -152,7 +151,7 @@ def test_nothing_left(make):
 def test_solutions(make, processor):
     solutions = ["fine", None, "word " * 50, "one <|image_pad|>"]
     source = make(["A"] * 4, solution=solutions)
-    report = inspect(source, processor, FORM, with_solutions=True, longest=40)
+    report = inspect(source, processor, FORM, longest=40)
     assert [one.row for one in report.broken] == [1]
     assert report.over_budget == (2,)
     assert inspect(source, processor, FORM) == Report(4, (), (), lengths=((28, 0),) * 4)
@@ -160,7 +159,7 @@ def test_solutions(make, processor):
 
 def test_turns_together_may_be_too_long(make, processor):
     source = make(["A"] * 3, turns=[["word " * 15] * 2, ["word " * 30] * 2, ["one", "<|image_pad|>"]])
-    report = inspect(source, processor, FORM, with_solutions=True, longest=80)
+    report = inspect(source, processor, FORM, longest=80)
     assert report.over_budget == (1,)
     assert report.broken == ()
 
@@ -193,7 +192,7 @@ def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
     tokens, slots = report.budgets
     assert (tokens.key, tokens.limit, tokens.rows) == ("data.prompt_buckets", 200, 3)
     assert (slots.key, slots.limit, slots.rows) == ("data.patch_buckets", 128, 3)
-    assert merge_reports([inspect(source, processor, form, start=k, stride=2) for k in range(2)]) == report
+    assert merge_reports([inspect(source, processor, form, rows=range(k, 6, 2)) for k in range(2)]) == report
     least = PromptFormat(prompt_buckets=(tokens.least,), patch_buckets=(slots.least,))
     assert inspect(source, processor, least).over_budget == ()
     for short in (
@@ -213,9 +212,7 @@ def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
 
 
 def test_a_solution_over_budget_names_its_key(make, processor):
-    report = inspect(
-        make(["A"] * 2, solution=["word " * 50, "word"]), processor, FORM, with_solutions=True, longest=40
-    )
+    report = inspect(make(["A"] * 2, solution=["word " * 50, "word"]), processor, FORM, longest=40)
     (budget,) = report.budgets
     assert (budget.key, budget.limit, budget.rows, budget.least) == ("cold_start.max_tokens", 40, 1, 102)
 

@@ -15,8 +15,7 @@ from fuzzing import command, examine
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrl.data.inspection import inspect_rows
-from mmrl.data.inspection_report import as_text
+from mmrl.data.inspection import as_text, inspect_rows
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import fingerprint, mixture, read
 from mmrl.data.validation import inspect, keep_usable
@@ -65,12 +64,12 @@ def go_through(source, processor, folder):
     good = 0
     for row in range(len(source)):
         good += examine(lambda row=row: source[row], folder, source.id(row)) == "accepted"
-    report = inspect(source, processor, FORM, with_solutions=False)
+    report = inspect(source, processor, FORM)
     found = inspect_rows(source, (processor, FORM))
     assert report.rows == found.rows == len(source)
     assert [one.id for one in report.broken] == [one.id for one in found.broken]
     assert len(report.broken) >= len(source) - good
-    inspect(source, processor, FORM, with_solutions=True, longest=100)
+    inspect(source, processor, FORM, longest=100)
     as_text(found)
     examine(
         lambda: keep_usable(source, report, max_broken=0.0, overlong="error"), folder, source.name, lines=9
