@@ -1,6 +1,10 @@
 """Multimodal policy optimization in JAX."""
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmrl.notebook import load as load
 
 # Settings of the compilers, read when the first device is asked for; one that the user has set stays.
 #
@@ -20,3 +24,12 @@ for _variable, _flag, _value in (
 
 # Only tokenizers are taken from transformers: that it finds no PyTorch is nothing to tell.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def __getattr__(name: str) -> Any:
+    """`mmrl.load`, imported when it is asked for: jax and what lies above it take seconds."""
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mmrl.notebook import load
+
+    return load

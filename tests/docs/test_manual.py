@@ -308,11 +308,22 @@ def test_every_block_is_of_a_kind_that_is_run():
     assert other == []
 
 
-@pytest.mark.parametrize("block", in_language("python", "indented"), ids=str)
+SNIPPETS = in_language("python", "indented")
+AFTER_QUICKSTART = [block for block in SNIPPETS if "runs/quickstart" in block.text]
+
+
+@pytest.mark.parametrize("block", [block for block in SNIPPETS if block not in AFTER_QUICKSTART], ids=str)
 def test_snippet_runs(block, tmp_path):
     if block.text.startswith(SKETCHES):
         pytest.skip("a sketch of a call")
     with contextlib.chdir(tmp_path):
+        exec(compile(block.text, str(block), "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", AFTER_QUICKSTART, ids=str)
+def test_snippet_runs_after_the_quickstart(block, folder):
+    with contextlib.chdir(folder):
         exec(compile(block.text, str(block), "exec"), {})
 
 
