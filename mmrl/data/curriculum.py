@@ -253,13 +253,8 @@ def update_pass_rates(
 ) -> PassRates:
     """Pass rates after a batch of plan ``number``: rate <- (1 - newest) rate + newest measured.
 
-    Args:
-      pass_rates: before it.
-      rows: drawn; one that was drawn twice counts as one visit with the responses of both.
-      accuracy: of each response, in [0, 1]; NaN where it was not measured.
-      valid: False for responses that do not count.
-      number: of the plan.
-      newest: weight of this visit; a first visit counts alone.
+    A row that was drawn twice counts as one visit with the responses of both; a first visit counts alone.
+    ``accuracy`` is in [0, 1], NaN where it was not measured; responses that are not ``valid`` do not count.
     """
     counted = valid & ~np.isnan(accuracy)
     which, place = np.unique(rows, return_inverse=True)
@@ -308,12 +303,8 @@ def make_plan(
 ) -> SamplingPlan:
     """The plan after that of ``state``.
 
-    Args:
-      rules, rows, mixture, state: what it depends on.
-      seed: of all orders.
-      share: of the run that is done.
-      batches, batch_size: its size.
-      temperature: of sources that count by their rows (see `weights_by_rows`).
+    ``seed`` is that of all orders, ``share`` of the run is done, and ``temperature`` is that of sources that
+    count by their rows (see `weights_by_rows`).
     """
     pass_rates, before = state
     number, total = before.number + 1, batches * batch_size

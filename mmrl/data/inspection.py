@@ -57,70 +57,74 @@ class Column(NamedTuple):
     used_as: str  # its name in the schema; "" if it is ignored
 
 
-class Repeated(NamedTuple):
-    """A row whose problem and images are those of an earlier one."""
-
-    id: str
-    first: str
-    same_answer: bool
-
-
-class SpelledToken(NamedTuple):
-    """A control token whose name stands in texts of rows, where it is text like any other."""
-
-    token: str
-    rows: int
-    first: str  # id of the first of them
-
-
-@dataclass(frozen=True)
-class AnswerStats:
-    """The answers of the rows that one verifier grades."""
-
-    rows: int
-    answers: int  # different ones
-    commonest: str
-    share: float  # of rows that have the commonest: what answering so always is worth
-
-
-class _Usable(NamedTuple):
+class RowStats(NamedTuple):
     """A row that can be used."""
 
-    row: int
+    row: int  # of the source
     id: str
     verifier: str
     answer: str  # as it is counted
-    lengths: tuple[int, int, int]  # characters of problem and answer, images
-    sizes: list[tuple[int, int]]
-    need: tuple[int, int]  # tokens and patch slots
-    exceeded: list[Budget]
-    spelt: Sequence[str]
+    problem_length: int  # characters
+    answer_length: int
+    sizes: list[tuple[int, int]]  # (height, width) of each image
+    tokens: int  # of a prompt; 0 without a processor
+    slots: int  # patch slots of a prompt
+    exceeded: list[Budget]  # for which a run leaves it out
+    spelt: Sequence[str]  # control tokens whose name stands in its texts, where it is text like any other
     digest: bytes  # equal for equal problems with equal images, by bytes or by path
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The statistics of a source. Numbers are of the usable rows, but for ``rows``."""
+    """The statistics of a source."""
 
     name: str
     rows: int  # looked at
     of: int  # rows that the data set has
     columns: tuple[Column, ...]
     broken: tuple[Broken, ...]
-    repeated: tuple[Repeated, ...]
-    spelt: tuple[SpelledToken, ...]
-    spelling: int  # rows in which at least one control token is spelt
-    verifiers: dict[str, AnswerStats]  # by the verifier that the column names, most rows first
-    usable: Int64[np.ndarray, "n"]  # rows of the source
-    problem_length: Int64[np.ndarray, "n"]  # characters
-    answer_length: Int64[np.ndarray, "n"]
-    images: Int64[np.ndarray, "n"]  # of a row
-    sizes: Int64[np.ndarray, "i 2"]  # (height, width) of each image
-    tokens: Int64[np.ndarray, "n"] | None  # of a prompt; None without a processor
-    slots: Int64[np.ndarray, "n"] | None  # patch slots of a prompt
-    budget: tuple[int, int]  # tokens and slots of the largest buckets; 0 without a processor
-    over_budget: Int64[np.ndarray, "k"]  # usable rows that a run leaves out, as they need more
-    budgets: tuple[Budget, ...]  # that these are over
+    usable: tuple[RowStats, ...]
+    form: PromptFormat | None  # of the prompts; None: tokens are not counted
+
+    def values(self, name: str) -> Int64[np.ndarray, "n"]:
+        """A number of each usable row, by its name in `RowStats`."""
+        return np.array([getattr(row, name) for row in self.usable], np.int64)
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, "i 2"]:
+        """(height, width) of all images."""
+        return np.array([size for row in self.usable for size in row.sizes], np.int64).reshape(-1, 2)
+
+    @property
+    def over_budget(self) -> tuple[int, ...]:
+        """The usable rows that a run leaves out, as they need more than its largest buckets."""
+        return tuple(row.row for row in self.usable if row.exceeded)
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets that rows are over."""
+        return merge_budgets(budget for row in self.usable for budget in row.exceeded)
+
+    def repeated(self) -> list[tuple[RowStats, RowStats]]:
+        """Rows whose problem and images are those of an earlier one, each with that one."""
+        first: dict[bytes, RowStats] = {}
+        pairs = [(row, first.setdefault(row.digest, row)) for row in self.usable]
+        return [(row, earlier) for row, earlier in pairs if earlier is not row]
+
+    def spelt(self) -> dict[str, list[str]]:
+        """The ids of rows in which each control token is spelt."""
+        found: dict[str, list[str]] = {}
+        for row in self.usable:
+            for token in row.spelt:
+                found.setdefault(token, []).append(row.id)
+        return found
+
+    def answers(self) -> dict[str, Counter[str]]:
+        """Counts of the answers that each verifier grades, most rows first."""
+        found: dict[str, Counter[str]] = {}
+        for row in self.usable:
+            found.setdefault(row.verifier, Counter())[row.answer] += 1
+        return dict(sorted(found.items(), key=lambda item: -item[1].total()))
 
 
 def inspect_rows(
@@ -134,10 +138,8 @@ def inspect_rows(
     """Statistics of every row of a source.
 
     Args:
-      source: a data set, or a view of some of its rows.
       prompt: how prompts are made; None: tokens are not counted.
-      probe: raises ValueError for a row that its verifier cannot grade.
-      progress: called now and then, and at the end, with rows looked at and rows to look at.
+      probe, progress: as for `mmrl.data.validation.inspect`.
       of: rows of the whole data set, where the source is a view.
     """
     if prompt:
@@ -149,10 +151,18 @@ def inspect_rows(
         probe=probe,
         progress=progress,
     )
-    return _findings(source, usable, broken, prompt, len(source) if of is None else of)
+    return Findings(
+        name=source.name,
+        rows=len(source),
+        of=len(source) if of is None else of,
+        columns=columns_of(source),
+        broken=tuple(broken),
+        usable=tuple(usable),
+        form=prompt[1] if prompt else None,
+    )
 
 
-def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | None) -> _Usable:
+def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | None) -> RowStats:
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
     if prompt:
         processor, form = prompt
@@ -162,90 +172,30 @@ def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | 
     else:
         check_placeholders(sample.problem.count(IMAGE), len(sizes), sample.id)
         need, exceeded, control = (0, 0), [], SPECIAL_TOKENS
-    return _Usable(
+    answer = sample.answer
+    if len(answer) > LONGEST_ANSWER:  # its start, and what tells it from others
+        mark = hashlib.blake2b(answer.encode(), digest_size=4).hexdigest()
+        answer = f"{answer[:LONGEST_ANSWER]}... ({len(answer)} characters, {mark})"
+    images = [i if isinstance(i, str) else hashlib.blake2b(i).digest() for i in sample.images]
+    return RowStats(
         row,
         sample.id,
         sample.verifier,
-        _answer_key(sample.answer),
-        (len(sample.problem), len(sample.answer), len(sizes)),
+        answer,
+        len(sample.problem),
+        len(sample.answer),
         sizes,
-        need,
+        *need,
         exceeded,
         spelt((sample.problem, sample.solution or "", *sample.turns), control),
-        _digest(sample.problem, *sample.images),
-    )
-
-
-def _answer_key(answer: str) -> str:
-    """The answer, or of a long one its start and what tells it from others."""
-    if len(answer) <= LONGEST_ANSWER:
-        return answer
-    mark = hashlib.blake2b(answer.encode(), digest_size=4).hexdigest()
-    return f"{answer[:LONGEST_ANSWER]}... ({len(answer)} characters, {mark})"
-
-
-def _digest(*parts: str | bytes) -> bytes:
-    """Equal for equal parts; text and bytes differ."""
-    parts = tuple(part if isinstance(part, str) else hashlib.blake2b(part).digest() for part in parts)
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
-
-
-def _findings(
-    source: Source,
-    usable: list[_Usable],
-    broken: list[Broken],
-    prompt: tuple[Processor, PromptFormat] | None,
-    of: int,
-) -> Findings:
-    lengths = np.array([row.lengths for row in usable], np.int64).reshape(-1, 3)
-    needs = np.array([row.need for row in usable], np.int64).reshape(-1, 2)
-    buckets = (prompt[1].prompt_buckets, prompt[1].patch_buckets) if prompt else ((), ())
-    # Where no buckets are given, a run makes them large enough.
-    limits = [
-        budget(sizes) or most for sizes, most in zip(buckets, needs.max(axis=0, initial=1), strict=True)
-    ]
-    first: dict[bytes, _Usable] = {}
-    repeated = []
-    answers: dict[str, Counter[str]] = {}
-    spelled: dict[str, list[str]] = {}
-    for row in usable:
-        earlier = first.setdefault(row.digest, row)
-        if earlier is not row:
-            repeated.append(Repeated(row.id, earlier.id, earlier.answer == row.answer))
-        answers.setdefault(row.verifier, Counter())[row.answer] += 1
-        for token in row.spelt:
-            spelled.setdefault(token, []).append(row.id)
-    verifiers = {}
-    for name, counts in sorted(answers.items(), key=lambda item: -item[1].total()):
-        commonest, count = counts.most_common(1)[0]
-        verifiers[name] = AnswerStats(counts.total(), len(counts), commonest, count / counts.total())
-    return Findings(
-        name=source.name,
-        rows=len(source),
-        of=of,
-        columns=columns_of(source),
-        broken=tuple(broken),
-        repeated=tuple(repeated),
-        spelt=tuple(SpelledToken(token, len(ids), ids[0]) for token, ids in spelled.items()),
-        spelling=sum(bool(row.spelt) for row in usable),
-        verifiers=verifiers,
-        usable=np.array([row.row for row in usable], np.int64),
-        problem_length=lengths[:, 0],
-        answer_length=lengths[:, 1],
-        images=lengths[:, 2],
-        sizes=np.array([size for row in usable for size in row.sizes], np.int64).reshape(-1, 2),
-        tokens=needs[:, 0] if prompt else None,
-        slots=needs[:, 1] if prompt else None,
-        budget=(int(limits[0]), int(limits[1])) if prompt else (0, 0),
-        over_budget=np.array([row.row for row in usable if row.exceeded], np.int64),
-        budgets=merge_budgets(budget for row in usable for budget in row.exceeded),
+        hashlib.blake2b(repr([sample.problem, images]).encode(), digest_size=16).digest(),
     )
 
 
 def choose_examples(source: Source, found: Findings, count: int) -> list[Example]:
     """So many of the usable rows, evenly spread over the source."""
     places = np.unique(np.linspace(0, len(found.usable) - 1, min(count, len(found.usable))).astype(int))
-    return [example(source[int(found.usable[place])]) for place in places]
+    return [example(source[found.usable[place].row]) for place in places]
 
 
 def columns_of(source: Source) -> tuple[Column, ...]:
@@ -388,16 +338,17 @@ def round_edges(values: np.ndarray) -> np.ndarray:
 def _overview(found: Findings) -> Iterator[ReportPart]:
     looked_at = str(found.rows) + (f" of {found.of}" if found.of > found.rows else "")
     rows: list[Sequence[str]] = [("", "rows"), ("looked at", looked_at)]
+    spelling = sum(bool(row.spelt) for row in found.usable)
     for name, count, listed in (
         ("usable", len(found.usable), True),
         ("broken", len(found.broken), True),
-        ("repeated", len(found.repeated), True),
-        ("with a control token's name", found.spelling, bool(found.spelt)),
-        ("over budget", len(found.over_budget), found.tokens is not None),
+        ("repeated", len(found.repeated()), True),
+        ("with a control token's name", spelling, spelling > 0),
+        ("over budget", len(found.over_budget), found.form is not None),
     ):
         rows += [(name, _share(count, found.rows))] if listed else []
     note = "\n".join(f"Of those over budget, {budget}." for budget in found.budgets)
-    if found.tokens is None:
+    if found.form is None:
         note = "Tokens are not counted: name a model, by --model or --config."
     yield ReportPart(printable(found.name), rows, note)
     rows = [("column", "type", "is")]
@@ -406,21 +357,24 @@ def _overview(found: Findings) -> Iterator[ReportPart]:
         rows.append((printable(column.name, 40), printable(column.type), used))
     yield ReportPart("Columns", rows)
     rows = [("verifier", "rows", "different answers", "commonest answer", "its share")]
-    for name, stats in found.verifiers.items():
-        numbers = (str(stats.rows), str(stats.answers), printable(stats.commonest, 100), f"{stats.share:.1%}")
+    for name, counts in found.answers().items():
+        commonest, count = counts.most_common(1)[0]
+        share = f"{count / counts.total():.1%}"
+        numbers = (str(counts.total()), str(len(counts)), printable(commonest, 100), share)
         rows.append((printable(name, 40), *numbers))
     note = "The share is what a policy gets that always answers so and never looks."
     yield ReportPart("Answers", rows, note)
 
 
 def _statistics(found: Findings) -> Iterator[ReportPart]:
+    answers = found.values("answer_length")
     rows: list[Sequence[str]] = [
         ("characters", *_QUANTILES),
-        ("problem", *_quantiles(found.problem_length)),
-        ("answer", *_quantiles(found.answer_length)),
+        ("problem", *_quantiles(found.values("problem_length"))),
+        ("answer", *_quantiles(answers)),
     ]
-    yield ReportPart("Text", rows, histogram=histogram(found.answer_length, "characters of an answer"))
-    numbers = sorted(Counter(found.images.tolist()).items())[:LISTED]
+    yield ReportPart("Text", rows, histogram=histogram(answers, "characters of an answer"))
+    numbers = sorted(Counter(len(row.sizes) for row in found.usable).items())[:LISTED]
     rows = [(str(number), _share(count, len(found.usable))) for number, count in numbers]
     yield ReportPart("Images of a row", [("images", "rows"), *rows])
     if len(found.sizes):
@@ -431,11 +385,14 @@ def _statistics(found: Findings) -> Iterator[ReportPart]:
             rows.append(("others", _share(sizes.total() - sum(n for _, n in common), sizes.total())))
         pixels = histogram(found.sizes.prod(axis=1) / 1e6, "megapixels")
         yield ReportPart("Sizes of images", [("width x height", "images"), *rows], histogram=pixels)
-    for title, values, limit in (
-        ("Tokens of a prompt", found.tokens, found.budget[0]),
-        ("Patch slots of a prompt", found.slots, found.budget[1]),
+    for title, name, buckets in (
+        ("Tokens of a prompt", "tokens", found.form.prompt_buckets if found.form else None),
+        ("Patch slots of a prompt", "slots", found.form.patch_buckets if found.form else None),
     ):
-        if values is not None:
+        if buckets is not None:
+            values = found.values(name)
+            # Where no buckets are given, a run makes them large enough.
+            limit = budget(buckets) or max(int(values.max()), 1)
             over = _share(int((values > limit).sum()), len(values))
             rows = [
                 ("", *_QUANTILES, "largest bucket", "over it"),
@@ -454,18 +411,21 @@ def _problems(found: Findings) -> Iterator[ReportPart]:
         ]
         note = _and_more(len(rows), "other reasons")
         yield ReportPart("Broken rows", [("row", "why", "rows like it"), *rows[:LISTED]], note)
-    if found.repeated:
+    if repeated := found.repeated():
+        differing = sum(row.answer != earlier.answer for row, earlier in repeated)
         rows = [
-            (printable(row.id, 80), printable(row.first, 80), "the same" if row.same_answer else "another")
-            for row in found.repeated[:LISTED]
+            (
+                printable(row.id, 80),
+                printable(earlier.id, 80),
+                "the same" if row.answer == earlier.answer else "another",
+            )
+            for row, earlier in repeated[:LISTED]
         ]
-        differing = sum(not row.same_answer for row in found.repeated)
-        note = f"{differing} of {len(found.repeated)} have another answer. "
-        note = (note + _and_more(len(found.repeated), "more")).strip()
+        note = f"{differing} of {len(repeated)} have another answer. {_and_more(len(repeated), 'more')}"
         title = "Repeated rows: problem and images of an earlier one"
-        yield ReportPart(title, [("row", "is", "answer"), *rows], note)
-    if found.spelt:
-        rows = [(spelled.token, str(spelled.rows), printable(spelled.first, 80)) for spelled in found.spelt]
+        yield ReportPart(title, [("row", "is", "answer"), *rows], note.strip())
+    if tokens := found.spelt():
+        rows = [(token, str(len(ids)), printable(ids[0], 80)) for token, ids in tokens.items()]
         note = (
             "They are encoded as text: only the chat template makes control tokens."
             " Are they meant to be there?"

@@ -43,18 +43,8 @@ FIRST_ROWS = 100  # of a file whose columns its rows tell
 class ColumnSpec(NamedTuple):
     """The columns to look for."""
 
-    named: Mapping[str, str]  # name in the schema -> name in the file, where they differ
-    answered: bool  # False: of prompts alone
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All that may be there."""
-        return (*REQUIRED, *OPTIONAL) if self.answered else PROMPT
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Those that must be there."""
-        return REQUIRED if self.answered else PROMPT[:1]
+    names: Mapping[str, str]  # name in the schema -> name in the file
+    required: frozenset[str]  # names in the schema
 
 
 Origin: TypeAlias = tuple[str, Mapping[str, str], str | None, bool]
@@ -85,7 +75,7 @@ class Source:
             raw = self.table.row(self._row(index))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        required = ColumnSpec({}, self.origin[-1]).required
+        required = REQUIRED if self.origin[-1] else PROMPT[:1]
         return sample_of(raw, self.columns, self.root, name, self.name, required)
 
     def id(self, index: int) -> str:
@@ -152,7 +142,9 @@ def read(
     unknown = set(columns) - {*REQUIRED, *OPTIONAL}
     if unknown:
         raise ValueError(f"columns: {min(unknown)!r} is not in the schema {[*REQUIRED, *OPTIONAL]}")
-    wanted = ColumnSpec(columns, answered)
+    names = (*REQUIRED, *OPTIONAL) if answered else PROMPT
+    required = {*(REQUIRED if answered else PROMPT[:1]), *columns} & {*names}
+    wanted = ColumnSpec({name: columns.get(name, name) for name in names}, frozenset(required))
     if str(spec).startswith(tfds.PREFIX):
         title, split = tfds.parse(str(spec))
         name, where, table, found = _read_tfds(tfds.named_builder(title), split, wanted)
@@ -264,7 +256,7 @@ def _read_jsonl(lies: Layout, wanted: ColumnSpec) -> tuple[Table, dict[str, str]
         raise ValueError(f"{problems[0]}{_list_hint(lies)}")
     for name in OPTIONAL:  # may come in any later row, but for the image of an image folder
         if name != "images" or not lies.described:
-            seen.setdefault(wanted.named.get(name, name))
+            seen.setdefault(wanted.names.get(name, name))
     return table, _columns(list(seen), lies.files[0], lies, wanted) if table.length else {}
 
 
@@ -303,11 +295,11 @@ def _columns(there: Sequence[str], file: Path, lies: Layout, wanted: ColumnSpec)
 
     Raises ValueError if a required one, or one that the caller named, is not.
     """
-    found = {name: wanted.named.get(name, name) for name in wanted.names}
-    if lies.described and "images" not in (*wanted.named, *there):
+    found = dict(wanted.names)
+    if lies.described and "images" not in (*wanted.required, *there):
         found["images"] = FILE_NAME
     for name, column in found.items():
-        if column not in there and (name in wanted.required or name in wanted.named):
+        if column not in there and name in wanted.required:
             near = difflib.get_close_matches(column, there, n=1, cutoff=0.0)
             hint = f" The nearest is {near[0]!r}." if near else ""
             fix = "" if lies.kind == "tfds" else f" Rename it, or: {_conversion(there, file, lies)}"

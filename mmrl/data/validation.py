@@ -83,7 +83,6 @@ def inspect(
     shows only when the row is drawn.
 
     Args:
-      source, processor, form: what is to be used, and how.
       rows: of the source to look at; None: all. `merge_reports` puts reports on different rows together.
       longest: tokens of a solution, or of all turns together, beyond which a row is over budget; one of the
         two is then asked for. None: neither is.

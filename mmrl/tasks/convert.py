@@ -520,7 +520,7 @@ def convert(
 
     Args:
       layout: a key of `LAYOUTS`.
-      spec: the file, or a data set of several (see `mmrl.data.folders.layout`).
+      spec: the file, or a data set of several.
       images: where the image paths of its entries start; none may lead out of it.
       options: what to make of an entry.
       embed: put the images into the file, instead of their paths from the folder of ``out``.

@@ -121,21 +121,9 @@ TASKS: Mapping[str, tuple[Callable[[np.random.Generator], Question], str]] = {
 
 
 def example(seed: int, task: str, split: str, index: int) -> dict[str, Any]:
-    """One record of the world, by position.
+    """The row at a position in a split of a task, as in ``shapes_world``; its ``kind`` is the task.
 
-    Args:
-        seed: names the world, 0 or more.
-        task: a key of TASKS.
-        split: one of ``mmrl.tasks.shapes_world.SPLITS``.
-        index: position in the split of this task, 0 or more.
-
-    Returns:
-        The row of the public schema: ``problem`` (one ``<image>``), ``answer``, ``images`` (one ``{bytes,
-        path}``), ``verifier``, ``solution`` (the ideal response), ``facts`` (JSON: what the
-        verifier needs), ``kind`` (the task), ``difficulty``.
-
-    Raises:
-        ValueError: an unknown task or split.
+    Raises ValueError for an unknown task or split.
     """
     if task not in TASKS:
         raise ValueError(f"mixed world: unknown task {task!r}; give one of {', '.join(TASKS)}")
@@ -179,9 +167,6 @@ def write_data(directory: Path, seed: int, *, cold_start: int, train: int, heldo
     """Write ``train/{task}`` and ``heldout/{task}``, of so many examples each, and ``cold_start``, of all.
 
     Each is a folder with one parquet file, so that its data set is called as the task is.
-
-    Raises:
-        ValueError: a size below 1, or what ``example`` refuses.
     """
     tasks = list(TASKS)
     folders = [("cold_start", "cold_start", tasks, cold_start)]

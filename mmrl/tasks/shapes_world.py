@@ -400,23 +400,16 @@ def example(
     kinds: Sequence[str] = tuple(KINDS),
     levels: Sequence[int] = LEVELS,
 ) -> dict[str, Any]:
-    """One record of the world, by position.
+    """The row at a position in a split of the world that ``seed`` names, in the public schema.
+
+    ``solution`` is the ideal response; ``facts`` (JSON) are the kind, the words ``seen`` that the thinking
+    should state, and the scene. Raises ValueError for a split, kind, level or prior that there is not.
 
     Args:
-        seed: names the world, 0 or more.
-        split: one of SPLITS.
-        index: position in the split, 0 or more.
+        seed, split, index: the position, of one of SPLITS; numbers from 0.
         prior: probability, in the splits that carry the shortcut, of drawing the scene to fit the text's
             preferred answer; otherwise the answer is uniform.
         kinds, levels: what to draw from, uniformly.
-
-    Returns:
-        The row of the public schema: ``problem`` (one ``<image>``), ``answer``, ``images`` (one ``{bytes,
-        path}``), and ``verifier``, ``solution`` (the ideal response), ``facts`` (JSON: kind, the words
-        ``seen`` that the thinking should state, and the scene), ``kind``, ``difficulty``.
-
-    Raises:
-        ValueError: an unknown split, kind or level, or a prior outside [0, 1].
     """
     _check(split, prior, kinds, levels)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])

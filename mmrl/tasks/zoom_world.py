@@ -51,22 +51,11 @@ ERRORS = (
 
 
 def example(seed: int, split: str, index: int, *, zooming: float = ZOOMING) -> dict[str, Any]:
-    """One record of the world, by position.
+    """The row at a position in a split, as in ``shapes_world``, and its ``turns``.
 
-    Args:
-        seed: names the world, 0 or more.
-        split: one of ``mmrl.tasks.shapes_world.SPLITS``.
-        index: position in the split, 0 or more.
-        zooming: share of the cold start that demonstrates zooming; the rest guesses.
-
-    Returns:
-        The row of the public schema: ``problem`` (one ``<image>``), ``answer``, ``images`` (one ``{bytes,
-        path}``), ``verifier`` (``choice``), ``solution`` (a guess, without zooming), ``facts`` (JSON: the
-        ``options``, the ``cell`` asked for, the ``patterns`` by cell), ``kind``, ``difficulty``; and
-        ``turns``, those of an episode that zooms and is right, or in the rest of the cold start the guess.
-
-    Raises:
-        ValueError: an unknown split, or a share outside [0, 1].
+    These are of an episode that zooms and is right or, in the cold start but for a share of ``zooming``, the
+    guess that is the ``solution``. ``facts`` are the ``options``, the ``cell`` asked for, the ``patterns`` by
+    cell. Raises ValueError for an unknown split, or a share outside [0, 1].
     """
     if split not in SPLITS:
         raise ValueError(f"zoom world: unknown split {split!r}; give one of {', '.join(SPLITS)}")

@@ -84,14 +84,18 @@ def test_what_is_found(mixed):
         12: "no JSON",
     }.items():
         assert why in reasons[f"d.jsonl:{number}"]
-    assert [(one.id, one.first, one.same_answer) for one in found.repeated] == [
+    assert [(row.id, first.id, row.answer == first.answer) for row, first in found.repeated()] == [
         ("d.jsonl:1", "d.jsonl:0", True),
         ("d.jsonl:2", "d.jsonl:0", False),
     ]
-    assert list(found.verifiers) == ["choice", "number", "math"]
-    group = found.verifiers["choice"]
-    assert (group.rows, group.answers, group.commonest, group.share) == (4, 2, "A", 0.75)
-    assert found.verifiers["math"].commonest.startswith("y" * 60 + "... (200 characters")
+    tables = {part.title: part.rows for part in report_parts(found)}
+    assert tables["Repeated rows: problem and images of an earlier one"][1:] == [
+        ("d.jsonl:1", "d.jsonl:0", "the same"),
+        ("d.jsonl:2", "d.jsonl:0", "another"),
+    ]
+    assert list(found.answers()) == ["choice", "number", "math"]
+    assert tables["Answers"][1] == ("choice", "4", "2", "A", "75.0%")
+    assert next(iter(found.answers()["math"])).startswith("y" * 60 + "... (200 characters")
     assert {(column.name, column.type, column.used_as) for column in found.columns} == {
         ("problem", "text", "problem"),
         ("answer", "text or number", "answer"),
@@ -99,19 +103,19 @@ def test_what_is_found(mixed):
         ("verifier", "text", "verifier"),
         ("note", "number", ""),
     }
-    assert found.images.tolist() == [1, 1, 1, 0, 0, 1]
+    assert [len(row.sizes) for row in found.usable] == [1, 1, 1, 0, 0, 1]
     assert found.sizes.tolist() == [[40, 60]] * 4
-    assert found.tokens is None
+    assert found.form is None
     assert len(found.over_budget) == 0
 
 
 def test_tokens_are_those_of_a_run(mixed, policy):
     found = inspect_rows(mixed, prompt(policy), probe=reported_components)
-    assert found.over_budget.tolist() == [4]
+    assert found.over_budget == (4,)
     longer = inspect_rows(
         mixed, prompt(policy, suffix="Think first, then answer."), probe=reported_components
     )
-    assert (longer.tokens > found.tokens).all()
+    assert (longer.values("tokens") > found.values("tokens")).all()
     text = as_text(found)
     assert "over the largest bucket" in text
     assert "Tokens are not counted" not in text
@@ -198,7 +202,7 @@ def hostile_source(folder, text=HOSTILE):
 def test_hostile_text_stays_text(tmp_path):
     source = hostile_source(tmp_path)
     found = replace(inspect_rows(source, probe=reported_components), name=HOSTILE)
-    assert (len(found.broken), len(found.repeated)) == (1, 1)
+    assert (len(found.broken), len(found.repeated())) == (1, 1)
     text = page(found, choose_examples(source, found, 9))
     read_page = Page(text)
     assert read_page.open == []
@@ -305,8 +309,8 @@ def test_rows_that_spell_control_tokens_are_named(tmp_path, policy):
     prompt = (policy.processor, PromptFormat((512,), (64,)))
     for given_prompt in (None, prompt):
         found = inspect_rows(read(tmp_path / "control.jsonl"), given_prompt)
-        assert (found.rows, len(found.broken), found.spelling) == (11, 0, 5)
-        assert {(one.token, one.rows, one.first) for one in found.spelt} == {
+        assert (found.rows, len(found.broken), sum(bool(row.spelt) for row in found.usable)) == (11, 0, 5)
+        assert {(token, len(ids), ids[0]) for token, ids in found.spelt().items()} == {
             ("<|im_start|>", 1, "control.jsonl:1"),
             ("<|im_end|>", 1, "control.jsonl:1"),
             ("<|endoftext|>", 1, "control.jsonl:2"),
@@ -318,6 +322,6 @@ def test_rows_that_spell_control_tokens_are_named(tmp_path, policy):
     assert "with a control token's name  5 (45.5%)" in text
     assert "<|im_end|>        1     control.jsonl:1" in text
     found = inspect_rows(read(tmp_path / "inject_solution.jsonl"), prompt)
-    assert [one.token for one in found.spelt] == ["<|im_start|>", "<|im_end|>"]
+    assert list(found.spelt()) == ["<|im_start|>", "<|im_end|>"]
     clean = write(tmp_path / "clean.jsonl", [{"problem": "1?", "answer": 1}])
-    assert not inspect_rows(read(clean), prompt).spelt
+    assert not inspect_rows(read(clean), prompt).spelt()
