@@ -29,7 +29,7 @@ quickstart: $(VENV)/installed
 	$(VENV)/bin/mmrl train --config=experiments/quickstart.py --workdir=$(WORKDIR) $(ARGS)
 
 test: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 exhaustive: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 -m exhaustive $(ARGS)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,10 +15,17 @@ os.environ.setdefault(
 import flax.struct
 import jax
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 from PIL import Image
 
 jax.config.update("jax_default_matmul_precision", "highest")
+# Most of the time of a test is compiling: that is done in haste, but where `OPTIMISED` says otherwise.
+jax.config.update("jax_disable_most_optimizations", True)
+
+# Folders whose programs are compiled as they are for users: what compares with others' numbers to the last
+# digits, and what looks at compiled programs.
+OPTIMISED = ("golden", "parity", "plan", "kernels")
 
 MOST_MAPPINGS = 20_000
 
@@ -36,6 +44,23 @@ except ImportError:
 else:
     flax.struct.dataclass = _pytree
     install_import_hook("mmrl", "checker.check")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with many slow tests first: the last to end is then a short one, on whatever worker."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimisation(request):
+    """Compile properly in the folders `OPTIMISED`."""
+    if request.path.parent.name not in OPTIMISED:
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,20 +100,27 @@ def policy(fixtures_dir):
 
 @pytest.fixture(scope="session")
 def smoke_config():
-    """The quickstart, shrunk to seconds."""
+    """The quickstart, shrunk to seconds; layers are not unrolled, which compiles sooner."""
     from mmrl.config import resolve
     from mmrl.experiment import load
 
-    return resolve(load(f"{Path(__file__).parents[1] / 'experiments' / 'quickstart.py'}:smoke"))
+    experiment = Path(__file__).parents[1] / "experiments" / "quickstart.py"
+    return resolve(load(f"{experiment}:smoke", ["--config.model.unroll=1"]))
 
 
 @pytest.fixture(scope="session")
 def smoke_run(smoke_config, tmp_path_factory) -> Path:
-    """The folder of a finished run of `smoke_config`, which many look at: it is not to be changed."""
+    """The folder of a finished run of `smoke_config`, which many look at: it is not to be changed.
+
+    The first worker that asks for it makes it for all.
+    """
     from mmrl.train.stages import run
 
-    workdir = tmp_path_factory.mktemp("smoke") / "run"
-    run(smoke_config, workdir)
+    base = tmp_path_factory.getbasetemp()
+    workdir = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    with FileLock(f"{workdir}.lock"):
+        if not (workdir / "summary.json").exists():
+            run(smoke_config, workdir)
     return workdir
 
 

@@ -107,8 +107,22 @@ def in_language(*languages: str) -> list[Block]:
     return [b for b in BLOCKS if b.language in languages and not b.page.startswith("start/")]
 
 
+# Commands that train another model, or compile large ones, for a minute or more: run by `make exhaustive`.
+LONG = (
+    "mmrl train --config=experiments/zoom.py",
+    "mmrl train --config=experiments/mixed.py",
+    "make quickstart WORKDIR=",
+    "mmrl bench --config=experiments/quickstart.py",
+    "mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --model-size=7b --topology=",
+    "python -m experiments.peers.compare",
+)
+
 COMMANDS = [
-    pytest.param(line, id=f"{block}: {line}")
+    pytest.param(
+        line,
+        id=f"{block}: {line}",
+        marks=pytest.mark.exhaustive if line.startswith(LONG) else pytest.mark.slow,
+    )
     for block in in_language("sh")
     for line in block.text.splitlines()
     if line.strip() and not line.startswith("#")
@@ -155,12 +169,15 @@ def compiled_once(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, compiled_once) -> Path:
-    """A folder that holds what the commands of the manual start from."""
+def folder(smoke_run, tmp_path_factory, compiled_once) -> Path:
+    """A folder that holds what the commands of the manual start from.
+
+    The quickstart is there, as its command leaves it; the command then finds that nothing is left to do.
+    """
     folder = tmp_path_factory.mktemp("manual")
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    run(["train", "--config=experiments/quickstart.py"], folder)
     quickstart = folder / "runs" / "quickstart"
+    shutil.copytree(smoke_run, quickstart)
     shutil.copytree(quickstart / "cold_start" / "model", folder / "DIR")
     pq.write_table(pq.read_table(quickstart / "world" / "train.parquet").slice(0, 2), folder / "FILE.parquet")
     write_photo(folder)
@@ -194,7 +211,6 @@ def write_photos(folder: Path) -> None:
     (folder / "questions.csv").write_text("\n".join(questions))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_runs(command, folder):
     program, *words = shlex.split(command)
