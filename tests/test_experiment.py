@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, PERCEPTION, REFERENCE_LOGPROB
 from mmrl.config import algorithm, from_dict, resolve
 from mmrl.experiment import load
 
@@ -20,7 +21,7 @@ def overridden(*overrides: str):
 @pytest.mark.parametrize("form", ["", ":smoke"])
 def test_resolves(path, form):
     config = resolve(load(f"{path}{form}"))
-    assert algorithm(config).needs <= {"reference", "corrupted", "entropy", "perception"}
+    assert algorithm(config).needs <= {REFERENCE_LOGPROB, CORRUPTED_LOGPROB, ENTROPY, PERCEPTION}
 
 
 def test_the_smoke_form_keeps_the_method():

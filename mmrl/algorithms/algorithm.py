@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.algorithms.experience import Experience, token_counts
 from mmrl.algorithms.objectives import Objective, clipped
+from mmrl.algorithms.passes import LOGPROB, Pass, Score, passes_of
 from mmrl.algorithms.penalties import Penalty
 from mmrl.algorithms.reductions import Reduction, token_mean
 from mmrl.algorithms.weights import Weight
@@ -34,20 +35,29 @@ class Algorithm:
     group_filter: tuple[float, float] | None = None  # keep groups whose mean lies strictly between
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Scores wanted before the update, beyond "logprob": of reference, corrupted, entropy, perception."""
+    def needs(self) -> frozenset[Score]:
+        """Scores that are wanted before the update, beyond the logprob of the old policy."""
         of_weights = (weight.needs for weight in self.weights)
         return frozenset().union(*of_weights, *(penalty.needs for penalty in self.penalties))
 
     @property
-    def live(self) -> frozenset[str]:
-        """What the update must return beyond "logprob": of entropy, corrupted, perception."""
+    def live(self) -> frozenset[Score]:
+        """Scores that the update must return, beyond the logprob of the current policy."""
         return frozenset().union(*(penalty.live for penalty in self.penalties))
 
     @property
-    def corrupted_gradient(self) -> bool:
-        """Whether the update must differentiate the branch with the corrupted image."""
-        return any(penalty.corrupted_gradient for penalty in self.penalties)
+    def differentiated(self) -> frozenset[Pass]:
+        """Passes that the update must differentiate, beyond that of the policy with clean images."""
+        return frozenset().union(*(penalty.differentiated for penalty in self.penalties))
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models whose passes are read, that of the policy included."""
+        return frozenset(measured.model for measured in passes_of({LOGPROB} | self.needs | self.live))
+
+    def needs_of(self, model: str) -> frozenset[Score]:
+        """Those of the scores before the update that are measured in passes of this model."""
+        return frozenset(score for score in self.needs if score.passes[0].model == model)
 
 
 @struct.dataclass
@@ -67,7 +77,7 @@ class Targets:
     advantage: Float[Array, "b g r"]  # weights included
     coefficient: Float[Array, "b g r"]  # policy loss = sum(coefficient * loss of the token)
     token_share: Float[Array, "b"]  # 1 / tokens of the global batch, for means in the log
-    scores: dict[str, Float[Array, "b g r"]]
+    scores: dict[Score, Float[Array, "b g r"]]
     penalties: dict[str, PenaltyTargets]
 
 
@@ -78,7 +88,7 @@ def prepare(
     accuracy: Float[Array, "b g"],
     mask: Bool[Array, "b g r"],
     valid: Bool[Array, "b g"],
-    scores: dict[str, Float[Array, "b g r"]],
+    scores: dict[Score, Float[Array, "b g r"]],
     step: Int[Array, ""] | int,
     total_steps: int,
 ) -> Targets:
@@ -87,14 +97,16 @@ def prepare(
     Rows that are not valid are left out of every statistic and have no part in the loss; what their rewards
     and scores hold, NaN included, does not matter. A group with one valid row has advantage 0, so that only
     penalties act on its tokens; a batch without any has no coefficient but 0. ``scores`` has what
-    ``algorithm.needs`` names, and "logprob" of the old policy, unless the update is the first since sampling:
+    ``algorithm.needs`` names, and `LOGPROB` of the old policy, unless the update is the first since sampling:
     then the two policies are one.
     ``step`` counts the updates made; ``total_steps`` those of the run.
     Raises ValueError if a score is missing.
     """
     missing = algorithm.needs - set(scores)
     if missing:
-        raise ValueError(f"prepare: scores lack {sorted(missing)}, which the algorithm needs")
+        raise ValueError(
+            f"prepare: scores lack {', '.join(map(str, sorted(missing)))}, which the algorithm needs"
+        )
     mask = mask & valid[..., None]
     rewards = jnp.where(valid, rewards, 0.0)
     if algorithm.reward_shaping:
@@ -138,13 +150,13 @@ def _penalty_targets(algorithm: Algorithm, penalty: Penalty, experience: Experie
 
 
 def loss(
-    algorithm: Algorithm, targets: Targets, live: dict[str, Float[Array, "b g r"]]
+    algorithm: Algorithm, targets: Targets, live: dict[Score, Float[Array, "b g r"]]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of a batch, or of a slice of it along b, and its metrics.
 
     A plain sum over tokens: values, gradients and metrics of the slices of a batch add up to the batch's.
-    ``live`` has "logprob" and what ``algorithm.live`` names, of the current policy, which stands for the old
-    one where the scores of ``targets`` lack its "logprob". Positions outside the mask may hold anything.
+    ``live`` has `LOGPROB` and what ``algorithm.live`` names, of the current policy, which stands for the old
+    one where the scores of ``targets`` lack its logprob. Positions outside the mask may hold anything.
     Ratios of policies are bounded: finite logprobs, however far apart, give finite values and gradients. A
     batch without a valid row has loss, metrics and gradient 0: it is no fault, and its update counts.
     Metrics: ``policy_loss``; the mean of each penalty by its name (before its coefficient); ``approx_kl``
@@ -153,8 +165,8 @@ def loss(
     """
     mask = targets.mask
     live = {name: jnp.where(mask, value, 0.0) for name, value in live.items()}
-    old = targets.scores.get("logprob", jax.lax.stop_gradient(live["logprob"]))
-    token_loss, reported = algorithm.objective.token_loss(live["logprob"], old, targets.advantage, mask)
+    old = targets.scores.get(LOGPROB, jax.lax.stop_gradient(live[LOGPROB]))
+    token_loss, reported = algorithm.objective.token_loss(live[LOGPROB], old, targets.advantage, mask)
     policy_loss = _weighted_sum(targets.coefficient, token_loss)
     total, metrics = policy_loss, {"policy_loss": policy_loss}
     for penalty in algorithm.penalties:
@@ -163,7 +175,7 @@ def loss(
         metrics[penalty.name] = _weighted_sum(data.coefficient, value)
         total = total + _weighted_sum(data.strength[:, None, None] * data.coefficient, value)
     share = mask * targets.token_share[:, None, None]
-    metrics["approx_kl"] = _weighted_sum(share, old - live["logprob"])
+    metrics["approx_kl"] = _weighted_sum(share, old - live[LOGPROB])
     for name, value in reported.items():
         metrics[name] = _weighted_sum(share, value)
     return total, jax.lax.stop_gradient(metrics)

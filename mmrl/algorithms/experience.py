@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrl.algorithms.passes import Score
+
 
 @struct.dataclass
 class Experience:
@@ -17,7 +19,7 @@ class Experience:
     accuracy: Float[Array, "b g"]  # in [0, 1]: the share of the reward that is about correctness
     mask: Bool[Array, "b g r"]  # True on the tokens the policy wrote
     valid: Bool[Array, "b g"]
-    scores: dict[str, Float[Array, "b g r"]]
+    scores: dict[Score, Float[Array, "b g r"]]
     step: Int[Array, ""]  # updates made so far
     total_steps: int = struct.field(pytree_node=False)
 

@@ -13,11 +13,21 @@ from jaxtyping import Array, Bool, Float
 
 from mmrl.algorithms.divergences import ESTIMATORS
 from mmrl.algorithms.experience import Experience, token_counts
+from mmrl.algorithms.passes import (
+    CORRUPTED,
+    CORRUPTED_LOGPROB,
+    ENTROPY,
+    LOGPROB,
+    PERCEPTION,
+    REFERENCE_LOGPROB,
+    Pass,
+    Score,
+)
 from mmrl.algorithms.reductions import Reduction, token_mean
 from mmrl.algorithms.schedules import Schedule
 
 Tokens = Float[Array, "b g r"]
-Scores = dict[str, Float[Array, "b g r"]]
+Scores = dict[Score, Float[Array, "b g r"]]
 # (live, scores, weight of each row, mask) -> the value of each token
 TokenTerm = Callable[[Scores, Scores, Float[Array, "b g"], Bool[Array, "b g r"]], Tokens]
 
@@ -30,9 +40,9 @@ class Penalty:
     coefficient: Schedule
     token: TokenTerm
     maximise: bool = False
-    needs: frozenset[str] = frozenset()  # of {"reference", "corrupted", "entropy", "perception"}
-    live: frozenset[str] = frozenset()  # of {"entropy", "corrupted", "perception"}, beyond "logprob"
-    corrupted_gradient: bool = False  # the update must differentiate the branch with the corrupted image
+    needs: frozenset[Score] = frozenset()  # before the update
+    live: frozenset[Score] = frozenset()  # in the update, beyond `LOGPROB`
+    differentiated: frozenset[Pass] = frozenset()  # in the update, beyond `POLICY`
     reduction: Reduction | None = None  # None: the algorithm's
     row_weight: Callable[[Experience], Float[Array, "b g"]] | None = None  # weighs, does not count
     counted: Callable[[Experience], Bool[Array, "b g"]] | None = None  # rows the mean is taken over
@@ -43,9 +53,9 @@ def reference_kl(coefficient: Schedule, estimator: str = "k3") -> Penalty:
     estimate = _estimator("reference_kl", estimator)
 
     def token(live: Scores, scores: Scores, row_weight, mask) -> Tokens:
-        return estimate(live["logprob"], scores["reference"])
+        return estimate(live[LOGPROB], scores[REFERENCE_LOGPROB])
 
-    return Penalty("reference_kl", coefficient, token, needs=frozenset({"reference"}))
+    return Penalty("reference_kl", coefficient, token, needs=frozenset({REFERENCE_LOGPROB}))
 
 
 def perception_kl(
@@ -70,21 +80,21 @@ def perception_kl(
 
     def token(live: Scores, scores: Scores, row_weight, mask) -> Tokens:
         if estimator == "exact":
-            value = live["perception"]
+            value = live[PERCEPTION]
         else:
-            corrupted = live["corrupted"] if is_live else scores["corrupted"]
-            value = _estimator("perception_kl", estimator)(live["logprob"], corrupted)
+            corrupted = live[CORRUPTED_LOGPROB] if is_live else scores[CORRUPTED_LOGPROB]
+            value = _estimator("perception_kl", estimator)(live[LOGPROB], corrupted)
         value = value * row_weight[..., None]
         if top_fraction:
             value = jnp.where(top_quantile(jax.lax.stop_gradient(value), mask, top_fraction), value, 0.0)
         return jnp.clip(value, 0.0, limit) if limit else value
 
     if estimator == "exact":
-        needs, from_update = frozenset[str](), frozenset({"perception"})
+        needs, from_update = frozenset[Score](), frozenset({PERCEPTION})
     else:
         _estimator("perception_kl", estimator)
-        needs = frozenset() if is_live else frozenset({"corrupted"})
-        from_update = frozenset({"corrupted"}) if is_live else frozenset()
+        needs = frozenset() if is_live else frozenset({CORRUPTED_LOGPROB})
+        from_update = frozenset({CORRUPTED_LOGPROB}) if is_live else frozenset()
     return Penalty(
         "perception_kl",
         coefficient,
@@ -92,7 +102,7 @@ def perception_kl(
         maximise=True,
         needs=needs,
         live=from_update,
-        corrupted_gradient=is_live,
+        differentiated=frozenset({CORRUPTED}) if is_live else frozenset(),
         row_weight=_row_weight(apply_to, incorrect_weight),
     )
 
@@ -103,7 +113,7 @@ def sampled_entropy(coefficient: Schedule) -> Penalty:
     Its gradient has mean zero on samples of the current policy, so it acts through drift and clipping only;
     ``entropy`` is the term over the whole distribution. Averaged over tokens whatever the algorithm's mean.
     """
-    return Penalty("sampled_entropy", coefficient, lambda live, *_: -live["logprob"], reduction=token_mean)
+    return Penalty("sampled_entropy", coefficient, lambda live, *_: -live[LOGPROB], reduction=token_mean)
 
 
 def corrupted_sampled_entropy(coefficient: Schedule, corrupted_branch: str = "constant") -> Penalty:
@@ -117,17 +127,19 @@ def corrupted_sampled_entropy(coefficient: Schedule, corrupted_branch: str = "co
         return Penalty(
             name,
             coefficient,
-            lambda live, scores, *_: -scores["corrupted"],
-            needs=frozenset({"corrupted"}),
+            lambda live, scores, *_: -scores[CORRUPTED_LOGPROB],
+            needs=frozenset({CORRUPTED_LOGPROB}),
             reduction=token_mean,
         )
     is_live = corrupted_branch == "live"
     return Penalty(
         name,
         coefficient,
-        lambda live, *_: -live["corrupted"] if is_live else -jax.lax.stop_gradient(live["corrupted"]),
-        live=frozenset({"corrupted"}),
-        corrupted_gradient=is_live,
+        lambda live, *_: (
+            -live[CORRUPTED_LOGPROB] if is_live else -jax.lax.stop_gradient(live[CORRUPTED_LOGPROB])
+        ),
+        live=frozenset({CORRUPTED_LOGPROB}),
+        differentiated=frozenset({CORRUPTED}) if is_live else frozenset(),
         reduction=token_mean,
     )
 
@@ -137,8 +149,8 @@ def entropy(coefficient: Schedule) -> Penalty:
     return Penalty(
         "entropy",
         coefficient,
-        lambda live, *_: live["entropy"],
-        live=frozenset({"entropy"}),
+        lambda live, *_: live[ENTROPY],
+        live=frozenset({ENTROPY}),
         reduction=token_mean,
     )
 
@@ -148,7 +160,7 @@ def imitation(coefficient: Schedule, accuracy_above: float = 0.1) -> Penalty:
     return Penalty(
         "imitation",
         coefficient,
-        lambda live, *_: -live["logprob"],
+        lambda live, *_: -live[LOGPROB],
         reduction=token_mean,
         counted=lambda experience: experience.accuracy > accuracy_above,
     )

@@ -2,6 +2,7 @@
 
 from mmrl.algorithms import advantages, objectives, penalties, schedules, weights
 from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, PERCEPTION, Score
 from mmrl.algorithms.penalties import Penalty
 from mmrl.algorithms.recipe_parts import average_of, filter_between, per_response, reference, term
 from mmrl.algorithms.schedules import Schedule
@@ -171,11 +172,11 @@ def vppo(
     )
 
 
-def dependency_of(recipe: str, estimator: str) -> tuple[weights.TokenScore, frozenset[str]]:
+def dependency_of(recipe: str, estimator: str) -> tuple[weights.TokenScore, frozenset[Score]]:
     if estimator == "k3":
-        return weights.dependency_k3, frozenset({"corrupted"})
+        return weights.dependency_k3, frozenset({CORRUPTED_LOGPROB})
     if estimator == "exact":
-        return weights.dependency_exact, frozenset({"perception"})
+        return weights.dependency_exact, frozenset({PERCEPTION})
     raise ValueError(f"{recipe}: perception_estimator must be k3 or exact, got {estimator!r}")
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.algorithms.divergences import k3
 from mmrl.algorithms.experience import Experience, response_mean, token_counts
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION, Score
 
 TokenScore = Callable[[Experience], Float[Array, "b g r"]]
 
@@ -18,7 +19,7 @@ class Weight:
 
     name: str
     value: Callable[[Experience], Float[Array, "b g _"]]
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Score] = frozenset()
 
 
 def dependency_k3(experience: Experience) -> Float[Array, "b g r"]:
@@ -26,17 +27,17 @@ def dependency_k3(experience: Experience) -> Float[Array, "b g r"]:
 
     In [0, 10]. Source: VPPO's released code, which uses this one-sample estimate for its equation 2.
     """
-    return k3(experience.scores["logprob"], experience.scores["corrupted"])
+    return k3(experience.scores[LOGPROB], experience.scores[CORRUPTED_LOGPROB])
 
 
 def dependency_exact(experience: Experience) -> Float[Array, "b g r"]:
     """KL(image present || image corrupted) over the vocabulary at each token (VPPO, equation 2)."""
-    return experience.scores["perception"]
+    return experience.scores[PERCEPTION]
 
 
 def entropy(experience: Experience) -> Float[Array, "b g r"]:
     """The old policy's entropy at each token."""
-    return experience.scores["entropy"]
+    return experience.scores[ENTROPY]
 
 
 def kept_count(tokens: Int[Array, "*rows"], keep: float) -> Int[Array, "*rows"]:
@@ -59,7 +60,7 @@ def top_fraction(
 
 
 def token_filter(
-    perception: TokenScore | None, perception_keep: float, entropy_keep: float, needs: frozenset[str]
+    perception: TokenScore | None, perception_keep: float, entropy_keep: float, needs: frozenset[Score]
 ) -> Weight:
     """1 on the tokens of each response that rank highest by dependency on the image, else 0 (VPPO, eq. 6).
 
@@ -75,7 +76,7 @@ def token_filter(
             kept |= top_fraction(entropy(experience), experience.mask, entropy_keep)
         return kept.astype(jnp.float32)
 
-    return Weight("token_filter", value, needs | (frozenset({"entropy"}) if entropy_keep else frozenset()))
+    return Weight("token_filter", value, needs | (frozenset({ENTROPY}) if entropy_keep else frozenset()))
 
 
 def shaping_factors(
@@ -107,7 +108,7 @@ def score_range(
     return jnp.where(some, lowest, 0.0), jnp.where(some, highest, 0.0)
 
 
-def trajectory_shaping(perception: TokenScore, shaping_min: float, needs: frozenset[str]) -> Weight:
+def trajectory_shaping(perception: TokenScore, shaping_min: float, needs: frozenset[Score]) -> Weight:
     """Scales the advantage of a response by its mean dependency on the image (VPPO, equations 4 and 5).
 
     Range and mean are taken over the whole global batch, over responses that have tokens. The released code

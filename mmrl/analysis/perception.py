@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt32
 
 from mmrl.algorithms.divergences import k3
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION, Score
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
 from mmrl.mesh import batch_shards, put
@@ -20,14 +21,14 @@ from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, collate, padded, text_ids
 from mmrl.open import OpenModel, check_corruption, prompt_format
 from mmrl.sample import Sample
-from mmrl.train.programs import ImageCorruption, TrainBatch, score
+from mmrl.train.programs import TrainBatch, score, views_of
 from mmrl.types import Params, Responses
 
 ESTIMATES = ("exact", "k3")
 TOP = (0.05, 0.1, 0.2, 0.4)
 _PURPOSE = 4  # of random keys, apart from those of a run and of `mmrl generate`
 
-TokenScores = dict[str, Float[np.ndarray, "r"]]  # of one response
+TokenScores = dict[Score, Float[np.ndarray, "r"]]  # of one response
 ProgressCallback = Callable[[int, int], None]  # called with (responses done, of how many) after each batch
 
 
@@ -131,7 +132,7 @@ def perceive(
         [sample.id for sample in firsts],
         model=model,
         config=config,
-        wanted=frozenset({"entropy", "corrupted", "perception"}),
+        wanted=frozenset({LOGPROB, ENTROPY, CORRUPTED_LOGPROB, PERCEPTION}),
         seed=seed,
         progress=progress,
     )
@@ -141,11 +142,11 @@ def perceive(
             out[k] = TokenPerception(
                 tokens=tokens[k],
                 pieces=pieces_of(tokens[k].tolist(), model.processor),
-                logprob=row["logprob"],
-                corrupted=row["corrupted"],
-                entropy=row["entropy"],
-                exact=row["perception"],
-                k3=np.asarray(k3(jnp.asarray(row["logprob"]), jnp.asarray(row["corrupted"]))),
+                logprob=row[LOGPROB],
+                corrupted=row[CORRUPTED_LOGPROB],
+                entropy=row[ENTROPY],
+                exact=row[PERCEPTION],
+                k3=np.asarray(k3(jnp.asarray(row[LOGPROB]), jnp.asarray(row[CORRUPTED_LOGPROB]))),
             )
     return [out[k] for k in range(len(samples))]
 
@@ -218,7 +219,7 @@ def score_responses(
     *,
     model: OpenModel,
     config: Config,
-    wanted: frozenset[str],
+    wanted: frozenset[Score],
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> list[list[TokenScores]]:
@@ -228,7 +229,7 @@ def score_responses(
       params, model, config: weights; the model; how its prompts are padded, the corruption and temperature.
       prompts: unpadded; ``groups`` has the token ids of the responses to each, ``ids`` the name of its row,
         which its image is corrupted by, together with ``seed``.
-      wanted: besides "logprob", as for `score`.
+      wanted: as for `score`.
       progress: called after each batch.
 
     Raises ValueError if the corruption is unknown, and `OverBudget` if a prompt is over all buckets.
@@ -246,10 +247,10 @@ def score_responses(
     policy = model.policy(config.rollout.temperature)
     measure = partial(
         score,
-        params,
+        {"policy": params},
         # A few passes do not pay for compiling the layers apart.
         replace(policy, model=replace(policy.model, unroll=1)),
-        corruption=ImageCorruption(config.corruption.method, config.corruption.probability),
+        views=views_of(config),
         wanted=wanted,
         micro_batches=1,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from mmrl.algorithms.passes import LOGPROB
 from mmrl.analysis.perception import (
     ProgressCallback,
     TokenPerception,
@@ -191,10 +192,10 @@ def where_it_looks(
         [sample.id] * len(variants),
         model=model,
         config=config,
-        wanted=frozenset(),
+        wanted=frozenset({LOGPROB}),
         progress=progress,
     )
-    logprobs = np.stack([group[0]["logprob"] for group in scores])
+    logprobs = np.stack([group[0][LOGPROB] for group in scores])
     return Occlusion(
         picture=picture,
         side=side * model.processor.image.patch,

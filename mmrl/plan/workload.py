@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.passes import LOGPROB
 from mmrl.config import Config, algorithm
 from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings
 from mmrl.models.params import flatten, unflatten
@@ -30,7 +31,7 @@ from mmrl.rollout.sampling import Policy, sampling_arrays
 from mmrl.rollout.scheduler import MAX_STOP_IDS
 from mmrl.train import programs
 from mmrl.train.optimizer import make_optimizer
-from mmrl.train.programs import ImageCorruption, TrainBatch
+from mmrl.train.programs import TrainBatch, views_of
 from mmrl.train.state import TrainState, abstract_state, split_params, state_sharding
 from mmrl.types import Images, Params, Prompts, Responses, StopReason
 
@@ -105,7 +106,7 @@ def program(work: Workload, name: str) -> tuple[Any, tuple, dict[str, Any]]:
     if name == "decode":
         return engine.decode, (given[0], work.model, *given[1:]), {"steps": work.config.rollout.max_tokens}
     if name == "score":
-        wanted = work.algorithm.needs - {"reference"}
+        wanted = work.algorithm.needs_of("policy") | {LOGPROB}
         return programs.score, given, {"wanted": wanted, "micro_batches": work.micro_batches}
     static = {"algorithm": work.algorithm, "optimizer": work.optimizer, "micro_batches": work.micro_batches}
     return programs.update, given, static
@@ -153,27 +154,28 @@ def _decode(work: Workload, key: Key[Array, ""]) -> tuple:
 
 
 def _score(work: Workload, key: Key[Array, ""]) -> tuple:
-    corruption = ImageCorruption(work.config.corruption.method, work.config.corruption.probability)
-    return random_weights(work.model, key), _policy(work), _batch(work, key), corruption
+    models = {"policy": random_weights(work.model, key)}
+    return models, _policy(work), _batch(work, key), views_of(work.config)
 
 
 def _update(work: Workload, key: Key[Array, ""]) -> tuple:
     """`_score` with a fresh optimizer, and `programs.prepare` of random rewards and likely scores."""
-    params, policy, batch, corruption = _score(work, key)
-    trainable, frozen = split_params(params, work.config.optimizer.freeze)
+    models, policy, batch, views = _score(work, key)
+    trainable, frozen = split_params(models["policy"], work.config.optimizer.freeze)
     state = TrainState(trainable, work.optimizer.init(trainable), jnp.int32(0), frozen)
-    of_rewards, *of_scores = jax.random.split(key, 1 + len(work.algorithm.needs | {"logprob"}))
+    measured = sorted(work.algorithm.needs | {LOGPROB})
+    of_rewards, *of_scores = jax.random.split(key, 1 + len(measured))
     scores = {}
-    for name, of_score in zip(sorted(work.algorithm.needs | {"logprob"}), of_scores, strict=True):
+    for each, of_score in zip(measured, of_scores, strict=True):
         score = jax.random.uniform(of_score, batch.responses.tokens.shape)
-        shift = math.log(work.model.vocabulary) if name in ("logprob", "reference", "corrupted") else 0.0
-        scores[name] = score - shift
+        shift = math.log(work.model.vocabulary) if each.quantity == "logprob" else 0.0
+        scores[each] = score - shift
     rewards = jax.random.bernoulli(of_rewards, shape=batch.responses.valid.shape).astype(jnp.float32)
     valid, mask = batch.responses.valid, batch.responses.mask
     targets = programs.prepare(
         work.algorithm, rewards, rewards, valid, mask, scores, jnp.int32(0), total_steps=_STEPS
     )
-    return state, policy, batch, targets, corruption
+    return state, policy, batch, targets, views
 
 
 _MAKERS: dict[str, Callable[[Workload, Any], tuple]] = {
@@ -275,8 +277,9 @@ def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
     """An abstract argument that knows its sharding: of weights by their description, else by its rows."""
     if isinstance(argument, TrainState):
         return _abstract_state(work)
-    if isinstance(argument, dict):
-        return abstract_weights(work.model, work.mesh, decoding=decoding)
+    if isinstance(argument, dict) and jax.tree.leaves(argument):
+        weights = abstract_weights(work.model, work.mesh, decoding=decoding)
+        return {"policy": weights} if "policy" in argument else weights
     caches = {4: ("batch", None, "heads", None), 5: ("batch", None, "heads", None, None)} if decoding else {}
 
     def place(leaf: Any) -> Any:
@@ -312,7 +315,7 @@ def resident_bytes(work: Workload, name: str) -> int:
     """Bytes per device that stay in memory beside the arguments of a program: weights it does not read."""
     trained = abstract_weights(work.model, work.mesh)
     in_products = jax.tree.map(lambda leaf: leaf.update(dtype=work.model.dtype), trained)
-    reference = device_bytes(in_products) if "reference" in work.algorithm.needs else 0
+    reference = device_bytes(in_products) if "reference" in work.algorithm.models else 0
     if name == "update":
         return reference
     state = device_bytes(_abstract_state(work))

@@ -76,7 +76,7 @@ def estimate(
     ``cpu``: the devices are the host's, where XLA computes in 32 bits and batches of the host count too.
     """
     made, narrow = algorithm(config), np.dtype(model.dtype).itemsize
-    reference = _weights(model, mesh, WEIGHTS, narrow) if "reference" in made.needs else 0
+    reference = _weights(model, mesh, WEIGHTS, narrow) if "reference" in made.models else 0
     return Estimate(
         always={
             "weights": _weights(model, mesh, WEIGHTS, 4),
@@ -88,7 +88,7 @@ def estimate(
                 "weights laid out for it": _copies(model, cpu) * _weights(model, mesh, DECODING, narrow),
                 **sampling(config, model, mesh, widths, cpu),
             },
-            "update": _update(config, model, mesh, widths, cpu, 2 if made.corrupted_gradient else 1),
+            "update": _update(config, model, mesh, widths, cpu, 1 + len(made.differentiated)),
         },
     )
 

@@ -8,6 +8,7 @@ of a micro-batch changes memory and nothing else.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -18,6 +19,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import Algorithm, Targets
+from mmrl.algorithms.passes import (
+    CORRUPTED_LOGPROB,
+    ENTROPY,
+    LOGPROB,
+    PERCEPTION,
+    POLICY,
+    REFERENCE_LOGPROB,
+    Pass,
+    Score,
+    entropy,
+    kl,
+    logprob,
+    passes_of,
+)
+from mmrl.config import Config
 from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, local, sharded_over
 from mmrl.models import qwen2_5_vl as model
@@ -34,15 +50,23 @@ class TrainBatch:
 
     prompts: Prompts
     responses: Responses
-    corruption_keys: Key[Array, "b"]  # what the corrupted image of each prompt is drawn with
+    view_keys: Key[Array, "b"]  # what the views of each prompt are drawn with
 
 
 @struct.dataclass
 class ImageCorruption:
-    """The corruption that makes the contrast view of an image (see `mmrl.models.corruption`)."""
+    """A view of a prompt: its images corrupted (see `mmrl.models.corruption`)."""
 
     method: str = struct.field(pytree_node=False)
     probability: float = struct.field(pytree_node=False)
+
+
+Views = dict[str, ImageCorruption]  # by the name that a `Pass` has for it; "clean" is not among them
+
+
+def views_of(config: Config) -> Views:
+    """The views that a run of this config can show the images in, beside clean ones."""
+    return {"corrupted": ImageCorruption(config.corruption.method, config.corruption.probability)}
 
 
 def split(tree: Any, count: int) -> Any:
@@ -65,58 +89,82 @@ def join(tree: Any) -> Any:
 
 
 def token_scores(
-    params: Params,
+    models: dict[str, Params],
     policy: Policy,
     batch: TrainBatch,
-    corruption: ImageCorruption,
-    wanted: frozenset[str],
-    corrupted_gradient: bool = False,
-) -> dict[str, Float[Array, "b g r"]]:
-    """The policy's statistics of each response token: "logprob" and those of ``wanted``.
+    views: Views,
+    wanted: frozenset[Score],
+    differentiated: frozenset[Pass] = frozenset(),
+) -> dict[Score, Float[Array, "b g r"]]:
+    """Scores of each response token: those of ``wanted``, by one forward pass for each pass that they name.
 
     Args:
-      params: weights.
+      models: weights by the name that a pass has for them.
       policy: sizes and sampled distribution.
       batch: prompts and responses.
-      corruption: how the contrast image is made.
-      wanted: of "entropy", "corrupted" (logprob with the image corrupted) and "perception" (exact KL between
-        the two).
-      corrupted_gradient: let gradients through the corrupted branch as well.
+      views: how the images of each view are made.
+      wanted: what to measure; a pass that several of them name is made once.
+      differentiated: passes to let gradients through, beside that of the policy with clean images.
+
+    Raises:
+      ValueError: a score that cannot be measured: of unknown name, or between the passes of two models.
     """
-    prompts, responses = batch.prompts, batch.responses
-    hidden = model.predict(params, policy.model, prompts, responses)
-    corrupted = None
-    if wanted & {"corrupted", "perception"}:
-        branch = params if corrupted_gradient else jax.lax.stop_gradient(params)
-        with jax.named_scope("corrupted"):
-            corrupted = model.predict(branch, policy.model, *_corrupted(batch, corruption))
-    out = vocabulary_statistics(
-        params,
-        policy,
-        responses.tokens,
-        hidden,
-        corrupted,
-        entropy="entropy" in wanted,
-        perception="perception" in wanted,
-        corrupted_gradient=corrupted_gradient,
-    )
+    hidden = {}
+    for each in sorted(passes_of(wanted)):
+        params = models[each.model]
+        if each not in differentiated | {POLICY}:
+            params = jax.lax.stop_gradient(params)
+        with jax.named_scope(each.view):
+            hidden[each] = model.predict(params, policy.model, *_viewed(batch, views, each.view))
+    found: dict[Score, Array] = {}
+    for first, *rest in _pairs(wanted):
+        second = rest[0] if rest else None
+        if second and second.model != first.model:
+            raise ValueError(f"{first} and {second} are passes of two models, which cannot be compared")
+        out = vocabulary_statistics(
+            models[first.model],
+            policy,
+            batch.responses.tokens,
+            hidden[first],
+            hidden[second] if second else None,
+            entropy=entropy(first) in wanted,
+            perception=second is not None and kl(first, second) in wanted,
+            corrupted_gradient=second in differentiated,
+        )
+        names = {"logprob": logprob(first), "entropy": entropy(first)}
+        if second:
+            names |= {"corrupted": logprob(second), "perception": kl(first, second)}
+        found |= {names[name]: value for name, value in out.items()}
+    if unknown := wanted - found.keys():
+        raise ValueError(f"these scores cannot be measured: {', '.join(map(str, sorted(unknown)))}")
     # Padding reads garbage; zeros there keep metrics and masks simple.
-    return {name: jnp.where(responses.mask, value, 0.0) for name, value in out.items()}
+    return {score: jnp.where(batch.responses.mask, found[score], 0.0) for score in sorted(wanted)}
 
 
-def _corrupted(batch: TrainBatch, corruption: ImageCorruption) -> tuple[Prompts, Responses]:
-    """Prompts and responses with all their images corrupted, those that a response has looked at included."""
+def _pairs(wanted: frozenset[Score]) -> list[tuple[Pass, ...]]:
+    """The passes in the pairs that are compared; those that are not, two by two of one model."""
+    compared = sorted({score.passes for score in wanted if len(score.passes) > 1})
+    rest = sorted(passes_of(wanted).difference(*compared))
+    of_models = [list(passes) for _, passes in groupby(rest, key=lambda each: each.model)]
+    return compared + [
+        tuple(passes[start : start + 2]) for passes in of_models for start in range(0, len(passes), 2)
+    ]
+
+
+def _viewed(batch: TrainBatch, views: Views, view: str) -> tuple[Prompts, Responses]:
+    """Prompts and responses with their images in this view, those that a response has looked at included."""
     prompts, responses = batch.prompts, batch.responses
-    method, probability = corruption.method, corruption.probability
-    images = corrupt(prompts.images, batch.corruption_keys, method, probability)
-    prompts = replace(prompts, images=images)
+    if view == "clean":
+        return prompts, responses
+    method, probability = views[view].method, views[view].probability
+    prompts = replace(prompts, images=corrupt(prompts.images, batch.view_keys, method, probability))
     if responses.observed is None:
         return prompts, responses
     seen = responses.observed.images
     b, g = seen.image.shape[:2]
     members = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(g)))
     flat = jax.tree.map(lambda leaf: leaf.reshape(b * g, *leaf.shape[2:]), seen)
-    flat = corrupt(flat, members(batch.corruption_keys).reshape(-1), method, probability)
+    flat = corrupt(flat, members(batch.view_keys).reshape(-1), method, probability)
     seen = jax.tree.map(lambda leaf: leaf.reshape(b, g, *leaf.shape[1:]), flat)
     return prompts, replace(responses, observed=replace(responses.observed, images=seen))
 
@@ -157,25 +205,25 @@ def vocabulary_statistics(
 
 @partial(jax.jit, static_argnames=("wanted", "micro_batches"))
 def score(
-    params: Params,
+    models: dict[str, Params],
     policy: Policy,
     batch: TrainBatch,
-    corruption: ImageCorruption,
+    views: Views,
     *,
-    wanted: frozenset[str],
+    wanted: frozenset[Score],
     micro_batches: int,
-) -> dict[str, Float[Array, "b g r"]]:
+) -> dict[Score, Float[Array, "b g r"]]:
     """`token_scores` of the whole batch, micro-batch by micro-batch, without gradients."""
 
-    def score_micro(micro: TrainBatch) -> dict[str, Array]:
-        return token_scores(params, policy, micro, corruption, wanted)
+    def score_micro(micro: TrainBatch) -> dict[Score, Array]:
+        return token_scores(models, policy, micro, views, wanted)
 
     return join(jax.lax.map(score_micro, split(batch, micro_batches)))
 
 
 @jax.jit
 def score_metrics(
-    scores: dict[str, Float[Array, "b g r"]], responses: Responses
+    scores: dict[Score, Float[Array, "b g r"]], responses: Responses
 ) -> dict[str, Float[Array, ""]]:
     """Metrics of scores: how far sampler and scorer disagree, what truncation cut, entropy and perception.
 
@@ -189,22 +237,22 @@ def score_metrics(
     def mean(values: Array) -> Array:
         return jnp.where(mask, values, 0.0).sum() / count
 
-    logprob = scores["logprob"]
-    difference = jnp.where(mask, jnp.abs(logprob - (responses.logprob + responses.log_kept)), 0.0)
+    policy = scores[LOGPROB]
+    difference = jnp.where(mask, jnp.abs(policy - (responses.logprob + responses.log_kept)), 0.0)
     cut = jnp.where(mask, -jnp.expm1(responses.log_kept), 0.0)
     out = {
         "sampler/logprob_difference_mean": mean(difference),
         "sampler/logprob_difference_max": difference.max(),
         "sampler/cut_mass_mean": mean(cut),
         "sampler/cut_mass_max": cut.max(),
-        "policy/sampled_entropy": -mean(logprob),
+        "policy/sampled_entropy": -mean(policy),
     }
-    if "entropy" in scores:
-        out["policy/entropy"] = mean(scores["entropy"])
-    perception = scores.get("perception")
-    if perception is None and "corrupted" in scores:
+    if ENTROPY in scores:
+        out["policy/entropy"] = mean(scores[ENTROPY])
+    perception = scores.get(PERCEPTION)
+    if perception is None and CORRUPTED_LOGPROB in scores:
         # The sampled-token estimate k3 of KL(image present || corrupted).
-        log_ratio = jnp.clip(scores["corrupted"] - logprob, -20, 20)
+        log_ratio = jnp.clip(scores[CORRUPTED_LOGPROB] - policy, -20, 20)
         perception = jnp.clip(jnp.expm1(log_ratio) - log_ratio, 0, 10)
     if perception is not None:
         out["perception/mean"] = mean(perception)
@@ -212,8 +260,8 @@ def score_metrics(
         for percent in (50, 90):
             value = jnp.nanpercentile(present, percent)
             out[f"perception/p{percent}"] = jnp.where(mask.any(), value, 0.0)
-    if "reference" in scores:
-        log_ratio = jnp.clip(scores["reference"] - logprob, -20, 20)
+    if REFERENCE_LOGPROB in scores:
+        log_ratio = jnp.clip(scores[REFERENCE_LOGPROB] - policy, -20, 20)
         out["policy/reference_kl"] = mean(jnp.expm1(log_ratio) - log_ratio)
     return out
 
@@ -225,7 +273,7 @@ def prepare(
     accuracy: Float[Array, "b g"],
     valid: Bool[Array, "b g"],
     mask: Bool[Array, "b g r"],
-    scores: dict[str, Float[Array, "b g r"]],
+    scores: dict[Score, Float[Array, "b g r"]],
     step: Int[Array, ""],
     total_steps: int,
 ) -> Targets:
@@ -248,7 +296,7 @@ def update(
     policy: Policy,
     batch: TrainBatch,
     targets: Targets,
-    corruption: ImageCorruption,
+    views: Views,
     *,
     algorithm: Algorithm,
     optimizer: optax.GradientTransformation,
@@ -264,10 +312,11 @@ def update(
     def loss(trainable: Params, micro: tuple[TrainBatch, Targets]) -> tuple[Array, tuple[dict, dict]]:
         inputs, goals = micro
         params = merge_params(trainable, state.frozen)
-        live = token_scores(params, policy, inputs, corruption, algorithm.live, algorithm.corrupted_gradient)
+        wanted = algorithm.live | {LOGPROB}
+        live = token_scores({"policy": params}, policy, inputs, views, wanted, algorithm.differentiated)
         value, metrics = algorithms.loss(algorithm, goals, live)
-        unscored = "logprob" not in goals.scores
-        return value, (metrics, {"logprob": live["logprob"]} if unscored else {})
+        unscored = LOGPROB not in goals.scores
+        return value, (metrics, {"logprob": live[LOGPROB]} if unscored else {})
 
     gradient, metrics, tokens = accumulate(loss, state.trainable, split((batch, targets), micro_batches))
     state, metrics = apply(state, gradient, metrics, optimizer, describe(policy.model))

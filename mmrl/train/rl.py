@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from mmrl import hosts
 from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.passes import PERCEPTION
 from mmrl.atomic import write_jsonl
 from mmrl.config import Config, algorithm
 from mmrl.data import pipeline
@@ -72,7 +73,7 @@ def train(
             rollouts=rollouts,
             algorithm=chosen,
             optimizer=optimizer,
-            reference=_copy_reference(chosen, model, weights[0]),
+            models=_copy_reference(chosen, model, weights[0]),
             batches=_open_batches(config, model, data, sampler),
             guards=open_guards(
                 workdir / "skipped_rows.jsonl",
@@ -107,14 +108,14 @@ def train(
         run_stage(stage, lambda: initial_state(weights.pop(), optimizer, config.optimizer.freeze))
 
 
-def _copy_reference(chosen: Algorithm, model: OpenModel, params: Params) -> Params | None:
-    """Weights of the reference policy, if it is needed: an update gives the memory of its input away.
+def _copy_reference(chosen: Algorithm, model: OpenModel, params: Params) -> dict[str, Params]:
+    """Weights of the reference policy by its name, if it is read: an update gives its input's memory away.
 
     The model casts every weight before its product, so nothing is lost by keeping them in that type.
     """
-    if "reference" not in chosen.needs:
-        return None
-    return jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), params)
+    if "reference" not in chosen.models:
+        return {}
+    return {"reference": jax.tree.map(lambda leaf: jnp.array(leaf, model.config.dtype), params)}
 
 
 def open_sampler(config: Config, data: TrainingData) -> CurriculumSampler | None:
@@ -220,11 +221,11 @@ def _measure_perception(
     keys = prompt_keys(context.config.seed, *_PURPOSE, total)[mine]
     asked, written, drawn = put((prompts, responses, keys), mesh)
     found = programs.score(
-        params,
+        {"policy": params},
         context.policy,
         TrainBatch(asked, written, jax.random.wrap_key_data(drawn)),
-        learner.corruption,
-        wanted=frozenset({"perception"}),
+        learner.views,
+        wanted=frozenset({PERCEPTION}),
         micro_batches=1,
     )
-    return to_host(found["perception"])[mine]
+    return to_host(found[PERCEPTION])[mine]

@@ -10,6 +10,7 @@ import optax
 
 from mmrl import hosts
 from mmrl.algorithms.algorithm import Algorithm, keep_groups
+from mmrl.algorithms.passes import LOGPROB, Score
 from mmrl.data import pipeline
 from mmrl.data.curriculum import CurriculumSampler
 from mmrl.hosts import say
@@ -19,7 +20,7 @@ from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
 from mmrl.train.guards import Guards, save_incident
 from mmrl.train.metrics import to_floats
-from mmrl.train.programs import ImageCorruption, TrainBatch
+from mmrl.train.programs import TrainBatch, Views, views_of
 from mmrl.train.rollout_batch import (
     RolloutBatch,
     RowStats,
@@ -43,7 +44,7 @@ class Learner:
     rollouts: RolloutContext
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
-    reference: Params | None  # weights of the reference policy, where the algorithm asks for it
+    models: dict[str, Params]  # weights of the models that the algorithm reads beside the policy, by name
     batches: pipeline.Batches[pipeline.Batch]
     guards: Guards
     sampler: CurriculumSampler | None
@@ -51,10 +52,9 @@ class Learner:
     workdir: Path
 
     @property
-    def corruption(self) -> ImageCorruption:
-        """The corruption that makes the contrast image."""
-        corruption = self.rollouts.config.corruption
-        return ImageCorruption(corruption.method, corruption.probability)
+    def views(self) -> Views:
+        """The views that the algorithm may ask for."""
+        return views_of(self.rollouts.config)
 
 
 def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
@@ -150,25 +150,26 @@ def _rollout_values(
     return values if learner.sampler is None else {**values, **learner.sampler.state.plan.metrics}
 
 
-def _score(learner: Learner, params: Params, batch: TrainBatch) -> dict[str, jax.Array]:
-    """Statistics of the policy before the update, and of the reference policy where they are asked for.
+def _score(learner: Learner, params: Params, batch: TrainBatch) -> dict[Score, jax.Array]:
+    """Scores that the algorithm needs before the update, of each model that it reads.
 
     If all that is wanted of the policy is its logprob, and there is one update on the batch, that update
     finds it on its way.
     """
-    needs, config = learner.algorithm.needs, learner.rollouts.config
+    algorithm, config = learner.algorithm, learner.rollouts.config
     score = partial(
         programs.score,
         policy=learner.rollouts.policy,
         batch=batch,
-        corruption=learner.corruption,
+        views=learner.views,
         micro_batches=config.rollout.prompts // config.train.micro_prompts,
     )
     scores = {}
-    if needs - {"reference"} or config.train.update_prompts < config.rollout.prompts:
-        scores = score(params, wanted=needs - {"reference"})
-    if learner.reference is not None:
-        scores["reference"] = score(learner.reference, wanted=frozenset())["logprob"]
+    wanted = algorithm.needs_of("policy")
+    if wanted or config.train.update_prompts < config.rollout.prompts:
+        scores = score({"policy": params}, wanted=wanted | {LOGPROB})
+    for name, weights in learner.models.items():
+        scores |= score({name: weights}, wanted=algorithm.needs_of(name))
     return scores
 
 
@@ -177,8 +178,8 @@ def _update(
     state: TrainState,
     batch: TrainBatch,
     graded: tuple[jax.Array, jax.Array],
-    scores: dict[str, jax.Array],
-) -> tuple[TrainState, dict[str, float], dict[str, jax.Array]]:
+    scores: dict[Score, jax.Array],
+) -> tuple[TrainState, dict[str, float], dict[Score, jax.Array]]:
     """One optimizer step on some groups.
 
     Also gives the scores that it has found of the policy before the step, unless they were known.
@@ -200,12 +201,12 @@ def _update(
             learner.rollouts.policy,
             batch,
             targets,
-            learner.corruption,
+            learner.views,
             algorithm=learner.algorithm,
             optimizer=learner.optimizer,
             micro_batches=config.train.update_prompts // config.train.micro_prompts,
         )
-        scored = {"logprob": made.pop("logprob")} if "logprob" in made else {}
+        scored = {LOGPROB: made.pop("logprob")} if "logprob" in made else {}
         values = {f"loss/{name}": value for name, value in to_floats(made).items()}
     return state, values, scored
 

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-SCORES = ("logprob", "reference", "corrupted", "perception", "entropy")
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION, REFERENCE_LOGPROB
+
+SCORES = (LOGPROB, REFERENCE_LOGPROB, CORRUPTED_LOGPROB, PERCEPTION, ENTROPY)
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def batch():
     def positive():
         return jnp.asarray(rng.gamma(1.0, 0.7, (b, g, r)), jnp.float32)
 
-    scores = {name: positive() if name in ("perception", "entropy") else -positive() for name in SCORES}
+    scores = {name: positive() if name in (PERCEPTION, ENTROPY) else -positive() for name in SCORES}
     live = {
         name: value * jnp.asarray(rng.uniform(0.8, 1.2, value.shape), jnp.float32)
         for name, value in scores.items()

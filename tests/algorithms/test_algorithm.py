@@ -7,6 +7,7 @@ import pytest
 
 from mmrl.algorithms import penalties, recipes, schedules
 from mmrl.algorithms.algorithm import Algorithm, keep_groups, loss, prepare
+from mmrl.algorithms.passes import ENTROPY, LOGPROB, PERCEPTION
 
 # Each recipe as it comes, and with what it can do beyond that.
 VARIANTS = {name: recipe() for name, recipe in recipes.RECIPES.items()} | {
@@ -33,7 +34,7 @@ def cut(tree, rows):
 
 
 def chosen_live(algorithm, live):
-    return {name: live[name] for name in {"logprob"} | algorithm.live}
+    return {name: live[name] for name in {LOGPROB} | algorithm.live}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -124,7 +125,7 @@ def test_logprobs_however_far_apart_give_finite_values_and_gradients(name, batch
         return {key: jnp.asarray(-value if value_of(key) else value) for key, value in drawn.items()}
 
     def value_of(key):  # not a logprob but an entropy or a divergence
-        return key in ("perception", "entropy")
+        return key in (PERCEPTION, ENTROPY)
 
     for _ in range(3):
         spread = dict(arguments, scores=far(arguments["scores"]))
@@ -175,21 +176,21 @@ def test_equal_rewards_give_no_policy_gradient(batch):
     arguments, live = batch
     algorithm = recipes.grpo(reference_kl=0.0)
     equal = dict(arguments, rewards=jnp.full_like(arguments["rewards"], 0.1))
-    (value, _), gradient = gradient_of(algorithm, equal, {"logprob": live["logprob"]})
+    (value, _), gradient = gradient_of(algorithm, equal, {LOGPROB: live[LOGPROB]})
     assert float(value) == 0.0
-    assert np.all(np.asarray(gradient["logprob"]) == 0.0)
+    assert np.all(np.asarray(gradient[LOGPROB]) == 0.0)
 
 
 def test_missing_scores_are_named(batch):
-    arguments = dict(batch[0], scores={"logprob": batch[0]["scores"]["logprob"]})
-    with pytest.raises(ValueError, match=r"\['corrupted', 'reference'\]"):
+    arguments = dict(batch[0], scores={LOGPROB: batch[0]["scores"][LOGPROB]})
+    with pytest.raises(ValueError, match=r"lack logprob\(policy/corrupted\), logprob\(reference\), which"):
         prepare(recipes.papo_g(), **arguments)
 
 
 def test_metrics_name_each_penalty(batch):
     arguments, live = batch
     targets = prepare(recipes.papo_g(), **arguments)
-    _, metrics = loss(recipes.papo_g(), targets, {"logprob": live["logprob"]})
+    _, metrics = loss(recipes.papo_g(), targets, {LOGPROB: live[LOGPROB]})
     assert {"policy_loss", "reference_kl", "perception_kl", "sampled_entropy"} <= set(metrics)
     assert {"approx_kl", "ratio", "clip_high", "clip_low", "clip_dual"} <= set(metrics)
 

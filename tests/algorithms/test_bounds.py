@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from mmrl.algorithms import objectives, penalties, schedules
 from mmrl.algorithms.divergences import ESTIMATORS
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, LOGPROB, REFERENCE_LOGPROB
 
 SHAPE = (1, 2, 3)
 EDGES = [0.0, -1e-30, -20.0, np.nextafter(np.float32(-20), -21), -88.5, -104.0, -1e4, -1e15]
@@ -72,8 +73,8 @@ def test_objectives(name, logprob, old, advantage, mask):
 @settings(max_examples=40, deadline=None)
 @given(LOGPROBS, LOGPROBS, LOGPROBS, MASKS)
 def test_penalties(name, logprob, live_corrupted, before, mask):
-    live = {"logprob": logprob, "corrupted": live_corrupted}
-    scores = {"reference": before, "corrupted": before}
+    live = {LOGPROB: logprob, CORRUPTED_LOGPROB: live_corrupted}
+    scores = {REFERENCE_LOGPROB: before, CORRUPTED_LOGPROB: before}
     (_, values), gradient = PENALISED[name](live, scores, mask)
     assert np.all(np.isfinite(values))
     assert all(np.all(np.isfinite(leaf)) for leaf in gradient.values())

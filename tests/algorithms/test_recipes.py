@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from mmrl.algorithms.passes import CORRUPTED, CORRUPTED_LOGPROB, ENTROPY, PERCEPTION
 from mmrl.algorithms.recipes import RECIPES
 
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"
@@ -29,36 +30,36 @@ def test_docstring_names_source_and_differences(name):
 def test_the_manual_lists_what_the_recipe_needs(name):
     (row,) = (line for line in MANUAL.read_text().splitlines() if line.startswith(f"| `{name}` |"))
     cells = [cell.strip() for cell in row.split("|")]
-    assert {cell.strip("` ") for cell in cells[6].split(",") if cell} == RECIPES[name]().needs
+    assert {cell.strip("` ") for cell in cells[6].split(",") if cell} == set(map(str, RECIPES[name]().needs))
 
 
 @pytest.mark.parametrize(
-    ("name", "hyper_parameters", "needs", "live", "corrupted_gradient"),
+    ("name", "hyper_parameters", "needs", "live", "differentiated"),
     [
-        ("grpo", dict(reference_kl=0.0), set(), set(), False),
-        ("papo_d", dict(corrupted_branch="live"), set(), {"corrupted"}, True),
-        ("papo_d", dict(perception_estimator="exact"), set(), {"perception", "corrupted"}, False),
-        ("papo_d", dict(perception_estimator="exact", corrupted_entropy=0.0), set(), {"perception"}, False),
+        ("grpo", dict(reference_kl=0.0), set(), set(), set()),
+        ("papo_d", dict(corrupted_branch="live"), set(), {CORRUPTED_LOGPROB}, {CORRUPTED}),
+        ("papo_d", dict(perception_estimator="exact"), set(), {PERCEPTION, CORRUPTED_LOGPROB}, set()),
+        ("papo_d", dict(perception_estimator="exact", corrupted_entropy=0.0), set(), {PERCEPTION}, set()),
         (
             "papo_d",
             dict(perception_estimator="exact", corrupted_branch="live"),
             set(),
-            {"perception", "corrupted"},
-            True,
+            {PERCEPTION, CORRUPTED_LOGPROB},
+            {CORRUPTED},
         ),
-        ("papo_d", dict(full_entropy=0.1), {"corrupted"}, {"entropy"}, False),
-        ("papo_d", dict(perception_kl=0.0, clean_entropy=0.0, corrupted_entropy=0.0), set(), set(), False),
-        ("vppo", dict(perception_estimator="exact"), {"perception"}, set(), False),
-        ("vppo", dict(entropy_keep=0.2), {"corrupted", "entropy"}, set(), False),
-        ("vppo", dict(token_keep=0.0, entropy_keep=0.2, shaping_min=1.0), {"entropy"}, set(), False),
-        ("vppo", dict(token_keep=1.0, shaping_min=1.0), set(), set(), False),
+        ("papo_d", dict(full_entropy=0.1), {CORRUPTED_LOGPROB}, {ENTROPY}, set()),
+        ("papo_d", dict(perception_kl=0.0, clean_entropy=0.0, corrupted_entropy=0.0), set(), set(), set()),
+        ("vppo", dict(perception_estimator="exact"), {PERCEPTION}, set(), set()),
+        ("vppo", dict(entropy_keep=0.2), {CORRUPTED_LOGPROB, ENTROPY}, set(), set()),
+        ("vppo", dict(token_keep=0.0, entropy_keep=0.2, shaping_min=1.0), {ENTROPY}, set(), set()),
+        ("vppo", dict(token_keep=1.0, shaping_min=1.0), set(), set(), set()),
     ],
 )
-def test_only_the_scores_that_are_used_are_asked_for(name, hyper_parameters, needs, live, corrupted_gradient):
+def test_only_the_scores_that_are_used_are_asked_for(name, hyper_parameters, needs, live, differentiated):
     algorithm = RECIPES[name](**hyper_parameters)
     assert algorithm.needs == needs
     assert algorithm.live == live
-    assert algorithm.corrupted_gradient is corrupted_gradient
+    assert algorithm.differentiated == differentiated
 
 
 @pytest.mark.parametrize(

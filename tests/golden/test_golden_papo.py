@@ -21,9 +21,10 @@ from vectors import Case
 
 from mmrl.algorithms import divergences, penalties, schedules
 from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, LOGPROB, REFERENCE_LOGPROB
 from mmrl.algorithms.perception_recipes import papo_g
 
-SCORES = {"old_log_probs": "logprob", "ref_log_probs": "reference", "aug_log_probs": "corrupted"}
+SCORES = {"old_log_probs": LOGPROB, "ref_log_probs": REFERENCE_LOGPROB, "aug_log_probs": CORRUPTED_LOGPROB}
 APPLY_TO = {"all": "all", "correct_only": "correct", "acc_weighted": "weighted"}
 
 
@@ -85,9 +86,9 @@ def actor_loss(case: Case) -> None:
     mini = hparams["global_batch_size"]
     micro = hparams["micro_batch_size"]
     for part in micro_batches(rows, mini, micro):
-        live = {"logprob": inputs["log_probs"][part]}
-        if "corrupted" in algorithm.live:
-            live["corrupted"] = inputs["aug_log_probs"][part]
+        live = {LOGPROB: inputs["log_probs"][part]}
+        if CORRUPTED_LOGPROB in algorithm.live:
+            live[CORRUPTED_LOGPROB] = inputs["aug_log_probs"][part]
         value, gradient, _ = run(
             with_advantages(algorithm, inputs["advantages"][part]),
             mask=inputs["response_mask"][part],
@@ -98,7 +99,7 @@ def actor_loss(case: Case) -> None:
         losses.append(value / (mini // micro))
         gradients.append({name: g / (mini // micro) for name, g in gradient.items()})
     assert_close(losses, np.atleast_1d(case.outputs["loss_f64"]), "loss of each micro-batch")
-    names = {"logprob": "grad_log_probs_f64", "corrupted": "grad_aug_log_probs_f64"}
+    names = {LOGPROB: "grad_log_probs_f64", CORRUPTED_LOGPROB: "grad_aug_log_probs_f64"}
     for ours in gradients[0]:
         actual = np.concatenate([gradient[ours] for gradient in gradients])
         assert_gradient(actual, rows_of(case.outputs[names[ours]], rows, rows), names[ours])
@@ -113,8 +114,8 @@ def per_token(case: Case, algorithm: Algorithm) -> None:
     mask = jnp.asarray(inputs["response_mask"] != 0)[:, None]
     policy, corrupted = (float32(inputs[name])[:, None] for name in ("log_probs", "aug_log_probs"))
     value = term.token(
-        {"logprob": policy, "corrupted": corrupted},
-        {"corrupted": corrupted},
+        {LOGPROB: policy, CORRUPTED_LOGPROB: corrupted},
+        {CORRUPTED_LOGPROB: corrupted},
         float32(inputs["kl_prcp_weighting"])[:, None],
         mask,
     )
@@ -157,7 +158,7 @@ def test_live_branch_changes_the_gradient_only():
 
     def total(term, corrupted_now):
         return term.token(
-            {"logprob": policy, "corrupted": corrupted_now}, {"corrupted": corrupted}, weight, mask
+            {LOGPROB: policy, CORRUPTED_LOGPROB: corrupted_now}, {CORRUPTED_LOGPROB: corrupted}, weight, mask
         ).sum()
 
     assert total(constant, corrupted) == total(live, corrupted)

@@ -19,6 +19,7 @@ from vectors import Case
 
 from mmrl.algorithms import divergences, objectives, penalties, reductions, schedules
 from mmrl.algorithms.algorithm import Algorithm
+from mmrl.algorithms.passes import ENTROPY, LOGPROB, REFERENCE_LOGPROB
 
 
 def check(case: Case, algorithm: Algorithm, *, scale: float = 1.0, valid=None, scores=None, live=None):
@@ -29,12 +30,12 @@ def check(case: Case, algorithm: Algorithm, *, scale: float = 1.0, valid=None, s
     value, gradient, metrics = run(
         with_advantages(algorithm, advantages),
         mask=inputs["response_mask"],
-        scores={"logprob": old} | (scores or {}),
-        live={"logprob": inputs["log_probs"]} | (live or {}),
+        scores={LOGPROB: old} | (scores or {}),
+        live={LOGPROB: inputs["log_probs"]} | (live or {}),
         valid=valid,
     )
     assert_close(scale * value, case.outputs["loss_f64"], "loss")
-    assert_gradient(scale * gradient["logprob"], case.outputs["grad_log_probs_f64"])
+    assert_gradient(scale * gradient[LOGPROB], case.outputs["grad_log_probs_f64"])
     return metrics
 
 
@@ -130,11 +131,11 @@ def trl(case: Case) -> None:
     terms, scores, live = (), {}, {}
     if hparams["beta"]:
         terms += (unlimited_reference_kl(hparams["beta"]),)
-        scores["reference"] = case.inputs["ref_log_probs"]
+        scores[REFERENCE_LOGPROB] = case.inputs["ref_log_probs"]
     if hparams.get("entropy_coef"):
         raised = schedules.constant(hparams["entropy_coef"])
         terms += (replace(penalties.entropy(raised), maximise=True),)
-        live["entropy"] = case.inputs["entropies"]
+        live[ENTROPY] = case.inputs["entropies"]
     algorithm = Algorithm(
         advantage=lambda e: e.rewards[..., None], reduction=reduction, objective=objective, penalties=terms
     )
@@ -151,7 +152,7 @@ def unlimited_reference_kl(coefficient: float) -> penalties.Penalty:
     """TRL's k3 has no limits."""
 
     def token(live, scores, row_weight, mask):
-        return divergences.k3(live["logprob"], scores["reference"], float("inf"), float("inf"))
+        return divergences.k3(live[LOGPROB], scores[REFERENCE_LOGPROB], float("inf"), float("inf"))
 
     return penalties.Penalty("reference_kl", schedules.constant(coefficient), token)
 

@@ -22,13 +22,14 @@ from vectors import Case
 from mmrl.algorithms import divergences, penalties, weights
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.experience import Experience, response_mean
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, REFERENCE_LOGPROB
 from mmrl.algorithms.perception_recipes import vppo
 
 SCORES = {
-    "old_log_probs": "logprob",
-    "ref_log_probs": "reference",
-    "aug_log_probs": "corrupted",
-    "entropies": "entropy",
+    "old_log_probs": LOGPROB,
+    "ref_log_probs": REFERENCE_LOGPROB,
+    "aug_log_probs": CORRUPTED_LOGPROB,
+    "entropies": ENTROPY,
 }
 
 
@@ -113,10 +114,10 @@ def actor_loss(case: Case) -> None:
                 with_advantages(algorithm, inputs["advantages"][part]),
                 mask=inputs["response_mask"][part],
                 scores=scores(case, part),
-                live={"logprob": inputs["log_probs"][part]},
+                live={LOGPROB: inputs["log_probs"][part]},
             )
             losses.append(scale * value)
-            gradients.append(scale * gradient["logprob"])
+            gradients.append(scale * gradient[LOGPROB])
             check_weights(case, algorithm, part, every)
     assert_close(losses, np.atleast_1d(case.outputs["loss_f64"]), "loss of each micro-batch")
     expected = rows_of(case.outputs["grad_log_probs_f64"], every, every)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import make_prompts
 
+from mmrl.algorithms.passes import LOGPROB
 from mmrl.kernels.vocab import token_statistics
 from mmrl.models import qwen2_5_vl as model
 from mmrl.rollout import engine
@@ -91,7 +92,7 @@ def test_rounding_and_the_cut_are_told_apart(policy, prompts, bias, whole, optio
     temperature, top_k = options.get("temperature", 1.0), options.get("top_k", len(bias))
     every = np.asarray(whole(policy.params, responses, temperature), np.float64)
     scored = np.take_along_axis(every, np.asarray(responses.tokens)[..., None], axis=-1)[..., 0]
-    told = score_metrics({"logprob": jnp.asarray(scored, jnp.float32)}, responses)
+    told = score_metrics({LOGPROB: jnp.asarray(scored, jnp.float32)}, responses)
     ranked = -np.sort(-np.exp(every), axis=-1)[..., :top_k]
     inside = ranked / ranked.sum(axis=-1, keepdims=True)  # of what top-k leaves
     kept = (np.cumsum(inside, axis=-1) - inside < options.get("top_p", 1.0)) & (

@@ -10,6 +10,7 @@ import pytest
 from tiny import make_prompts, make_responses, noise_image
 
 from mmrl.algorithms.algorithm import loss as algorithm_loss
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.models.params import Param, initialise
 from mmrl.models.prompts import encode_turn
@@ -22,7 +23,7 @@ from mmrl.train import programs
 from mmrl.train.programs import ImageCorruption, TrainBatch
 from mmrl.train.state import initial_state
 
-CORRUPTION = ImageCorruption("patch_black", 0.5)
+VIEWS = {"corrupted": ImageCorruption("patch_black", 0.5)}
 PROMPTS, GROUP, SLOTS = 4, 3, 5
 
 
@@ -66,14 +67,14 @@ def looking(policy, small):
 
 def prepared(algorithm, small):
     params, policy, batch = small
-    wanted = (algorithm.needs - {"reference"}) | {"entropy"}
-    scores = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
+    wanted = algorithm.needs_of("policy") | {ENTROPY, LOGPROB}
+    scores = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted, micro_batches=1)
     # The policy has moved on from the one that sampled: ratios differ from 1, some are clipped.
-    noise = jax.random.normal(jax.random.key(1), scores["logprob"].shape)
+    noise = jax.random.normal(jax.random.key(1), scores[LOGPROB].shape)
     scores = {
         **scores,
-        "logprob": scores["logprob"] + 0.3 * noise,
-        "reference": scores["logprob"] - 0.2 * noise,
+        LOGPROB: scores[LOGPROB] + 0.3 * noise,
+        REFERENCE_LOGPROB: scores[LOGPROB] - 0.2 * noise,
     }
     rewards = jnp.array([[1.0, 0.0, 0.1], [0.0, 1.0, 1.0], [0.0, 0.1, 0.0], [0.9, 0.0, 0.0]])
     return programs.prepare(
@@ -104,7 +105,7 @@ def test_micro_batches_change_nothing(name, small):
     def loss(params, micro):
         inputs, goals = micro
         live = programs.token_scores(
-            params, policy, inputs, CORRUPTION, algorithm.live, algorithm.corrupted_gradient
+            {"policy": params}, policy, inputs, VIEWS, algorithm.live | {LOGPROB}, algorithm.differentiated
         )
         value, metrics = algorithm_loss(algorithm, goals, live)
         return value, (metrics, {})
@@ -134,7 +135,7 @@ def change(small, algorithm, targets, count):
         policy,
         batch,
         targets,
-        CORRUPTION,
+        VIEWS,
         algorithm=algorithm,
         optimizer=optimizer,
         micro_batches=count,
@@ -156,7 +157,7 @@ def test_frozen_weights_stay_and_count_in_no_norm(small):
             policy,
             batch,
             targets,
-            CORRUPTION,
+            VIEWS,
             algorithm=algorithm,
             optimizer=optimizer,
             micro_batches=2,
@@ -182,7 +183,9 @@ def test_an_update_finds_the_logprob_it_is_not_given(small):
     """The first update on a batch: scored before, or scored on its way, it is the same."""
     params, policy, batch = small
     algorithm = RECIPES["grpo"](reference_kl=0.0)
-    scored = programs.score(params, policy, batch, CORRUPTION, wanted=frozenset(), micro_batches=1)
+    scored = programs.score(
+        {"policy": params}, policy, batch, VIEWS, wanted=frozenset({LOGPROB}), micro_batches=1
+    )
     rewards = jnp.arange(PROMPTS * GROUP, dtype=jnp.float32).reshape(PROMPTS, GROUP) % 2
     changes, made = [], []
     for scores in (scored, {}):
@@ -199,7 +202,7 @@ def test_an_update_finds_the_logprob_it_is_not_given(small):
         moved, metrics = change(small, algorithm, targets, 2)
         changes.append(moved)
         made.append(metrics)
-    np.testing.assert_allclose(made[1].pop("logprob"), scored["logprob"], atol=2e-5)
+    np.testing.assert_allclose(made[1].pop("logprob"), scored[LOGPROB], atol=2e-5)
     assert "logprob" not in made[0]
     assert_same_change(changes[1], changes[0])
     for key, value in made[0].items():
@@ -208,13 +211,13 @@ def test_an_update_finds_the_logprob_it_is_not_given(small):
 
 def test_score_does_not_depend_on_micro_batches(small):
     params, policy, batch = small
-    wanted = frozenset({"entropy", "corrupted", "perception"})
-    whole = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
-    cut = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=4)
-    assert whole.keys() == cut.keys() == wanted | {"logprob"}
+    wanted = frozenset({LOGPROB, ENTROPY, CORRUPTED_LOGPROB, PERCEPTION})
+    whole = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted, micro_batches=1)
+    cut = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted, micro_batches=4)
+    assert whole.keys() == cut.keys() == wanted
     for name, value in whole.items():
         np.testing.assert_allclose(cut[name], value, atol=2e-5, err_msg=name)
-    perception = np.asarray(whole["perception"])
+    perception = np.asarray(whole[PERCEPTION])
     assert perception.min() > -1e-5
     assert perception[2].max() < 1e-5  # the row without an image does not depend on one
     assert perception[[0, 1, 3]].max() > 1e-3
@@ -223,13 +226,13 @@ def test_score_does_not_depend_on_micro_batches(small):
 def test_score_where_responses_look(looking):
     """Of a prompt without an image, what was written after the look, and nothing else, owes to a picture."""
     params, policy, batch = looking
-    wanted = frozenset({"perception", "corrupted"})
-    whole = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
-    cut = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=4)
+    wanted = frozenset({PERCEPTION, CORRUPTED_LOGPROB})
+    whole = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted, micro_batches=1)
+    cut = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted, micro_batches=4)
     for name, value in whole.items():
         np.testing.assert_allclose(cut[name], value, atol=2e-5, err_msg=name)
         assert (np.asarray(value)[~batch.responses.mask] == 0).all()
-    perception, mask = np.asarray(whole["perception"])[2], np.asarray(batch.responses.mask)[2]
+    perception, mask = np.asarray(whole[PERCEPTION])[2], np.asarray(batch.responses.mask)[2]
     for member in range(GROUP):
         values = perception[member][mask[member]]
         assert np.abs(values[:2]).max() < 1e-5

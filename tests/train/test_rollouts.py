@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, LOGPROB
 from mmrl.config import resolve
 from mmrl.data import pipeline
 from mmrl.experiment import load
@@ -75,20 +76,20 @@ def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
     responses = to_responses(played, 4, 4, config.rollout.max_tokens, observation_slots(config), width)
     corruption_keys = jax.random.wrap_key_data(prompt_keys(0, 1, 1, 4))
     scored = programs.score(
-        params,
+        {"policy": params},
         policy,
         jax.tree.map(jnp.asarray, programs.TrainBatch(batch.prompts, responses, corruption_keys)),
-        programs.ImageCorruption("patch_black", 0.6),
-        wanted=frozenset({"corrupted"}),
+        {"corrupted": programs.ImageCorruption("patch_black", 0.6)},
+        wanted=frozenset({LOGPROB, CORRUPTED_LOGPROB}),
         micro_batches=1,
     )
-    difference = np.abs(responses.logprob - scored["logprob"])[responses.mask]
+    difference = np.abs(responses.logprob - scored[LOGPROB])[responses.mask]
     assert difference.max() < 1e-4
     assert responses.logprob[responses.mask].std() > 0.1
     looked = (responses.observed.images.image >= 0).any(axis=-1)
     after = responses.mask & (np.cumsum(responses.observed.image_token >= 0, axis=-1) > 0)
     assert (after.any(axis=-1) == looked).all()
-    assert np.abs(scored["corrupted"] - scored["logprob"])[after].max() > 1e-3
+    assert np.abs(scored[CORRUPTED_LOGPROB] - scored[LOGPROB])[after].max() > 1e-3
 
 
 @pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"temperature": -1.0}, {"max_tokens": 0}, {"min_p": 1.0}])

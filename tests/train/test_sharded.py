@@ -9,6 +9,7 @@ import pytest
 from devices import run_on
 from tiny import make_prompts, make_responses
 
+from mmrl.algorithms.passes import ENTROPY, LOGPROB, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.config import OptimizerConfig
 from mmrl.mesh import AXES, make_mesh, put, shardings
@@ -30,7 +31,7 @@ ALGORITHMS = {
     "papo_exact": RECIPES["papo_g"](perception_estimator="exact"),
     "vppo": RECIPES["vppo"](),
 }
-CORRUPTION = ImageCorruption("patch_black", 0.5)
+VIEWS = {"corrupted": ImageCorruption("patch_black", 0.5)}
 PROMPTS, GROUP, SLOTS = 8, 2, 4
 # A large eps keeps the step a smooth function of the gradient; at 1e-8 it is the sign of rounding errors.
 OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=1.0, max_gradient_norm=1e9)
@@ -71,7 +72,7 @@ def cut(request, small):
     params, policy, batch = small
     mesh = make_mesh(dict(zip(AXES, request.param, strict=True)))
     placed = jax.device_put(params, shardings(describe(policy.model), mesh))
-    rows, keys = put((batch.prompts, batch.responses), mesh), batch.corruption_keys
+    rows, keys = put((batch.prompts, batch.responses), mesh), batch.view_keys
     return mesh, placed, TrainBatch(*rows, keys)
 
 
@@ -87,10 +88,10 @@ def whole(small):
 
 
 def prepared(algorithm, policy, params, batch):
-    wanted = (algorithm.needs - {"reference"}) | {"entropy"}
-    scores = programs.score(params, policy, batch, CORRUPTION, wanted=wanted, micro_batches=1)
-    noise = jax.random.normal(jax.random.key(1), scores["logprob"].shape)  # some ratios are clipped
-    moved = {"logprob": scores["logprob"] + 0.3 * noise, "reference": scores["logprob"] - 0.2 * noise}
+    wanted = algorithm.needs_of("policy") | {ENTROPY, LOGPROB}
+    scores = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted, micro_batches=1)
+    noise = jax.random.normal(jax.random.key(1), scores[LOGPROB].shape)  # some ratios are clipped
+    moved = {LOGPROB: scores[LOGPROB] + 0.3 * noise, REFERENCE_LOGPROB: scores[LOGPROB] - 0.2 * noise}
     rewards = jnp.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP) % 5 / 4
     responses = batch.responses
     return programs.prepare(
@@ -111,7 +112,7 @@ def updated(algorithm, policy, params, batch, targets):
     optimizer = make_optimizer(OPTIMIZER, 10)
     state = initial_state(params, optimizer)
     return programs.update(
-        state, policy, batch, targets, CORRUPTION, algorithm=algorithm, optimizer=optimizer, micro_batches=2
+        state, policy, batch, targets, VIEWS, algorithm=algorithm, optimizer=optimizer, micro_batches=2
     )
 
 
@@ -121,7 +122,7 @@ def sampled(policy, params, batch):
         weights,
         policy.model,
         batch.prompts,
-        batch.corruption_keys,
+        batch.view_keys,
         group=GROUP,
         sampling=Sampling(max_tokens=6, temperature=1.0, top_p=0.9, stop_ids=(5,)),
         bias=policy.bias,
