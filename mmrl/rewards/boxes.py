@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -42,8 +42,6 @@ POSITION, COMPLETENESS = 0.7, 0.3  # weights of both VLM-R1's and V-Triune's sco
 PROGRESSIVE = ((0.10, 0.85), (0.25, 0.95), (1.0, 0.99))  # until this progress, this threshold (V-Triune)
 COUNT_DECAY = 0.6  # for each box too many or too few (V-Triune)
 
-# Units of an answer's coordinates: the truth's own, 0 to 1 over the image, 0 to 1000.
-Coordinates = Literal["pixels", "unit", "thousand"]
 
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box")  # of a truth; answers may use any
 POINT_KEYS = ("point_2d", "point")
@@ -69,6 +67,19 @@ _TOKEN = re.compile(
 )
 _ONE_NUMBER = re.compile(rf"\s*{_NUMBER}\s*")
 _ONLY_NUMBERS = re.compile(rf"(?:{_TAG}|[\s0-9.,()\[\]+-])*+")
+
+
+# Units of an answer's coordinates: the truth's own, 0 to 1 over the image, 0 to 1000.
+Coordinates = Literal["pixels", "unit", "thousand"]
+
+
+class Where(TypedDict, total=False):
+    """Options of where an answer stands, and of what its coordinates mean."""
+
+    answer_in: AnswerIn
+    coordinates: Coordinates
+    image_size: Sequence[Any]  # width and height; goes with "unit" and "thousand", and with ``input_size``
+    input_size: Sequence[Any]  # of the resized image that the model saw, in whose pixels answers are (VLM-R1)
 
 
 class Token(NamedTuple):
@@ -238,28 +249,28 @@ def read_points(answer: str) -> Float[np.ndarray, "n 2"]:
     return np.array(near if len(near) <= MAX_BOXES else [], float).reshape(-1, 2)
 
 
-def answer_scale(
+def read_answer(
     sample: Sample,
+    response: str,
     *,
+    answer_in: AnswerIn = "box",
     coordinates: Coordinates = "pixels",
     image_size: Sequence[Any] | None = None,
     input_size: Sequence[Any] | None = None,
-) -> Float[np.ndarray, "2"]:
-    """Factors of an answer's coordinates, across and down, that bring them into the units of the truth.
+) -> tuple[str, Float[np.ndarray, "2"]]:
+    """The answer, and factors, across and down, that bring its coordinates into the units of the truth.
 
-    ``image_size``, width and height, goes with "unit" and "thousand", and with ``input_size``: answers are
-    then in pixels of the resized image that the model saw, as in VLM-R1. Raises ValueError if one is missing,
-    or both are given.
+    Raises ValueError if an option is missing that goes with another, or is not width and height.
     """
+    answer, full = answer_of(response, answer_in), {"unit": 1.0, "thousand": 1000.0}
     if coordinates == "pixels" and input_size is None:
-        return np.ones(2)
+        return answer, np.ones(2)
     if coordinates != "pixels" and input_size is not None:
         raise ValueError(
             f'sample {sample.id}: give facts["input_size"] or coordinates in {coordinates!r}, not both'
         )
-    full = {"unit": 1.0, "thousand": 1000.0}
     whole = full[coordinates] if input_size is None else _size(sample, "input_size", input_size)
-    return _size(sample, "image_size", image_size) / whole
+    return answer, _size(sample, "image_size", image_size) / whole
 
 
 def true_boxes(sample: Sample) -> Boxes:
@@ -454,27 +465,18 @@ def _hits(overlap: Float[np.ndarray, "p t"], thresholds: Float[np.ndarray, "k"])
 
 
 @Verifier
-def box(
-    sample: Sample,
-    response: str,
-    *,
-    threshold: Share = 0.5,
-    coordinates: Coordinates = "pixels",
-    image_size: Sequence[Any] | None = None,
-    input_size: Sequence[Any] | None = None,
-    answer_in: AnswerIn = "box",
-) -> Components:
+def box(sample: Sample, response: str, *, threshold: Share = 0.5, **where: Unpack[Where]) -> Components:
     """The one box that an answer gives, against the one of ``sample.answer``.
 
     ``accuracy``: the IoU is at least ``threshold``. ``iou``: from 0 to 1. ``giou``: (GIoU + 1)
     / 2, from 0 to 1, as in VLA-R1's ``robot_bbox_traj_norm.py``. All are 0 if the answer gives no box,
     several, or one without area. ValueError if ``sample.answer`` is not one box, or a fact is wrong.
     """
-    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    answer, scale = read_answer(sample, response, **where)
     truth = true_boxes(sample)
     if len(truth.corners) != 1:
         raise wrong_answer(sample, f"holds {len(truth.corners)} boxes; 'box' wants one, 'boxes' any number")
-    found = read_boxes(answer_of(response, answer_in))
+    found = read_boxes(answer)
     if found is None or len(found.corners) != 1 or areas(found.corners)[0] <= 0.0:
         return {"accuracy": 0.0, "iou": 0.0, "giou": 0.0}
     given = found.corners * np.tile(scale, 2)
@@ -493,10 +495,7 @@ def point(
     *,
     radius: Size | None = None,
     several: bool = False,
-    coordinates: Coordinates = "pixels",
-    image_size: Sequence[Any] | None = None,
-    input_size: Sequence[Any] | None = None,
-    answer_in: AnswerIn = "box",
+    **where: Unpack[Where],
 ) -> Components:
     """``accuracy``: the one point that an answer gives lies on what ``sample.answer`` marks.
 
@@ -504,8 +503,8 @@ def point(
     is to point once at each, and ``accuracy`` is the F1 of a best matching.
     ValueError if the answer of the row marks nothing, or a fact is wrong.
     """
-    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
-    points = read_points(answer_of(response, answer_in)) * scale
+    answer, scale = read_answer(sample, response, **where)
+    points = read_points(answer) * scale
     hits = point_hits(sample, points, radius)
     if not several:
         return {"accuracy": float(len(points) == 1 and bool(hits.any()))}
@@ -543,26 +542,17 @@ class Detections(NamedTuple):
 
 
 @Verifier
-def boxes(
-    sample: Sample,
-    response: str,
-    *,
-    threshold: Share = 0.5,
-    coordinates: Coordinates = "pixels",
-    image_size: Sequence[Any] | None = None,
-    input_size: Sequence[Any] | None = None,
-    answer_in: AnswerIn = "box",
-) -> Components:
+def boxes(sample: Sample, response: str, *, threshold: Share = 0.5, **where: Unpack[Where]) -> Components:
     """The boxes that an answer gives, against those of ``sample.answer``, and their labels if it has any.
 
     ``accuracy``: F1, ``precision`` and ``recall`` of a best matching at IoU ``threshold``; and the components
     of `REWARDS`. All are from 0 to 1: all are 1 if truth and answer both say that there is nothing, and 0 if
     only one does, or if no box can be read. ValueError if ``sample.answer`` does not hold boxes.
     """
-    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    answer, scale = read_answer(sample, response, **where)
     truth = true_boxes(sample)
     progress = rollout_info(sample).progress if "rollout" in sample.facts else 1.0
-    given = read_boxes(answer_of(response, answer_in))
+    given = read_boxes(answer)
     if given is None or not len(given.corners) or not len(truth.corners):
         nothing = given is not None and len(given.corners) == len(truth.corners)
         return dict.fromkeys(("accuracy", "precision", "recall", *REWARDS), float(nothing))

@@ -4,25 +4,25 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import Float
 
 from mmrl.rewards.boxes import (
     BOX_KEYS,
-    Coordinates,
     Token,
-    answer_scale,
+    Where,
     are_numbers,
     contains,
     json_truth,
     point_hits,
+    read_answer,
     read_points,
     tokenize,
 )
-from mmrl.rewards.verifier import AnswerIn, Components, Share, Size, Verifier, answer_of, wrong_answer
+from mmrl.rewards.verifier import Components, Share, Size, Verifier, wrong_answer
 from mmrl.sample import Sample
 
 MAX_CANDIDATES = 32  # a longer list is malformed
@@ -68,16 +68,7 @@ class Action(NamedTuple):
 
 
 @Verifier
-def gui(
-    sample: Sample,
-    response: str,
-    *,
-    text_f1: Share = 1.0,
-    coordinates: Coordinates = "pixels",
-    image_size: Sequence[Any] | None = None,
-    input_size: Sequence[Any] | None = None,
-    answer_in: AnswerIn = "box",
-) -> Components:
+def gui(sample: Sample, response: str, *, text_f1: Share = 1.0, **where: Unpack[Where]) -> Components:
     """The one action that an answer gives, against the one of ``sample.answer``.
 
     The answer is JSON or a call: ``click(10, 20)``, ``type(text="...")``, ``scroll(direction="down")``. The
@@ -89,8 +80,7 @@ def gui(
     are 0 for no action, or several. ValueError if ``sample.answer`` is no such action, or a fact is wrong.
     """
     name, wanted = _true_action(sample)
-    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
-    answer = answer_of(response, answer_in)
+    answer, scale = read_answer(sample, response, **where)
     given = read_action(answer)
     if given is None:
         return {"accuracy": 0.0, "action_type": 0.0, "argument": 0.0}
@@ -111,14 +101,7 @@ def gui(
 
 @Verifier
 def gui_candidates(
-    sample: Sample,
-    response: str,
-    *,
-    radius: Size | None = None,
-    coordinates: Coordinates = "pixels",
-    image_size: Sequence[Any] | None = None,
-    input_size: Sequence[Any] | None = None,
-    answer_in: AnswerIn = "box",
+    sample: Sample, response: str, *, radius: Size | None = None, **where: Unpack[Where]
 ) -> Components:
     """A ranked list of points to click at, against the target that ``sample.answer`` marks (see `point`).
 
@@ -126,8 +109,8 @@ def gui_candidates(
     1: 1 / sqrt(N k) if the first of N points to hit has rank k, -1/N if none does, -1 if there are no points,
     more than `MAX_CANDIDATES`, or three on one line. ValueError if the row marks nothing, or a fact is wrong.
     """
-    points = read_points(answer_of(response, answer_in))
-    scale = answer_scale(sample, coordinates=coordinates, image_size=image_size, input_size=input_size)
+    answer, scale = read_answer(sample, response, **where)
+    points = read_points(answer)
     hits = np.asarray(point_hits(sample, points * scale, radius).any(axis=0))
     count = len(points)
     if not 0 < count <= MAX_CANDIDATES:

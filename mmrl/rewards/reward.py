@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmrl.rewards.judge import JUDGED
 from mmrl.rewards.verifier import Grade, Verifier
-from mmrl.rewards.verifiers import VERIFIERS, load_verifiers, user_names, verifier_names
+from mmrl.rewards.verifiers import load_verifiers, user_names, verifier_names
 from mmrl.suggest import suggest
 
 PAPO_WEIGHTS: Mapping[str, float] = MappingProxyType({"accuracy": 0.9, "format": 0.1})  # and EasyR1's
@@ -51,7 +50,7 @@ def ramp(*points: tuple[float, float]) -> Points:
 
 @dataclass(frozen=True)
 class Reward:
-    """What grades the responses to the rows of a data set, and how components become their reward.
+    """Reward of the responses to a data set's rows: verifiers, and how their components add up.
 
     What is left out is as in the run, or the default. Raises ValueError, which names the field, for what is
     not of this form or names what does not exist.
@@ -65,12 +64,13 @@ class Reward:
     options: Any = None  # facts that rows leave out; those of the verifiers are added
 
     def __post_init__(self) -> None:
-        for field in ("weights", "gates", "options"):
-            if not isinstance(getattr(self, field), Mapping | None):
-                raise ValueError(f"{field}={getattr(self, field)!r} should be an object")
-        for field in ("bonuses", "also"):
-            if not isinstance(getattr(self, field), list | tuple | None):
-                raise ValueError(f"{field}={getattr(self, field)!r} should be a list of names")
+        for field, value in vars(self).items():
+            is_list = field in ("bonuses", "also")
+            kind = list | tuple if is_list else object if field == "verifier" else Mapping
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(
+                    f"{field}={value!r} should be {'a list of names' if is_list else 'an object'}"
+                )
         if self.weights is not None:
             if not self.weights:
                 raise ValueError("weights is empty: every reward would be 0")
@@ -97,35 +97,21 @@ class Reward:
 
         Gates and bonuses that are taken over have no say about components that it does not weigh.
         """
-        weights = run.weights if self.weights is None else self.weights
-        gates = run.gates if self.gates is None else self.gates
-        if self.weights is not None and self.gates is None:
-            gates = {name: gate for name, gate in run.gates.items() if name in self.weights}
-        bonuses = run.bonuses if self.bonuses is None else self.bonuses
-        if self.weights is not None and self.bonuses is None:
-            bonuses = tuple(name for name in run.bonuses if name in self.weights)
-        return Reward(
-            weights,
-            gates,
-            bonuses,
-            self.verifier or run.verifier,
-            run.also if self.also is None else self.also,
-            {**run.options, **(self.options or {})},
-        )
+        said = {name: value for name, value in vars(self).items() if value not in (None, "")}
+        taken = dict(vars(run))
+        if "weights" in said:
+            taken["gates"] = {name: gates for name, gates in run.gates.items() if name in self.weights}
+            taken["bonuses"] = tuple(name for name in run.bonuses if name in self.weights)
+        return Reward(**{**taken, **said, "options": {**run.options, **(self.options or {})}})
 
     def to_json(self) -> dict[str, Any]:
-        """What is said, as a config has it: names, numbers and lists. ``Reward(**...)`` of it is equal."""
-        said = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.weights is not None:
-            said["weights"] = {
-                name: points[0][1] if len(points) == 1 else points for name, points in self.weights.items()
-            }
-        if self.gates is not None:
-            said["gates"] = {
-                name: tuple(f"{component}>={least!r}" for component, least in gates)
-                for name, gates in self.gates.items()
-            }
-        return {name: value for name, value in said.items() if value is not None}
+        """Names, numbers and lists of what is said, as a config has it. `Reward` of them is equal."""
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        for name, points in said.get("weights", {}).items():
+            said["weights"] = {**said["weights"], name: points[0][1] if len(points) == 1 else points}
+        for name, gates in said.get("gates", {}).items():
+            said["gates"] = {**said["gates"], name: tuple(f"{gate}>={least!r}" for gate, least in gates)}
+        return said
 
     @property
     def needs(self) -> frozenset[str]:
@@ -145,7 +131,7 @@ def _name(field: str, verifier: Any, options: dict[str, Any]) -> str:
         for option, value in verifier.options.items():
             if options.setdefault(option, value) != value:
                 raise ValueError(f"{field}: {option!r} is given two values; verifiers of a row share options")
-        if verifier.name not in (*VERIFIERS, *JUDGED):
+        if not verifier.function.__module__.startswith("mmrl.rewards."):
             raise ValueError(f"{field}: name {verifier.name!r}, which is your own, as 'FILE.py:function'")
         return verifier.name
     if not isinstance(verifier, str):

@@ -124,13 +124,18 @@ def options_of(
 
 @cache
 def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """The options of a grading function: its keyword-only parameters, annotations evaluated."""
+    """The options of a grading function: keyword-only parameters, and keys of its ``Unpack[TypedDict]``."""
     hints = typing.get_type_hints(function, include_extras=True)
-    return {
-        name: parameter.replace(annotation=hints.get(name, Any))
-        for name, parameter in signature(function).parameters.items()
-        if parameter.kind is Parameter.KEYWORD_ONLY
-    }
+    options: dict[str, Parameter] = {}
+    for name, parameter in signature(function).parameters.items():
+        if parameter.kind is Parameter.KEYWORD_ONLY:
+            options[name] = parameter.replace(annotation=hints.get(name, Any))
+        elif parameter.kind is Parameter.VAR_KEYWORD:  # Unpack of a TypedDict
+            for key, hint in typing.get_type_hints(
+                typing.get_args(hints[name])[0], include_extras=True
+            ).items():
+                options[key] = Parameter(key, Parameter.KEYWORD_ONLY, annotation=hint, default=None)
+    return options
 
 
 def _typed(value: Any, hint: Any, path: str) -> Any:

@@ -11,10 +11,19 @@ from mmrl.rewards.judge import JUDGED, checklist, judge  # noqa: F401 (experimen
 from mmrl.rewards.lists import list_, order, rank, set_
 from mmrl.rewards.math import load_math_verify, math
 from mmrl.rewards.number import count, interval, number
-from mmrl.rewards.reflection import consistency, reflection
 from mmrl.rewards.shapes import shapes
 from mmrl.rewards.structure import json_answer, load_jsonschema, triples
-from mmrl.rewards.style import language, length_target, overlong, repetition, response_format, stages, thought
+from mmrl.rewards.style import (
+    consistency,
+    language,
+    length_target,
+    overlong,
+    reflection,
+    repetition,
+    response_format,
+    stages,
+    thought,
+)
 from mmrl.rewards.verifier import Grade, combine
 from mmrl.rewards.words import anls, edit, exact, text, yes_no
 from mmrl.sample import Sample

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import queue
 import re
 import secrets
 import signal
@@ -11,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -40,14 +39,6 @@ class Answer:
 
 
 CLOSED = Answer(error="the pool was closed before this was done")
-
-
-@dataclass(frozen=True)
-class _Job:
-    number: str  # random: code of other jobs cannot guess it
-    function: str
-    message: bytes
-    future: Future[Answer]
 
 
 class _Lost(Exception):
@@ -87,13 +78,10 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
             raise ValueError(f"deadline_s = {deadline_s}: give a positive number of seconds")
         self._arguments = [table, str(deadline_s), str(memory_bytes), *user_functions]
         self._deadline_s, self._noun = deadline_s, noun
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"{noun}-{i}", daemon=True) for i in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._closed, self._workers = threading.Event(), set[_Worker]()
+        self._threads, self._thread = ThreadPoolExecutor(workers, noun), threading.local()
+        for _ in range(workers):
+            self._threads.submit(self._worker)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -108,65 +96,63 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         """
         if self._closed.is_set():
             raise ValueError(f"the pool of {self._noun}s is closed; submit inside its context")
-        number = secrets.token_hex(8)
-        job = _Job(number, function, pickle.dumps((number, function, payload)), Future())
-        self._jobs.put(job)
-        return job.future
+        number = secrets.token_hex(8)  # code of other jobs cannot guess it
+        message = pickle.dumps((number, function, payload))
+        return self._threads.submit(self._run, number, function, message)
 
     def close(self) -> None:
         """Kills the workers and waits for their end. What was not done yet becomes an error."""
         self._closed.set()
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _serve(self) -> None:
-        """Runs jobs in one worker at a time, which is replaced when it is lost."""
-        worker = self._start()
-        has_run = isinstance(worker, _Worker)
-        while (job := self._jobs.get()) is not None:
-            if self._closed.is_set():
-                job.future.set_result(CLOSED)
-                continue
-            if isinstance(worker, _Worker) and worker.is_stale():
-                worker.kill()
-                worker = self._start()
-            elif isinstance(worker, str) and has_run:
-                worker = self._start()
-            if isinstance(worker, _Worker):
-                try:
-                    job.future.set_result(worker.run(job, self._deadline_s))
-                    continue
-                except _Lost as error:
-                    job.future.set_result(Answer(error=f"{self._noun} {job.function!r} {error}"))
-                except _Closed:
-                    job.future.set_result(CLOSED)
-                worker.kill()
-                worker = self._start()
-            elif has_run:
-                job.future.set_result(Answer(error=worker))
-                self._closed.wait(RETRY_S)
-            else:
-                job.future.set_exception(RuntimeError(worker))
-        if isinstance(worker, _Worker):
+        self._threads.shutdown()
+        for worker in self._workers:
             worker.kill()
 
-    def _start(self) -> "_Worker | str":
-        """A worker that is ready, or why there is none."""
-        if self._closed.is_set():
-            return "the pool is closed"
+    def _run(self, number: str, function: str, message: bytes) -> Answer:
+        """The answer to one job, of this thread's worker."""
         try:
-            return _Worker(self._arguments, self._closed)
-        except OSError as error:  # no memory, no process or no file left
-            return f"a {self._noun} worker could not start: {error}"
+            worker = self._worker()
         except _Closed:
-            return "the pool is closed"
+            return CLOSED
         except _Lost as error:
-            return (
-                f"a {self._noun} worker could not start (it {error}); its error output says why. "
-                f"The {self._noun}s come from {self._arguments[0]!r}"
-            )
+            if not hasattr(self._thread, "worker"):
+                raise RuntimeError(str(error)) from error
+            self._closed.wait(RETRY_S)
+            return Answer(error=str(error))
+        try:
+            return worker.run(number, message, self._deadline_s)
+        except _Closed:
+            answer = CLOSED
+        except _Lost as error:
+            answer = Answer(error=f"{self._noun} {function!r} {error}")
+        self._drop(worker)
+        return answer
+
+    def _worker(self) -> "_Worker":
+        """This thread's worker, a new one where it has lost its own. Raises ``_Lost`` or ``_Closed``."""
+        worker: _Worker | None = getattr(self._thread, "worker", None)
+        if self._closed.is_set():
+            raise _Closed
+        if worker is not None and worker.is_stale():
+            self._drop(worker)
+            worker = None
+        if worker is None:
+            try:
+                worker = _Worker(self._arguments, self._closed)
+            except OSError as error:  # no memory, no process or no file left
+                raise _Lost(f"a {self._noun} worker could not start: {error}") from error
+            except _Lost as error:
+                raise _Lost(
+                    f"a {self._noun} worker could not start (it {error}); its error output says why. "
+                    f"The {self._noun}s come from {self._arguments[0]!r}"
+                ) from error
+            self._thread.worker = worker
+            self._workers.add(worker)
+        return worker
+
+    def _drop(self, worker: "_Worker") -> None:
+        worker.kill()
+        self._workers.discard(worker)
+        self._thread.worker = None
 
 
 class _Worker:
@@ -207,15 +193,15 @@ class _Worker:
         """True if the worker has ended between two jobs, or written what it was not asked for."""
         return bool(self._received) or self._connection.poll()
 
-    def run(self, job: _Job, deadline_s: float) -> Answer:
+    def run(self, number: str, message: bytes, deadline_s: float) -> Answer:
         """The answer to a job. Raises ``_Lost`` if the worker must be replaced, or ``_Closed``."""
         try:
-            self._connection.send_bytes(job.message)
+            self._connection.send_bytes(message)
         except OSError as error:
-            size = len(job.message) >> 20
+            size = len(message) >> 20
             raise _Lost(f"was given {size} MiB, more than its worker could take") from error
-        message = self._receive(job.number, deadline_s)
-        return Answer(message.get("value"), message.get("error"))
+        answer = self._receive(number, deadline_s)
+        return Answer(answer.get("value"), answer.get("error"))
 
     def kill(self) -> None:
         """Ends the worker with all that it has started, and waits for that."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mmrl.rewards.boxes import (
     MAX_BOXES,
-    answer_scale,
+    read_answer,
     read_boxes,
     read_points,
     tokenize,
@@ -187,7 +187,7 @@ def test_time_is_linear_in_the_text(piece):
 
 
 def scale(sample):
-    return answer_scale(sample, **options_of(answer_scale, sample))
+    return read_answer(sample, "", **options_of(read_answer, sample))[1]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.rewards.reflection import consistency, reflection
+from mmrl.rewards.style import consistency, reflection
 from mmrl.sample import Sample
 
 SAMPLE = Sample("test:0", "", "7")

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from mmrl.config import from_dict, resolve, template
 from mmrl.experiment import overrule
+from mmrl.rewards.boxes import box, boxes, point
+from mmrl.rewards.number import number
 from mmrl.rewards.reward import (
     Gate,
     GradedGroup,
@@ -20,8 +22,8 @@ from mmrl.rewards.reward import (
     reward_of,
     weight_at,
 )
+from mmrl.rewards.style import repetition
 from mmrl.rewards.verifier import Verifier
-from mmrl.rewards.verifiers import box, boxes, number, point, repetition
 from mmrl.sample import Sample
 
 FULL, BARE, WRONG = (
