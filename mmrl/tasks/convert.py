@@ -26,7 +26,7 @@ from mmrl.data.validation import EVERY, SHOWN, reason
 from mmrl.data.writing import SCHEMA, check_kind, write_rows
 from mmrl.models.prompts import IMAGE, check_placeholders
 from mmrl.sample import Sample
-from mmrl.tasks.entries import ImageFolder, NamedEntry, first_of, read_entries, read_json
+from mmrl.tasks.entries import ImageFolder, box_entries, first_of, read_entries
 
 Row = dict[str, Any]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -138,33 +138,6 @@ def _turn(turn: Any) -> tuple[str, str]:
 OVERSHOOT = 2.0  # pixels that a box may reach beyond its image, by rounding; it is cut off
 NAMES = ("file_name", "image", "image_path", "img_path", "filename")
 SENTENCES = ("sentence", "sentences", "expression", "caption", "phrase", "ref", "answer")
-
-
-def box_entries(spec: Path) -> Iterator[NamedEntry]:
-    """Images with their annotations, of a file of instances; else what ``read_entries`` finds.
-
-    Raises ValueError for a file of instances without one of its lists.
-    """
-    whole = read_json(spec) if spec.is_file() else None
-    if not isinstance(whole, Mapping) or "annotations" not in whole:
-        yield from read_entries(spec)
-        return
-    for key in ("images", "annotations", "categories"):
-        part = whole.get(key)
-        if not isinstance(part, list) or not all(isinstance(item, Mapping) for item in part):
-            raise ValueError(f"{spec}: {key!r} is not a list of objects, as COCO's instances have")
-    names = {str(category.get("id")): category.get("name") for category in whole["categories"]}
-    found: dict[str, list[Any]] = {str(image.get("id")): [] for image in whole["images"]}
-    for annotation in whole["annotations"]:
-        owner = str(annotation.get("image_id"))
-        if owner in found:
-            found[owner].append(annotation)
-        else:
-            error = ValueError(f"it is of no image: {owner[:40]}")
-            yield f"{spec.name}: annotation {annotation.get('id')}", error
-    for image in whole["images"]:
-        owner = str(image.get("id"))
-        yield f"{spec.name}: image {owner}", {"image": image, "annotations": found[owner], "names": names}
 
 
 def box_rows(entry: Mapping[str, Any], images: ImageFolder, options: ConvertOptions) -> list[Row]:

@@ -126,6 +126,33 @@ def _rows(table: Table) -> Iterator[tuple[int, Any]]:
             yield index, error
 
 
+def box_entries(spec: Path) -> Iterator[NamedEntry]:
+    """Images with their annotations, of a file of instances; else what ``read_entries`` finds.
+
+    Raises ValueError for a file of instances without one of its lists.
+    """
+    whole = read_json(spec) if spec.is_file() else None
+    if not isinstance(whole, Mapping) or "annotations" not in whole:
+        yield from read_entries(spec)
+        return
+    for key in ("images", "annotations", "categories"):
+        part = whole.get(key)
+        if not isinstance(part, list) or not all(isinstance(item, Mapping) for item in part):
+            raise ValueError(f"{spec}: {key!r} is not a list of objects, as COCO's instances have")
+    names = {str(category.get("id")): category.get("name") for category in whole["categories"]}
+    found: dict[str, list[Any]] = {str(image.get("id")): [] for image in whole["images"]}
+    for annotation in whole["annotations"]:
+        owner = str(annotation.get("image_id"))
+        if owner in found:
+            found[owner].append(annotation)
+        else:
+            error = ValueError(f"it is of no image: {owner[:40]}")
+            yield f"{spec.name}: annotation {annotation.get('id')}", error
+    for image in whole["images"]:
+        owner = str(image.get("id"))
+        yield f"{spec.name}: image {owner}", {"image": image, "annotations": found[owner], "names": names}
+
+
 def read_json(file: Path) -> Any:
     """The value of a file that is one JSON text; None where it has one object a line.
 

@@ -75,17 +75,7 @@ def write_tokenizer(directory: Path, spec: ModelSpec) -> None:
     tokenizer = build_tokenizer(spec)
     tokenizer.save(str(directory / "tokenizer.json"))
     tokenizer.model.save(str(directory))
-    added = {
-        str(tokenizer.token_to_id(token)): {
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for token in SPECIAL_TOKENS
-    }
+    added = {str(token.pop("id")): token for token in json.loads(tokenizer.to_str())["added_tokens"]}
     config = {
         # Not Qwen2Tokenizer: that class would put Qwen2's way of splitting words in place of
         # tokenizer.json's.
