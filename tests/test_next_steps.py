@@ -9,7 +9,7 @@ import pytest
 
 from launch.__main__ import parse as launcher
 from mmrl import cli
-from mmrl.commands.next_steps import after_training
+from mmrl.commands.train import after_training
 from mmrl.config import algorithm, resolve
 from mmrl.experiment import load
 from mmrl.tasks.catalogue import describe, read_registry
@@ -27,7 +27,7 @@ def commands(text: str) -> list[list[str]]:
 def taken(words: list[str]):
     """What the command line makes of the words, and the config where they name one."""
     options, rest = cli._parser().parse_known_args(words)
-    cli._check_words(options.name, rest)
+    cli._check_words(options.command, rest)
     return options, resolve(load(options.config, rest)) if getattr(options, "config", None) else None
 
 
@@ -80,7 +80,7 @@ def test_after_converting(tmp_path, capsys):
 @pytest.mark.parametrize("name", read_registry())
 def test_of_a_public_data_set(name):
     for words in commands(describe(name, read_registry()[name])):
-        assert taken(words)[0].run is not None
+        assert taken(words)[0].command.run is not None
 
 
 def test_of_sweeps_and_launchers(tmp_path, capsys):

@@ -13,7 +13,8 @@ from PIL import Image
 
 from mmrl.atomic import as_json
 from mmrl.cli import main
-from mmrl.commands.sampling import _progress, _prompts
+from mmrl.commands.generate import read_prompts as rows_of_prompts
+from mmrl.commands.weights import show_progress
 from mmrl.data.sources import read
 
 CASES = Path(__file__).parent / "cases"
@@ -26,7 +27,7 @@ def model(fixtures_dir) -> str:
 
 
 def read_prompts(path):
-    return list(_prompts(read(path, answered=False)))
+    return list(rows_of_prompts(read(path, answered=False)))
 
 
 @pytest.mark.parametrize(
@@ -209,8 +210,8 @@ def test_eval_takes_keys_and_shows_progress(folder, model, capsys):
 
 def test_progress_counts_and_estimates(capsys, monkeypatch):
     times = iter([0.0, 10.0, 10.5, 20.0])
-    monkeypatch.setattr("mmrl.commands.sampling.time.monotonic", lambda: next(times))
-    with _progress(9) as heard:
+    monkeypatch.setattr("mmrl.commands.weights.time.monotonic", lambda: next(times))
+    with show_progress(9) as heard:
         for tokens in (50, 0, 150):
             heard(tokens)
     assert capsys.readouterr().err == (

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmrl import cli
+from mmrl.commands.options import Command
 from mmrl.terminal import command, printable, rewrite, tell
 
 ROOT = Path(__file__).parents[1]
@@ -127,8 +128,8 @@ def test_what_a_command_raises(error, status, message, monkeypatch, capsys):
     def run(options, words):
         raise error
 
-    monkeypatch.setattr("mmrl.commands.datasets.run", run)
-    assert cli.main(["data", "list"]) == status
+    monkeypatch.setattr(cli, "COMMANDS", (Command("fail", "Fails.", "", run=run),))
+    assert cli.main(["fail"]) == status
     said = capsys.readouterr().err
     assert message in said
     assert status == 1 or said == message

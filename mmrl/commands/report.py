@@ -4,25 +4,26 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmrl.commands import option_types
+from mmrl.commands import options as option
+from mmrl.commands.options import Command
 from mmrl.terminal import tell
 
 
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Arguments of ``mmrl report``."""
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
     sub.add_argument(
         "runs",
         nargs="+",
-        type=option_types.path,
+        type=option.path,
         metavar="RUN",
         help="a run's folder, or one with runs in it, as of a sweep",
     )
     sub.add_argument(
-        "--out", type=option_types.path, default=Path("report.html"), help="the page (default: %(default)s)"
+        "--out", type=option.path, default=Path("report.html"), help="the page (default: %(default)s)"
     )
     sub.add_argument(
         "--rollouts",
-        type=option_types.integer(0),
+        type=option.integer(0),
         default=24,
         metavar="N",
         help="responses to look at, in all; 0 reads no weights (default: %(default)s)",
@@ -43,3 +44,16 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     workdirs = find_runs(options.runs)
     atomic_write(options.out, report(workdirs, options.rollouts, tell))
     tell(f"{options.out}  ({options.out.stat().st_size / 1e6:.1f} MB, needs no other file)")
+
+
+REPORT = Command(
+    "report",
+    "Write a page about runs.",
+    """\
+examples:
+  mmrl report runs/quickstart runs/vppo --out=report.html
+
+One HTML page about runs, which needs no other file and no network.""",
+    add_arguments,
+    run,
+)

@@ -9,34 +9,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmrl.commands import option_types
+from mmrl.commands import options as option
+from mmrl.commands.options import Command
 from mmrl.terminal import command, rewrite, tell
 
 if TYPE_CHECKING:
     from mmrl.sweep.execute import Outcome
 
-EXAMPLES = """\
-examples:
-  mmrl sweep experiments/sweeps/shapes.py --at-once=2
-  mmrl sweep experiments/sweeps/papo_coefficient.py:smoke --arm=grpo --arm=perception_kl=0.02
-  mmrl sweep experiments/sweeps/papo_masking.py --config.model.path=DIR --config.data.train=FILE.parquet \\
-      --launcher="python -m launch local --processes=4"
 
-FILE defines get_sweep(ARG). What is finished is skipped, what is not goes on from its last checkpoint."""
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Arguments of ``mmrl sweep``."""
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
     sub.add_argument("file", metavar="FILE[:ARG]", help="a sweep; --config.KEY=VALUE changes all its runs")
     sub.add_argument(
         "--workdir",
-        type=option_types.text,
+        type=option.text,
         metavar="DIR",
         help="folder of the sweep (default: runs/<name of FILE>)",
     )
     sub.add_argument(
         "--at-once",
-        type=option_types.count,
+        type=option.count,
         default=1,
         metavar="K",
         help="runs at a time (default: %(default)s)",
@@ -51,7 +43,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """``mmrl sweep``; exit status 1 if a run failed."""
+    """Run what is not finished, and write the table; exit status 1 if a run failed."""
     launcher = _launcher(options.launcher)
     if options.workdir and "://" in options.workdir:
         raise ValueError(
@@ -131,3 +123,20 @@ def _print_unfinished(outcome: "Outcome") -> None:
     if outcome.failed:
         tell(f"mmrl: {len(outcome.failed)} runs failed; the same command tries them again", error=True)
         raise SystemExit(1)
+
+
+SWEEP = Command(
+    "sweep",
+    "Run an ablation, and make its table.",
+    """\
+examples:
+  mmrl sweep experiments/sweeps/shapes.py --at-once=2
+  mmrl sweep experiments/sweeps/papo_coefficient.py:smoke --arm=grpo --arm=perception_kl=0.02
+  mmrl sweep experiments/sweeps/papo_masking.py --config.model.path=DIR --config.data.train=FILE.parquet \\
+      --launcher="python -m launch local --processes=4"
+
+FILE defines get_sweep(ARG). What is finished is skipped, what is not goes on from its last checkpoint.""",
+    add_arguments,
+    run,
+    takes_config=True,
+)

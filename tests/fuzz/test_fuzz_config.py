@@ -9,7 +9,7 @@ from fuzzing import command
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mmrl.commands import runs
+from mmrl.commands import train
 from mmrl.config import Config, from_dict, resolve, template
 from mmrl.experiment import load
 from mmrl.run_folder import read_config
@@ -64,7 +64,7 @@ def test_overrides(mine):
 
 
 def test_words_of_a_command(mine, monkeypatch):
-    monkeypatch.setattr(runs, "_together", lambda options, run: None)
+    monkeypatch.setattr(train, "_run_with_processes", lambda options, run: None)
     several = st.lists(WORDS | words().filter(lambda text: not text.startswith("@")), min_size=1, max_size=3)
     mine(several, lambda given: command("train", f"--config={QUICKSTART}:smoke", *given))
 

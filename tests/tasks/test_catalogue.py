@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmrl import cli
-from mmrl.commands.datasets import question_options
+from mmrl.commands.data_convert import question_options
 from mmrl.data.sources import read
 from mmrl.models.images import image_size
 from mmrl.models.prompts import IMAGE
