@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from mmrl import hub
+from mmrl.algorithms.passes import ENTROPY, LOGPROB
 from mmrl.analysis.perception import TokenPerception, ids_of, perceive, score_responses
 from mmrl.analysis.pictures import png
 from mmrl.analysis.runs import load_params, load_run
@@ -97,11 +98,11 @@ class LoadedModel:
             [ids_of(response, sample, self.model.processor) for response in group]
             for sample, group in zip(samples, groups, strict=True)
         ]
-        ids, wanted = [sample.id for sample in samples], frozenset({"entropy"})
+        ids, wanted = [sample.id for sample in samples], frozenset({LOGPROB, ENTROPY})
         scores = score_responses(
             self.params, encoded, tokens, ids, model=self.model, config=config, wanted=wanted
         )
-        return [[ResponseScores(row["logprob"], row["entropy"]) for row in group] for group in scores]
+        return [[ResponseScores(row[LOGPROB], row[ENTROPY]) for row in group] for group in scores]
 
     def token_perception(
         self,
