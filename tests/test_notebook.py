@@ -10,12 +10,13 @@ import pytest
 from tiny import noise_image
 
 import mmrl
+from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION
 from mmrl.analysis import plot_tokens
 from mmrl.analysis.perception import corruption_keys
 from mmrl.analysis.pictures import png
 from mmrl.mesh import put
 from mmrl.models.prompts import collate, encode, messages
-from mmrl.train.programs import ImageCorruption, TrainBatch, score
+from mmrl.train.programs import TrainBatch, score, views_of
 from mmrl.types import Responses
 
 PICTURE = noise_image(56, 84)
@@ -49,11 +50,11 @@ def trained(loaded, tokens, temperature, seed=0):
     with jax.set_mesh(model.mesh):
         prompts, responses, keys = put((prompts, responses, keys), model.mesh)
         out = score(
-            loaded.params,
+            {"policy": loaded.params},
             model.policy(temperature),
             TrainBatch(prompts, responses, jax.random.wrap_key_data(jnp.asarray(keys))),
-            ImageCorruption(loaded.config.corruption.method, loaded.config.corruption.probability),
-            wanted=frozenset({"entropy", "perception", "corrupted"}),
+            views_of(loaded.config),
+            wanted=frozenset({LOGPROB, ENTROPY, CORRUPTED_LOGPROB, PERCEPTION}),
             micro_batches=1,
         )
     return {name: np.asarray(values)[0, 0] for name, values in out.items()}
@@ -63,12 +64,12 @@ def test_scores_and_perception_are_those_of_training(loaded):
     expected = trained(loaded, TOKENS, 0.7)
     responses = [[TOKENS, TOKENS[:2]], [TOKENS]]
     (first, short), (without,) = loaded.score(PROMPTS, responses, temperature=0.7)
-    np.testing.assert_allclose(first.logprob, expected["logprob"], atol=1e-5)
-    np.testing.assert_allclose(first.entropy, expected["entropy"], atol=1e-5)
+    np.testing.assert_allclose(first.logprob, expected[LOGPROB], atol=1e-5)
+    np.testing.assert_allclose(first.entropy, expected[ENTROPY], atol=1e-5)
     np.testing.assert_allclose(short.logprob, first.logprob[:2], atol=1e-5)
     (seen, _), (blind,) = loaded.token_perception(PROMPTS, responses, temperature=0.7)
-    np.testing.assert_allclose(seen.exact, expected["perception"], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(seen.corrupted, expected["corrupted"], atol=1e-5)
+    np.testing.assert_allclose(seen.exact, expected[PERCEPTION], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen.corrupted, expected[CORRUPTED_LOGPROB], atol=1e-5)
     np.testing.assert_allclose(seen.logprob, first.logprob, atol=1e-6)
     assert seen.exact.min() > 0
     np.testing.assert_allclose(blind.exact, 0, atol=1e-5)
