@@ -128,6 +128,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def help_texts() -> list[tuple[str, str]]:
+    """The name of each command and what its ``--help`` prints."""
+    found: list[tuple[str, str]] = []
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values():
+                    found.append((sub.prog.partition(" ")[2], sub.format_help()))
+                    add(sub)
+
+    add(_parser())
+    return found
+
+
 def _add_command(subparsers, command: Command) -> None:
     """Add the parser of a command, and those of its parts."""
     sub = subparsers.add_parser(
