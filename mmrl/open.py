@@ -22,8 +22,10 @@ from mmrl.data.validation import Broken, Budget, Report, inspect, keep_usable, m
 from mmrl.grading import row_check
 from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, make_mesh, shardings
-from mmrl.models import checkpoint, qwen2_5_vl_config
+from mmrl.models import checkpoint
+from mmrl.models.config import ModelConfig
 from mmrl.models.corruption import METHODS
+from mmrl.models.family import describe, read_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.sampling import Policy, Sampling
@@ -40,7 +42,7 @@ class OpenModel:
 
     directory: Path
     processor: Processor
-    config: qwen2_5_vl_config.Qwen2_5VLConfig
+    config: ModelConfig
     description: dict
     mesh: Mesh
 
@@ -143,8 +145,8 @@ def open_model(config: Config, directory: str | Path) -> OpenModel:
             " a window"
         )
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    sizes = with_compute_options(qwen2_5_vl_config.read_config(directory), config, mesh)
-    return OpenModel(Path(directory), processor, sizes, qwen2_5_vl_config.describe(sizes), mesh)
+    sizes = with_compute_options(read_config(directory), config, mesh)
+    return OpenModel(Path(directory), processor, sizes, describe(sizes), mesh)
 
 
 def open_processor(config: Config, directory: str | Path) -> Processor:
@@ -158,9 +160,7 @@ def open_processor(config: Config, directory: str | Path) -> Processor:
     return replace(processor, image=image)
 
 
-def with_compute_options(
-    sizes: qwen2_5_vl_config.Qwen2_5VLConfig, config: Config, mesh: Mesh
-) -> qwen2_5_vl_config.Qwen2_5VLConfig:
+def with_compute_options(sizes: ModelConfig, config: Config, mesh: Mesh) -> ModelConfig:
     """Sizes of a model as ``config.model`` has it computed on the devices of ``mesh``."""
     return replace(
         sizes,
@@ -171,9 +171,7 @@ def with_compute_options(
     )
 
 
-def sharding_warnings(
-    config: Config, sizes: qwen2_5_vl_config.Qwen2_5VLConfig, mesh: Mesh | AbstractMesh
-) -> list[str]:
+def sharding_warnings(config: Config, sizes: ModelConfig, mesh: Mesh | AbstractMesh) -> list[str]:
     """What the mesh does not divide: results are right, but devices repeat each other's work or weights."""
     parts = batch_shards(mesh)
     batches = {"train.micro_prompts": config.train.micro_prompts, "rollout.prompts": config.rollout.prompts}

@@ -12,9 +12,9 @@ import numpy as np
 from tiny import Policy, noise_image
 
 from mmrl.kernels.vocab import BANNED
+from mmrl.models.family import describe
 from mmrl.models.params import Param
 from mmrl.models.prompts import Encoded, collate, encode, encode_turn, messages
-from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout import engine
 from mmrl.rollout.engine import RolloutShape
 from mmrl.rollout.episodes import Call, Episode, Request, Turn

@@ -12,8 +12,8 @@ from mmrl import hub
 from mmrl.cli import main
 from mmrl.config import resolve, template
 from mmrl.data.sources import mixture, read
+from mmrl.models.family import read_config
 from mmrl.models.processor import load_processor
-from mmrl.models.qwen2_5_vl_config import read_config
 from mmrl.open import hub_commits, model_directory, open_data
 from mmrl.run_folder import read_starts
 from mmrl.train.workdir import record_start

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from mmrl.models.checkpoint import load
+from mmrl.models.config import ModelConfig
+from mmrl.models.family import describe, read_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.models.prompts import collate, encode, messages
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, describe, read_config
 from mmrl.types import Params, Prompts, Responses
 
 
@@ -20,7 +21,7 @@ class Policy:
     """A model directory, read."""
 
     directory: Path
-    config: Qwen2_5VLConfig
+    config: ModelConfig
     params: Params
     processor: Processor
 

@@ -13,9 +13,9 @@ def main() -> None:
 
     from experiments.peers.floor import floor
     from mmrl.models import checkpoint
+    from mmrl.models.family import describe, read_config
     from mmrl.models.processor import load_processor
     from mmrl.models.prompts import collate, encode, messages
-    from mmrl.models.qwen2_5_vl_config import describe, read_config
     from mmrl.rollout.scheduler import Stats
 
     config = read_config(options.model)

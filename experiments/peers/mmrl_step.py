@@ -41,7 +41,7 @@ def main() -> None:
 
 def run(options: Any, workdir: Path) -> float | None:
     """Two steps more than are timed; returns the processors that others kept busy meanwhile."""
-    from mmrl.models.qwen2_5_vl_config import read_config
+    from mmrl.models.family import read_config
     from mmrl.open import open_model, open_training_data
     from mmrl.train.rl import train
     from mmrl.train.stop_signal import StopSignal

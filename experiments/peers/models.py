@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mmrl.models import checkpoint
+from mmrl.models.family import describe, read_config
 from mmrl.models.params import initialise
-from mmrl.models.qwen2_5_vl_config import describe, read_config
 
 FIXTURE = Path(__file__).parents[2] / "tests" / "data" / "fixtures" / "qwen2_5_vl"
 ROWS = 16  # prompts written; a step takes as many of them as it needs

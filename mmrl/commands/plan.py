@@ -15,7 +15,7 @@ from mmrl.terminal import tell
 
 if TYPE_CHECKING:
     from mmrl.config import Config
-    from mmrl.models import qwen2_5_vl_config
+    from mmrl.models.config import ModelConfig
 
 
 def _add_programs(sub: argparse.ArgumentParser) -> None:
@@ -153,12 +153,10 @@ def _compile_without_devices() -> None:
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
-def _model_config(
-    name: str | None, config: "Config", workdir: Path
-) -> tuple[str, "qwen2_5_vl_config.Qwen2_5VLConfig"]:
+def _model_config(name: str | None, config: "Config", workdir: Path) -> tuple[str, "ModelConfig"]:
     """Name and sizes of the model: a published one, or that of the config's directory."""
+    from mmrl.models.family import read_config
     from mmrl.models.published import published
-    from mmrl.models.qwen2_5_vl_config import read_config
     from mmrl.open import model_directory
 
     if name:

@@ -10,6 +10,8 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer
 
 from mmrl.models.chat_template import attach_chat_template
+from mmrl.models.config import ModelConfig
+from mmrl.models.family import read_config
 from mmrl.models.images import ImageSpec
 from mmrl.models.model_files import (
     check_whole,
@@ -20,7 +22,6 @@ from mmrl.models.model_files import (
     section,
     shown,
 )
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, read_config
 from mmrl.terminal import one_line
 
 _MOST_PIXELS = 1 << 31  # of an image
@@ -175,7 +176,7 @@ def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any, top: int) ->
     return (eos, *dict.fromkeys(i for i in ids if i != eos))
 
 
-def _image_spec(folder: Path, sizes: Qwen2_5VLConfig) -> ImageSpec:
+def _image_spec(folder: Path, sizes: ModelConfig) -> ImageSpec:
     """Image sizes, in the hub's form or transformers 5's (``size``)."""
     path, raw = image_settings(folder)
     for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
@@ -200,7 +201,7 @@ def _image_spec(folder: Path, sizes: Qwen2_5VLConfig) -> ImageSpec:
     )
     if spec.min_pixels > spec.max_pixels:
         raise ValueError(f"{path}: min_pixels {low} and max_pixels {high} leave no size for an image")
-    model = [sizes.patch_size, 2, 2]
+    model = [sizes.patch_size, sizes.merge, 2]
     if model != [spec.patch, spec.merge, spec.temporal]:
         raise ValueError(
             f"{path}: patch, merge and temporal sizes {[spec.patch, spec.merge, spec.temporal]} are not those"

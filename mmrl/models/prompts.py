@@ -47,6 +47,7 @@ class Encoded:
     patches: UInt8[np.ndarray, "n c"]
     patch_position: Int32[np.ndarray, "n 2"]
     patch_image: Int32[np.ndarray, "n"]
+    image_tokens: int  # that the slots have room for
 
 
 def messages(problem: str, system: str | None = None, suffix: str = "") -> list[dict[str, Any]]:
@@ -410,6 +411,7 @@ def _place(
         patches=np.zeros((n, 3 * processor.image.patch**2), np.uint8),
         patch_position=np.zeros((n, 2), np.int32),
         patch_image=np.full(n, -1, np.int32),
+        image_tokens=n // unit,
     )
     first = 0  # merge-block place of the image's first window
     for k, (rows, columns) in enumerate(merged):

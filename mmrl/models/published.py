@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
+from mmrl.models.config import ModelConfig
 
-_7B = Qwen2_5VLConfig(
+_7B = ModelConfig(
+    family="qwen2_5_vl",
     vocabulary=152_064,
     width=3584,
     layers=28,
@@ -24,9 +25,11 @@ _7B = Qwen2_5VLConfig(
     patch_size=14,
     window_size=112,
     full_attention_layers=(7, 15, 23, 31),
+    image_mean=(0.48145466, 0.4578275, 0.40821073),
+    image_std=(0.26862954, 0.26130258, 0.27577711),
 )
 
-PUBLISHED: Mapping[str, Qwen2_5VLConfig] = {
+PUBLISHED: Mapping[str, ModelConfig] = {
     "3b": replace(
         _7B,
         vocabulary=151_936,
@@ -60,7 +63,7 @@ PUBLISHED: Mapping[str, Qwen2_5VLConfig] = {
 """By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct."""
 
 
-def published(name: str) -> Qwen2_5VLConfig:
+def published(name: str) -> ModelConfig:
     """Sizes of a published model, ``"7b"`` or ``"7B"``.
 
     Raises:

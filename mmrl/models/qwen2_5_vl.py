@@ -10,37 +10,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.kernels.attention import two_source_attention
 from mmrl.kernels.flash import flash_causal
 from mmrl.mesh import constrain, local
-from mmrl.models.layers import gated_mlp, mrope_angles, rematerialise, rms_norm, rotate
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
+from mmrl.models.config import Cache, ModelConfig, Prefix
+from mmrl.models.layers import gated_mlp, last, mrope_angles, rematerialise, rms_norm, rotate
 from mmrl.models.vision_tower import encode_images
 from mmrl.types import Observed, Params, Prompts, Responses
-
-
-@struct.dataclass
-class Prefix:
-    """Keys and values of the prompts, one copy a group; an array for each layer, as decoding reads them."""
-
-    key: tuple[Float[Array, "b p h k"], ...]
-    value: tuple[Float[Array, "b p h k"], ...]
-    mask: Bool[Array, "b p"]
-
-
-@struct.dataclass
-class Cache:
-    """Keys and values of the responses, an array for each layer; slots at or beyond ``length`` are free.
-
-    Heads stand before slots, as the products of decoding want them: any other order is copied in each step.
-    """
-
-    key: tuple[Float[Array, "b g h t k"], ...]
-    value: tuple[Float[Array, "b g h t k"], ...]
-    length: Int[Array, "b g"]
 
 
 @struct.dataclass
@@ -52,33 +30,18 @@ class Prompt:
     mask: Bool[Array, "b p"]
 
 
-def empty_cache(config: Qwen2_5VLConfig, prompts: int, group: int, slots: int, dtype: DTypeLike) -> Cache:
-    """A cache of ``slots`` tokens for each of ``prompts`` x ``group`` responses, with nothing in it."""
-    shape = (prompts, group, config.kv_heads, slots, config.head_dim)
-
-    def empty() -> tuple[Array, ...]:
-        made = (jnp.zeros(shape, dtype) for _ in range(config.layers))
-        return tuple(constrain(layer, "batch", None, "heads", None, None) for layer in made)
-
-    return Cache(
-        key=empty(),
-        value=empty(),
-        length=jnp.zeros((prompts, group), jnp.int32),
-    )
-
-
 def unembedding(params: Params) -> Float[Array, "v d"]:
     """The output table: ``lm_head``, or the input embedding where the checkpoint ties them."""
     return params.get("lm_head", params["embedding"])
 
 
-def embed(params: Params, config: Qwen2_5VLConfig, tokens: Int[Array, "*any"]) -> Float[Array, "*any d"]:
+def embed(params: Params, config: ModelConfig, tokens: Int[Array, "*any"]) -> Float[Array, "*any d"]:
     """Input embeddings of text tokens, in the compute dtype."""
     table = constrain(params["embedding"].astype(config.dtype), "vocab", None)
     return constrain(table[tokens], "batch", *[None] * tokens.ndim)
 
 
-def embed_prompts(params: Params, config: Qwen2_5VLConfig, prompts: Prompts) -> Float[Array, "b p d"]:
+def embed_prompts(params: Params, config: ModelConfig, prompts: Prompts) -> Float[Array, "b p d"]:
     """Input embeddings of prompts: text embeddings, and image features at the positions of image tokens.
 
     Without a single patch slot, the tower is left out.
@@ -92,7 +55,7 @@ def embed_prompts(params: Params, config: Qwen2_5VLConfig, prompts: Prompts) -> 
 
 def extend(
     params: Params,
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     x: Float[Array, "b g s d"],
     position: Int[Array, "b g s 3"],
     mask: Bool[Array, "b g s"],
@@ -164,7 +127,7 @@ def extend(
 
 
 def _through_layers(
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     layer: Callable[[Array, tuple], tuple[Array, tuple[Array, Array]]],
     layers: Params | tuple[Params, ...],
     x: Float[Array, "b n d"],
@@ -204,7 +167,7 @@ def _slots(
 
 
 def _self_attend(
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     query: Float[Array, "b g s h q k"],
     key: Float[Array, "b g s h k"],
     value: Float[Array, "b g s h k"],
@@ -232,7 +195,7 @@ def _causal(mask: Bool[Array, "b g s"]) -> Bool[Array, "b g s s"]:
     return (order[:, None] >= order) & mask[..., None, :]
 
 
-def _project(config: Qwen2_5VLConfig, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:
+def _project(config: ModelConfig, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:
     """Rotated queries ``b n h q k``, rotated keys and values ``b n h k`` of one layer."""
     y = constrain(rms_norm(x, weights["norm"], config.norm_eps), "batch", None, None)
     query = jnp.einsum("bnd,dhqk->bnhqk", y, weights["query"].astype(y.dtype))
@@ -257,7 +220,7 @@ def _write(
     return stored.at[at].set(new, mode="drop")
 
 
-def prefill(params: Params, config: Qwen2_5VLConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
+def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
     """Run the prompts, images included.
 
     Returns:
@@ -277,7 +240,7 @@ def prefill(params: Params, config: Qwen2_5VLConfig, prompts: Prompts) -> tuple[
 
 
 def predict(
-    params: Params, config: Qwen2_5VLConfig, prompts: Prompts, responses: Responses
+    params: Params, config: ModelConfig, prompts: Prompts, responses: Responses
 ) -> Float[Array, "b g r d"]:
     """Hidden states that predict each response token, teacher forced: what scoring and the update read.
 
@@ -299,7 +262,7 @@ def predict(
 
 
 def _embed_observed(
-    params: Params, config: Qwen2_5VLConfig, tokens: Int[Array, "b g r"], observed: Observed
+    params: Params, config: ModelConfig, tokens: Int[Array, "b g r"], observed: Observed
 ) -> tuple[Float[Array, "b g r d"], Bool[Array, "b g r"]]:
     """Input embeddings of responses with the images that were read in them, and which tokens are real."""
     b, g, r = tokens.shape
@@ -313,12 +276,6 @@ def _embed_observed(
         images=flat[1].images,
     )
     return embed_prompts(params, config, rows).reshape(b, g, r, -1), observed.real
-
-
-def last(hidden: Float[Array, "b p d"], mask: Bool[Array, "b p"]) -> Float[Array, "b d"]:
-    """The hidden state after each prompt's last real token."""
-    last = jnp.maximum(mask.sum(axis=1) - 1, 0)
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def response_position(prompts: Prompts, index: Int[Array, "b g s"]) -> Int[Array, "b g s 3"]:

@@ -1,12 +1,7 @@
-"""Sizes of a Qwen2.5-VL model, read from its ``config.json``, and the description of its weights."""
+"""Sizes of a Qwen2.5-VL model, translated from its ``config.json``, and the description of its weights."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import jax.numpy as jnp
-
-from mmrl.models.model_files import image_settings, integer, positive, read_json, section, shown, triple
+from mmrl.models.config import ModelConfig
+from mmrl.models.model_files import integer, positive, section, shown, triple
 from mmrl.models.params import Param
 
 _IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, where a directory does not say
@@ -15,81 +10,13 @@ _IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 _MOST_LAYERS, _MOST_HEADS, _WIDEST, _LARGEST_VOCABULARY, _LARGEST_WINDOW = 1024, 1024, 1 << 20, 1 << 24, 4096
 
 
-@dataclass(frozen=True)
-class Qwen2_5VLConfig:
-    """Static sizes and choices; hashable, so it can be a static argument of a jitted function."""
-
-    vocabulary: int
-    width: int
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    rope_theta: float
-    mrope_sections: tuple[int, int, int]
-    norm_eps: float
-    tied: bool
-    vision_layers: int
-    vision_width: int
-    vision_heads: int
-    vision_mlp_width: int
-    patch_size: int
-    window_size: int  # pixels
-    full_attention_layers: tuple[int, ...]
-    image_mean: tuple[float, float, float] = _IMAGE_MEAN
-    image_std: tuple[float, float, float] = _IMAGE_STD
-    dtype: Any = jnp.float32  # of matrix products; norms, softmax and logprobs are float32 always
-    remat: str = "none"  # "none", "dots" or "full": what layers recompute in the backward pass
-    unroll: int = 1  # layers in one turn of the scan over layers
-    attention: str = (
-        "plain"  # over many tokens: "plain", "flash" (TPU kernels) or "interpreted" (to test those)
-    )
-
-    @property
-    def vision_head_dim(self) -> int:
-        """Width of one head of the vision tower."""
-        return self.vision_width // self.vision_heads
-
-    @property
-    def window_slots(self) -> int:
-        """Patches in a window of the vision tower, which holds whole merge blocks."""
-        side = self.window_size // (2 * self.patch_size) * 2
-        return side * side
-
-
-def read_config(directory: str | Path) -> Qwen2_5VLConfig:
-    """Read ``config.json`` and the pixel statistics of a model directory.
-
-    Both layouts are understood: the hub's flat one, and the nested one that transformers 5 writes. A key that
-    is absent has the value that transformers gives it, unless it is a size of the weights.
-
-    Raises:
-      ValueError: the directory or a file is missing or not what it should be, or of another family.
-    """
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise ValueError(f"model directory {folder} does not exist")
-    raw = read_json(folder, "config.json")
-    source, preprocessor = (folder, {}) if not _has_image_settings(folder) else image_settings(folder)
-    return from_hf(raw, preprocessor, str(folder / "config.json"), str(source))
-
-
-def _has_image_settings(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
-
-
-def from_hf(
-    raw: dict, preprocessor: dict, name: str = "config.json", source: str = "preprocessor_config.json"
-) -> Qwen2_5VLConfig:
+def from_hf(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfig:
     """Translate Hugging Face's dictionaries; ``name`` and ``source`` stand for their files in messages.
 
     Raises:
-      ValueError: another model family, a feature we do not compute, or a key that is missing or whose value
+      ValueError: a feature we do not compute, or a key that is missing or whose value
         is not what it should be (named).
     """
-    if raw.get("model_type") != "qwen2_5_vl":
-        raise ValueError(f"{name}: model_type is {shown(raw.get('model_type'))}, not 'qwen2_5_vl'")
     text = raw if raw.get("text_config") is None else section(raw["text_config"], "text_config", name)
     vision = section(raw.get("vision_config"), "vision_config", name)
     _check_supported(raw, text, vision, name)
@@ -102,7 +29,8 @@ def from_hf(
     heads = integer(text, "num_attention_heads", name, _MOST_HEADS)
     grouped = text if text.get("num_key_value_heads", 0) is not None else {"num_key_value_heads": heads}
     own_head = text if text.get("head_dim") is not None else {"head_dim": width // heads}
-    config = Qwen2_5VLConfig(
+    config = ModelConfig(
+        family="qwen2_5_vl",
         vocabulary=integer(text, "vocab_size", name, _LARGEST_VOCABULARY),
         width=width,
         layers=integer(text, "num_hidden_layers", name, _MOST_LAYERS),
@@ -175,7 +103,7 @@ def _full_attention(vision: dict, name: str) -> tuple[int, ...]:
     return tuple(integer({key: layer}, key, name, _MOST_LAYERS, 0) for layer in layers)
 
 
-def _checked(config: Qwen2_5VLConfig, vision: dict, name: str) -> Qwen2_5VLConfig:
+def _checked(config: ModelConfig, vision: dict, name: str) -> ModelConfig:
     """Raises ValueError if sizes do not go together."""
     wrong = {
         f"num_key_value_heads {config.kv_heads} does not divide num_attention_heads {config.query_heads}": (
@@ -199,7 +127,7 @@ def _checked(config: Qwen2_5VLConfig, vision: dict, name: str) -> Qwen2_5VLConfi
     return config
 
 
-def describe(config: Qwen2_5VLConfig) -> dict:
+def describe(config: ModelConfig) -> dict:
     """The weights of the model: a nested dict of `Param`."""
     tree: dict = {
         "embedding": Param(
@@ -220,7 +148,7 @@ def describe(config: Qwen2_5VLConfig) -> dict:
     return tree
 
 
-def _text_layers(config: Qwen2_5VLConfig) -> dict:
+def _text_layers(config: ModelConfig) -> dict:
     layers, d, f = config.layers, config.width, config.mlp_width
     h, k = config.kv_heads, config.head_dim
     q = config.query_heads // h
@@ -258,7 +186,7 @@ def _text_layers(config: Qwen2_5VLConfig) -> dict:
     return {"attention": attention, "mlp_norm": norm("post_attention_layernorm"), "mlp": mlp}
 
 
-def _vision(config: Qwen2_5VLConfig) -> dict:
+def _vision(config: ModelConfig) -> dict:
     layers, d, f = config.vision_layers, config.vision_width, config.vision_mlp_width
     h, k, merged = config.vision_heads, config.vision_head_dim, 4 * config.vision_width
 

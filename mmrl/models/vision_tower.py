@@ -9,15 +9,14 @@ from jaxtyping import Array, Float, Int
 from mmrl.kernels.attention import self_attention
 from mmrl.kernels.flash import flash_images
 from mmrl.mesh import constrain, local
+from mmrl.models.config import ModelConfig
 from mmrl.models.layers import gated_mlp, grid_angles, linear, rematerialise, rms_norm, rotate
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
 from mmrl.types import Images, Params
 
 _VISION_EPS = 1e-6
-_MERGE = 4  # patches in a merge block (2 x 2)
 
 
-def encode_images(params: Params, config: Qwen2_5VLConfig, images: Images) -> Float[Array, "b m d"]:
+def encode_images(params: Params, config: ModelConfig, images: Images) -> Float[Array, "b m d"]:
     """Vision tower and merger: one feature of the language model's width for each 2 x 2 block of patches."""
     vision, dtype = params["vision"], config.dtype
     with jax.named_scope("vision_tower"):
@@ -38,12 +37,12 @@ def encode_images(params: Params, config: Qwen2_5VLConfig, images: Images) -> Fl
         )
         merger = vision["merger"]
         x = rms_norm(x, merger["norm"], _VISION_EPS)
-        x = x.reshape(x.shape[0], -1, _MERGE * x.shape[-1])
+        x = x.reshape(x.shape[0], -1, config.token_patches * x.shape[-1])
         x = jax.nn.gelu(linear(x, merger["in"], merger["in_bias"]), approximate=False)
         return linear(x, merger["out"], merger["out_bias"])
 
 
-def _normalise_pixels(config: Qwen2_5VLConfig, patches: Array) -> Float[Array, "b n c"]:
+def _normalise_pixels(config: ModelConfig, patches: Array) -> Float[Array, "b n c"]:
     """Bytes to the normalised floats the checkpoint was trained on, (x / 255 - mean) / std per channel."""
     pixels = patches.shape[-1] // 3
     mean = jnp.repeat(jnp.array(config.image_mean, jnp.float32), pixels)
@@ -52,7 +51,7 @@ def _normalise_pixels(config: Qwen2_5VLConfig, patches: Array) -> Float[Array, "
 
 
 def _vision_block(
-    config: Qwen2_5VLConfig, x: Array, weights: dict, full: Array, angle: Array, image: Int[Array, "b n"]
+    config: ModelConfig, x: Array, weights: dict, full: Array, angle: Array, image: Int[Array, "b n"]
 ) -> Array:
     b, n, _ = x.shape
     slots = config.window_slots

@@ -9,7 +9,7 @@ import jax
 
 from mmrl.config import Config
 from mmrl.mesh import batch_shards
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
+from mmrl.models.config import ModelConfig
 from mmrl.open import sharding_warnings, with_compute_options
 from mmrl.plan import aot, flops, hlo
 from mmrl.plan.aot import Compiled, MemoryUse
@@ -210,7 +210,7 @@ def judge(
 
 def plan(
     config: Config,
-    model: Qwen2_5VLConfig,
+    model: ModelConfig,
     topology: Topology,
     names: Sequence[str] = PROGRAMS,
     *,
@@ -240,7 +240,7 @@ def plan(
 
 def smallest(
     config: Config,
-    model: Qwen2_5VLConfig,
+    model: ModelConfig,
     generation: str,
     names: Sequence[str] = PROGRAMS,
     *,
@@ -275,7 +275,7 @@ def smallest(
 
 
 def _workload(
-    config: Config, model: Qwen2_5VLConfig, topology: Topology, axes: Mapping[str, int], per_shard: int | None
+    config: Config, model: ModelConfig, topology: Topology, axes: Mapping[str, int], per_shard: int | None
 ) -> Workload:
     mesh = aot.device_mesh(topology, axes)
     config = with_batches(config, batch_shards(mesh), per_shard)
@@ -321,7 +321,7 @@ def with_batches(config: Config, shards: int, per_shard: int | None) -> Config:
     return config
 
 
-def _meshes(config: Config, model: Qwen2_5VLConfig, devices: int) -> Iterator[Mapping[str, int]]:
+def _meshes(config: Config, model: ModelConfig, devices: int) -> Iterator[Mapping[str, int]]:
     """Axes to try on one slice: those of the config, if it has devices for them, and all heads cut."""
     own = dataclasses.asdict(config.mesh)
     cut = {"replica": 1, "data": 1, "fsdp": -1, "tensor": math.gcd(model.kv_heads, devices)}

@@ -21,10 +21,9 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.passes import LOGPROB
 from mmrl.config import Config, algorithm
 from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings
+from mmrl.models.config import ModelConfig, Prefix
+from mmrl.models.family import describe, family_of
 from mmrl.models.params import flatten, unflatten
-from mmrl.models.positions import patch_grid, positions, window_blocks
-from mmrl.models.qwen2_5_vl import Prefix
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, describe
 from mmrl.open import sampling_of
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Policy, sampling_arrays
@@ -33,7 +32,7 @@ from mmrl.train import programs
 from mmrl.train.optimizer import make_optimizer
 from mmrl.train.programs import TrainBatch, views_of
 from mmrl.train.state import TrainState, abstract_state, split_params, state_sharding
-from mmrl.types import Images, Params, Prompts, Responses, StopReason
+from mmrl.types import Params, Prompts, Responses, StopReason
 
 PROGRAMS = ("prefill", "decode", "score", "update")
 _SCALE = 0.02  # standard deviation of random weights, as in Qwen2.5's own initialisation
@@ -46,7 +45,7 @@ class Workload:
     """A config on a mesh."""
 
     config: Config
-    model: Qwen2_5VLConfig
+    model: ModelConfig
     mesh: Mesh
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
@@ -76,7 +75,7 @@ def one_prompt_each(config: Config, shards: int) -> Config:
     return replace(config, train=replace(train, micro_prompts=math.gcd(train.update_prompts, shards)))
 
 
-def workload(config: Config, model: Qwen2_5VLConfig, mesh: Mesh) -> Workload:
+def workload(config: Config, model: ModelConfig, mesh: Mesh) -> Workload:
     """The run ``config`` with a model of these sizes on ``mesh``.
 
     Raises:
@@ -186,7 +185,7 @@ _MAKERS: dict[str, Callable[[Workload, Any], tuple]] = {
 }
 
 
-def random_weights(model: Qwen2_5VLConfig, key: Key[Array, ""], *, decoding: bool = False) -> Params:
+def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = False) -> Params:
     """Weights for training (float32) or for decoding: random but for norms (one) and biases (zero)."""
     dtype = jnp.dtype(model.dtype if decoding else jnp.float32)
     described = flatten(describe(model))
@@ -200,41 +199,10 @@ def random_weights(model: Qwen2_5VLConfig, key: Key[Array, ""], *, decoding: boo
     return engine.decoding_weights(params, model) if decoding else params
 
 
-def full_prompts(model: Qwen2_5VLConfig, b: int, p: int, n: int) -> Prompts:
-    """``b`` times the same prompt, without padding: text, an image, text."""
-    side, slots = math.isqrt(model.window_slots) // 2, model.window_slots
-    windows = min(n, 4 * p) // slots  # four patches make a token
-    high = max((size for size in range(1, math.isqrt(windows) + 1) if windows % size == 0), default=0)
-    rows, columns = high * side, windows // max(high, 1) * side  # in merged tokens; whole windows
-    start = (p - rows * columns) // 2
-    position, following = positions(p, [(start, rows, columns)])
-    image_token = np.full(p, -1, np.int32)
-    patch_position, image = np.zeros((n, 2), np.int32), np.full(n, -1, np.int32)
-    if windows:
-        place = window_blocks(rows, columns, side)
-        slot = (4 * place[:, None] + np.arange(4)).reshape(-1)
-        image_token[start : start + rows * columns] = place
-        patch_position[slot] = patch_grid(2 * rows, 2 * columns, 2)
-        image[slot] = 0
-    of_tokens, of_patches = jax.random.split(jax.random.key(0))
-    row = Prompts(
-        tokens=jax.random.randint(of_tokens, (p,), 0, model.vocabulary),
-        mask=jnp.ones(p, bool),
-        position=jnp.asarray(position, jnp.int32),
-        next_position=jnp.int32(following),
-        image_token=jnp.asarray(image_token),
-        images=Images(
-            patches=jax.random.bits(of_patches, (n, 3 * model.patch_size**2), jnp.uint8),
-            position=jnp.asarray(patch_position),
-            image=jnp.asarray(image),
-        ),
-    )
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (b, *leaf.shape)), row)
-
-
 def _prompts(work: Workload, b: int) -> Prompts:
-    data = work.config.data
-    return full_prompts(work.model, b, max(data.prompt_buckets), max(data.patch_buckets))
+    data, model = work.config.data, work.model
+    widths = max(data.prompt_buckets), max(data.patch_buckets)
+    return family_of(model).full_prompts(model, b, *widths)
 
 
 def _batch(work: Workload, key: Key[Array, ""]) -> TrainBatch:
@@ -292,7 +260,7 @@ def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
     return jax.tree.map(place, argument)
 
 
-def abstract_weights(model: Qwen2_5VLConfig, mesh: Mesh, *, decoding: bool = False) -> Params:
+def abstract_weights(model: ModelConfig, mesh: Mesh, *, decoding: bool = False) -> Params:
     """The weights as they lie while training (float32), or while decoding (in the type of the products)."""
     like = jax.eval_shape(partial(random_weights, model, decoding=decoding), _KEY)
     layout = shardings(describe(model), mesh, DECODING if decoding else WEIGHTS)

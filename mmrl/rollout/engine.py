@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import DECODING, constrain, constrain_weights
-from mmrl.models import qwen2_5_vl as model
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, describe
+from mmrl.models.config import Cache, ModelConfig, Prefix, empty_cache
+from mmrl.models.family import describe, family_of
+from mmrl.models.layers import last
 from mmrl.rollout.sampling import Draws, SamplingArrays, sample
 from mmrl.types import Params, Prompts
 
@@ -76,7 +77,7 @@ def rollout_shape(
     )
 
 
-def cache_bytes(config: Qwen2_5VLConfig, shape: RolloutShape) -> int:
+def cache_bytes(config: ModelConfig, shape: RolloutShape) -> int:
     """Bytes of the keys and values of a rollout at its largest, over all devices."""
     token = 2 * config.layers * config.kv_heads * config.head_dim * np.dtype(config.dtype).itemsize
     return token * shape.prompt_slots * (shape.prompt + shape.slots_per_prompt * shape.max_tokens)
@@ -90,10 +91,10 @@ class DecodeState:
     whether that one is read depends on what follows.
     """
 
-    prefix: model.Prefix
+    prefix: Prefix
     prompt_hidden: Float[Array, "l d"]  # after the prompt's last token
     prompt_next: Int[Array, "l"]  # mRoPE position of the first response token
-    cache: model.Cache
+    cache: Cache
     hidden: Float[Array, "l w d"]  # predicts the next token
     position: Int[Array, "l w"]  # mRoPE position of the next token
     count: Int[Array, "l w"]  # tokens of the response so far, read ones included
@@ -128,7 +129,7 @@ class DecodedTokens:
 
 
 @partial(jax.jit, static_argnames="config")
-def decoding_weights(params: Params, config: Qwen2_5VLConfig) -> Params:
+def decoding_weights(params: Params, config: ModelConfig) -> Params:
     """The weights as sampling reads them.
 
     In the type of the matrix products, cut over ``tensor`` alone, and ``layers`` a tuple: slices of a stack
@@ -140,8 +141,10 @@ def decoding_weights(params: Params, config: Qwen2_5VLConfig) -> Params:
     return {**placed, "layers": layers}
 
 
-prefill = jax.jit(model.prefill, static_argnames="config")
-"""The jitted program `mmrl.models.qwen2_5_vl.prefill`."""
+@partial(jax.jit, static_argnames="config")
+def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
+    """Run the prompts: the prefix their groups share, and what predicts the first response token."""
+    return family_of(config).prefill(params, config, prompts)
 
 
 @partial(
@@ -149,7 +152,7 @@ prefill = jax.jit(model.prefill, static_argnames="config")
     static_argnames=("config", "prompt_slots", "slots_per_prompt", "prompt", "cache_size", "max_stop_ids"),
 )
 def init_decode_state(
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     *,
     prompt_slots: int,
     slots_per_prompt: int,
@@ -169,10 +172,10 @@ def init_decode_state(
         return constrain(jnp.zeros((*grid, *width), dtype), "batch", *[None] * (1 + len(width)))
 
     return DecodeState(
-        prefix=model.Prefix(layers(), layers(), constrain(jnp.zeros(shape[:2], bool), "batch", None)),
+        prefix=Prefix(layers(), layers(), constrain(jnp.zeros(shape[:2], bool), "batch", None)),
         prompt_hidden=constrain(jnp.zeros((prompt_slots, config.width), config.dtype), "batch", None),
         prompt_next=constrain(jnp.zeros(prompt_slots, jnp.int32), "batch"),
-        cache=model.empty_cache(config, prompt_slots, slots_per_prompt, cache_size, config.dtype),
+        cache=empty_cache(config, prompt_slots, slots_per_prompt, cache_size, config.dtype),
         hidden=zeros(config.width, dtype=config.dtype),
         position=zeros(),
         count=zeros(),
@@ -192,13 +195,13 @@ def init_decode_state(
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
 def admit(
     params: Params,
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     state: DecodeState,
     prompts: Prompts,
     prompt_slot: Int[Array, "b"],
 ) -> DecodeState:
     """Prefill ``prompts`` and put each into its prompt slot; an index past the end drops the row."""
-    prefix, hidden = model.prefill(params, config, prompts)
+    prefix, hidden = family_of(config).prefill(params, config, prompts)
 
     def put(rows: Array, new: Array) -> Array:
         return rows.at[prompt_slot].set(new.astype(rows.dtype), mode="drop")
@@ -251,7 +254,7 @@ def apply_commands(state: DecodeState, commands: SlotCommands) -> DecodeState:
 @partial(jax.jit, static_argnames=("config", "steps", "entropy"), donate_argnames="state")
 def decode(
     params: Params,
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     state: DecodeState,
     bias: Float[Array, "v"],
     *,
@@ -272,7 +275,7 @@ def decode(
       entropy: give that of each draw too.
     """
     prompt_slots, width = state.hidden.shape[:2]
-    table = model.unembedding(params)
+    table = family_of(config).unembedding(params)
     blank = jnp.zeros((prompt_slots, width, steps), jnp.float32)
     drawn = DecodedTokens(
         tokens=blank.astype(jnp.int32),
@@ -327,9 +330,7 @@ def _draw(state: DecodeState, table: Float[Array, "v d"], bias: Float[Array, "v"
         return jax.tree.map(lambda row: row.reshape(shape), made)
 
 
-def _read(
-    params: Params, config: Qwen2_5VLConfig, state: DecodeState, token: Int[Array, "l w"]
-) -> DecodeState:
+def _read(params: Params, config: ModelConfig, state: DecodeState, token: Int[Array, "l w"]) -> DecodeState:
     """Let the running slots read their token, if there are any.
 
     A loop of one turn or none: unlike a condition's, its state is changed in place.
@@ -338,9 +339,11 @@ def _read(
     def read(carried: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         _, state = carried
         position = jnp.broadcast_to(state.position[..., None, None], (*token.shape, 1, 3))
-        x = model.embed(params, config, token)[:, :, None]
+        x = family_of(config).embed(params, config, token)[:, :, None]
         mask = state.running[..., None]
-        hidden, cache, _ = model.extend(params, config, x, position, mask, state.prefix, state.cache)
+        hidden, cache, _ = family_of(config).extend(
+            params, config, x, position, mask, state.prefix, state.cache
+        )
         after = replace(state, hidden=hidden[:, :, 0], cache=cache, position=state.position + state.running)
         return jnp.bool_(False), after
 
@@ -350,7 +353,7 @@ def _read(
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
 def append(
     params: Params,
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     state: DecodeState,
     prompts: Prompts,
     slot: Int[Array, "l"],
@@ -374,13 +377,13 @@ def append(
     prompt_slot = jnp.arange(len(slot))
     reads = prompts.mask.any(axis=1)
     with jax.named_scope("append"):
-        x = model.embed_prompts(params, config, prompts)
-        mine = model.Cache(
+        x = family_of(config).embed_prompts(params, config, prompts)
+        mine = Cache(
             key=tuple(layer[prompt_slot, slot][:, None] for layer in state.cache.key),
             value=tuple(layer[prompt_slot, slot][:, None] for layer in state.cache.value),
             length=length[:, None],
         )
-        hidden, cache, _ = model.extend(
+        hidden, cache, _ = family_of(config).extend(
             params,
             config,
             x[:, None],
@@ -397,12 +400,12 @@ def append(
 
     return replace(
         state,
-        cache=model.Cache(
+        cache=Cache(
             key=tuple(put(old, new[:, 0]) for old, new in zip(state.cache.key, cache.key, strict=True)),
             value=tuple(put(old, new[:, 0]) for old, new in zip(state.cache.value, cache.value, strict=True)),
             length=put(state.cache.length, cache.length[:, 0]),
         ),
-        hidden=put(state.hidden, model.last(hidden[:, 0], prompts.mask)),
+        hidden=put(state.hidden, last(hidden[:, 0], prompts.mask)),
         position=put(state.position, prompts.next_position),
         count=put(state.count, cache.length[:, 0]),
         running=put(state.running, reads),

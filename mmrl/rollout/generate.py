@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
+from mmrl.models.config import ModelConfig
 from mmrl.rollout.engine import rollout_shape
 from mmrl.rollout.episodes import Episode, single_turn
 from mmrl.rollout.sampling import Sampling
@@ -20,7 +20,7 @@ from mmrl.types import Images, Observed, Params, Prompts, Responses
 
 def generate(
     params: Params,
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     prompts: Prompts,
     keys: Key[Array, "b"],
     *,

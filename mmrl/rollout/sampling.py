@@ -11,7 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from mmrl.kernels.vocab import BANNED
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
+from mmrl.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sampling:
 class Policy:
     """The static part of the policy: its sizes, and the distribution it samples from."""
 
-    model: Qwen2_5VLConfig = struct.field(pytree_node=False)
+    model: ModelConfig = struct.field(pytree_node=False)
     temperature: float = struct.field(pytree_node=False)
     bias: Float[Array, "v"]  # 0, or `mmrl.kernels.vocab.BANNED` for ids it may not emit
 

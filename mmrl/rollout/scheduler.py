@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from mmrl.mesh import put
+from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import Encoded
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
 from mmrl.rollout import engine
 from mmrl.rollout.engine import RolloutShape, SlotCommands
 from mmrl.rollout.episode_state import (
@@ -103,7 +103,7 @@ class _PromptSlot:
 @dataclass
 class _Rollout:
     params: Params
-    config: Qwen2_5VLConfig
+    config: ModelConfig
     bias: Float[Array, "v"]
     shape: RolloutShape
     groups: Iterator[PromptGroup]
@@ -137,7 +137,7 @@ class _Rollout:
 
 def roll_out(
     params: Params,
-    config: Qwen2_5VLConfig,
+    config: ModelConfig,
     bias: Float[Array, "v"],
     groups: Iterable[PromptGroup],
     shape: RolloutShape,
@@ -204,7 +204,7 @@ def roll_out(
         _poll_tools(run)
 
 
-def _idle(config: Qwen2_5VLConfig, shape: RolloutShape) -> engine.DecodeState:
+def _idle(config: ModelConfig, shape: RolloutShape) -> engine.DecodeState:
     return engine.init_decode_state(
         config,
         prompt_slots=shape.prompt_slots,
@@ -216,7 +216,7 @@ def _idle(config: Qwen2_5VLConfig, shape: RolloutShape) -> engine.DecodeState:
 
 
 def _compile_sizes(
-    params: Params, config: Qwen2_5VLConfig, bias: Float[Array, "v"], shape: RolloutShape, entropy: bool
+    params: Params, config: ModelConfig, bias: Float[Array, "v"], shape: RolloutShape, entropy: bool
 ) -> None:
     """Call the decoding of each size of the cache on idle prompt slots, which takes no step.
 
@@ -319,7 +319,7 @@ def _read(run: _Rollout) -> None:
             return
         run.patience = _PATIENCE
         batch = list(one_a_prompt.values())
-        arguments = observation_batch(run.shape, batch, 3 * run.config.patch_size**2)
+        arguments = observation_batch(run.shape, batch, run.config.patch_bytes)
         _grow_cache(run, max(one.count + len(one.observation.tokens) for one in batch if one.observation))
         run.lap("host")
         prompts, *rest = arguments

@@ -32,7 +32,7 @@ __all__ = ["TABLE", "TOOLS", "Answer", "Found", "calculate", "closing_tags", "fi
 
 TABLE = "mmrl.rollout.tools:TOOLS"  # for `mmrl.workers.pool.WorkerPool`
 LONGEST = 200  # characters of a call's content
-SMALLEST = 28  # pixels: a side of one merged image token of the Qwen family; less is enlarged
+SMALLEST = 28  # pixels of a side; less, which is under one image token, is enlarged
 THINNEST = 200  # how many times longer than the other a side may be, for such a model
 DEEPEST = 50  # nested operations and parentheses of an expression
 LARGEST = 10**30  # no intermediate result may reach it

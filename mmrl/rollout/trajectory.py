@@ -56,7 +56,7 @@ def observed(pieces: Sequence[Piece]) -> dict[str, Any]:
     if all(isinstance(piece, WrittenTurn) for piece in pieces):
         return {}
     positions, image_tokens, patches, patch_positions, patch_images = [], [], [], [], []
-    offset, slots, images = 0, 0, 0
+    offset, features, images = 0, 0, 0
     for piece in pieces:
         if isinstance(piece, WrittenTurn):
             count = len(piece.tokens)
@@ -65,12 +65,12 @@ def observed(pieces: Sequence[Piece]) -> dict[str, Any]:
             offset += count
             continue
         positions.append(piece.position + offset)
-        image_tokens.append(np.where(piece.image_token >= 0, piece.image_token + slots // 4, -1))
+        image_tokens.append(np.where(piece.image_token >= 0, piece.image_token + features, -1))
         patches.append(piece.patches)
         patch_positions.append(piece.patch_position)
         patch_images.append(np.where(piece.patch_image >= 0, piece.patch_image + images, -1))
         offset += piece.next_position
-        slots += len(piece.patches)
+        features += piece.image_tokens
         images += int(piece.patch_image.max(initial=-1)) + 1
     return {
         "position": np.concatenate(positions).astype(np.int32),

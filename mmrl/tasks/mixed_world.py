@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from mmrl.config import WorldConfig
-from mmrl.tasks import shapes_world, tiny_model
+from mmrl.models import tiny_model
+from mmrl.models.tiny_model import CELL, WORDS, ModelSpec
+from mmrl.tasks import shapes_world
 from mmrl.tasks.shapes_world import (
     COLOURS,
     SCHEMA,
@@ -34,7 +36,6 @@ from mmrl.tasks.shapes_world import (
     some,
     write_splits,
 )
-from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
 
 SIDE = 2  # cells of a board's row and column
 CELLS = tuple((row, column) for row in range(SIDE) for column in range(SIDE))  # in reading order
@@ -159,7 +160,7 @@ def model_spec() -> ModelSpec:
 
 
 def write_model(directory: Path, seed: int, **overrides: Any) -> None:
-    """Write the tiny model of this world; see `mmrl.tasks.tiny_model.write_model`."""
+    """Write the tiny model of this world; see `mmrl.models.tiny_model.write_model`."""
     tiny_model.write_model(directory, seed, model_spec(), **overrides)
 
 

@@ -33,8 +33,8 @@ from mmrl.atomic import atomic_file
 from mmrl.config import WorldConfig
 from mmrl.data import writing
 from mmrl.data.writing import write_parquet
-from mmrl.tasks import tiny_model
-from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
+from mmrl.models import tiny_model
+from mmrl.models.tiny_model import CELL, WORDS, ModelSpec
 
 SPLITS = ("cold_start", "train", "heldout")
 LEVELS = (1, 2, 3)
@@ -507,7 +507,7 @@ def model_spec() -> ModelSpec:
 
 
 def write_model(directory: Path, seed: int, **overrides: Any) -> None:
-    """Write the tiny model of this world; see `mmrl.tasks.tiny_model.write_model`."""
+    """Write the tiny model of this world; see `mmrl.models.tiny_model.write_model`."""
     tiny_model.write_model(directory, seed, model_spec(), **overrides)
 
 

@@ -19,9 +19,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from mmrl.config import WorldConfig
-from mmrl.tasks import tiny_model
+from mmrl.models import tiny_model
+from mmrl.models.tiny_model import CELL, WORDS, ModelSpec
 from mmrl.tasks.shapes_world import BACKGROUND, SCHEMA, SPLITS, cell_name, indexed_png, pick, write_splits
-from mmrl.tasks.tiny_model import CELL, WORDS, ModelSpec
 
 SIDE = 2 * CELL  # pixels of a cell: four image tokens, as many as the whole picture gets
 GREY = BACKGROUND[1]
@@ -157,7 +157,7 @@ def model_spec() -> ModelSpec:
 
 
 def write_model(directory: Path, seed: int, **overrides: Any) -> None:
-    """Write the tiny model of this world; see `mmrl.tasks.tiny_model.write_model`."""
+    """Write the tiny model of this world; see `mmrl.models.tiny_model.write_model`."""
     tiny_model.write_model(directory, seed, model_spec(), **overrides)
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Int
 
 from mmrl.config import Config
 from mmrl.mesh import batch_shards
+from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import TOKEN_STEP, bucket
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig
 from mmrl.train.memory import (
     GIB,
     ROOM,
@@ -57,7 +57,7 @@ class Fitted:
 
     config: Config
     chosen: dict[str, Any]  # values of the keys that were left open, as JSON
-    model: Qwen2_5VLConfig
+    model: ModelConfig
     mesh: Mesh
     widths: Widths
     limit: int | None
@@ -93,7 +93,7 @@ class Fitted:
 
 def fit(
     config: Config,
-    model: Qwen2_5VLConfig,
+    model: ModelConfig,
     mesh: Mesh,
     lengths: Int[np.ndarray, "n 2"],
     limit: int | None,
@@ -137,7 +137,7 @@ def fit(
     return Fitted(made, chosen, model, mesh, widths, limit)
 
 
-def max_prompt_slots(config: Config, model: Qwen2_5VLConfig, mesh: Mesh, widths: Widths, prompts: int) -> int:
+def max_prompt_slots(config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, prompts: int) -> int:
     """Prompts to decode at once, of so many: what the memory that is free now has room for, at least one."""
     free, shards = free_bytes(mesh), batch_shards(mesh)
     rollout = replace(
@@ -157,7 +157,7 @@ def max_prompt_slots(config: Config, model: Qwen2_5VLConfig, mesh: Mesh, widths:
 
 
 def _buckets(
-    config: Config, model: Qwen2_5VLConfig, lengths: Int[np.ndarray, "n 2"], before: Mapping[str, Any]
+    config: Config, model: ModelConfig, lengths: Int[np.ndarray, "n 2"], before: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     """The buckets that the config leaves open."""
     made: dict[str, tuple[int, ...]] = {}
@@ -192,7 +192,7 @@ def _halves(size: int) -> list[int]:
 
 def refusal(
     config: Config,
-    model: Qwen2_5VLConfig,
+    model: ModelConfig,
     mesh: Mesh,
     widths: Widths,
     limit: int,
@@ -230,7 +230,7 @@ def refusal(
 
 
 def _larger(
-    config: Config, model: Qwen2_5VLConfig, mesh: Mesh, widths: Widths, most: int
+    config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, most: int
 ) -> dict[str, int] | None:
     """The axes of the smallest larger mesh whose devices each need at most so many bytes; None: none does."""
     cuts = [(2**k, tensor) for k in range(13) for tensor in {mesh.shape["tensor"], model.kv_heads}]
@@ -244,7 +244,7 @@ def _larger(
 
 
 def _smaller(
-    config: Config, model: Qwen2_5VLConfig, mesh: Mesh, widths: Widths, most: int
+    config: Config, model: ModelConfig, mesh: Mesh, widths: Widths, most: int
 ) -> dict[str, Any] | None:
     """Values of few keys by which a run takes at most so many bytes; None if there are none."""
 
@@ -272,9 +272,7 @@ def _smaller(
     return changes
 
 
-def _reductions(
-    config: Config, model: Qwen2_5VLConfig, widths: Widths, shards: int
-) -> Iterator[dict[str, Any]]:
+def _reductions(config: Config, model: ModelConfig, widths: Widths, shards: int) -> Iterator[dict[str, Any]]:
     """Changes that take less memory: first those that leave the result as it is."""
     for key in ("train.micro_prompts", "rollout.prompt_slots", "rollout.slots_per_prompt"):
         yield {key: _choices(key, config, shards)[-1]}
@@ -290,7 +288,7 @@ def _reductions(
         tokens = max(tokens // 2, min(tokens, 128))
         yield {"rollout.max_tokens": tokens}
         fewer = max(-(-patches // (2 * step)) * step, min(patches, 4 * step))
-        prompt -= (patches - fewer) // 4 // TOKEN_STEP * TOKEN_STEP
+        prompt -= (patches - fewer) // model.token_patches // TOKEN_STEP * TOKEN_STEP
         prompt, patches = max(prompt, TOKEN_STEP), fewer
         yield {
             "data.prompt_buckets": (prompt,),

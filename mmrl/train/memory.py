@@ -20,7 +20,8 @@ from jax.sharding import AbstractMesh, Mesh
 from mmrl import hosts
 from mmrl.config import Config, algorithm
 from mmrl.mesh import DECODING, WEIGHTS, Rules, batch_shards, sharding
-from mmrl.models.qwen2_5_vl_config import Qwen2_5VLConfig, describe
+from mmrl.models.config import ModelConfig
+from mmrl.models.family import describe
 from mmrl.rollout.engine import RolloutShape, cache_bytes
 from mmrl.train.state import is_under
 
@@ -69,7 +70,7 @@ class Estimate:
 
 
 def estimate(
-    config: Config, model: Qwen2_5VLConfig, mesh: Mesh | AbstractMesh, widths: Widths, *, cpu: bool
+    config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, widths: Widths, *, cpu: bool
 ) -> Estimate:
     """The bytes of a run whose numbers of slots and ``train.micro_prompts`` are set.
 
@@ -94,7 +95,7 @@ def estimate(
 
 
 def sampling(
-    config: Config, model: Qwen2_5VLConfig, mesh: Mesh | AbstractMesh, widths: Widths, cpu: bool
+    config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, widths: Widths, cpu: bool
 ) -> Parts:
     """What prefill and decoding hold beside the weights."""
     rollout, tensor, shards = config.rollout, mesh.shape["tensor"], batch_shards(mesh)
@@ -113,7 +114,7 @@ def sampling(
 
 def _update(
     config: Config,
-    model: Qwen2_5VLConfig,
+    model: ModelConfig,
     mesh: Mesh | AbstractMesh,
     widths: Widths,
     cpu: bool,
@@ -141,22 +142,22 @@ def _update(
     }
 
 
-def _wide(model: Qwen2_5VLConfig, cpu: bool) -> int:
+def _wide(model: ModelConfig, cpu: bool) -> int:
     """Bytes of a number in products."""
     return 4 if cpu else np.dtype(model.dtype).itemsize
 
 
-def _copies(model: Qwen2_5VLConfig, cpu: bool) -> int:
+def _copies(model: ModelConfig, cpu: bool) -> int:
     """How often an array that products read takes its bytes: once, or also for the same in 32 bits."""
     return 3 if _wide(model, cpu) > np.dtype(model.dtype).itemsize else 1
 
 
-def _cut_heads(model: Qwen2_5VLConfig, tensor: int) -> int:
+def _cut_heads(model: ModelConfig, tensor: int) -> int:
     return tensor if model.kv_heads % tensor == 0 else 1
 
 
-def _images(config: Config, model: Qwen2_5VLConfig, shards: int, widths: Widths) -> int:
-    return -(-config.rollout.prompts // shards) * widths.patches * 3 * model.patch_size**2
+def _images(config: Config, model: ModelConfig, shards: int, widths: Widths) -> int:
+    return -(-config.rollout.prompts // shards) * widths.patches * model.patch_bytes
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class _Pass:
     ``wide``: bytes of a number in products; ``read``: patch slots of the images that a response reads.
     """
 
-    model: Qwen2_5VLConfig
+    model: ModelConfig
     tensor: int
     wide: int
     prompts: int
@@ -228,7 +229,7 @@ class _Pass:
 
 
 def _weights(
-    model: Qwen2_5VLConfig, mesh: Mesh | AbstractMesh, rules: Rules, size: int, without: Sequence[str] = ()
+    model: ModelConfig, mesh: Mesh | AbstractMesh, rules: Rules, size: int, without: Sequence[str] = ()
 ) -> int:
     """Bytes of a device's part of the weights, of ``size`` bytes each, laid out by ``rules``."""
     flat = traverse_util.flatten_dict(describe(model), sep="/")

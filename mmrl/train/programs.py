@@ -36,9 +36,8 @@ from mmrl.algorithms.passes import (
 from mmrl.config import Config
 from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, local, sharded_over
-from mmrl.models import qwen2_5_vl as model
 from mmrl.models.corruption import corrupt
-from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.models.family import describe, family_of
 from mmrl.rollout.sampling import Policy
 from mmrl.train.state import TrainState, merge_params, select_paths
 from mmrl.types import Params, Prompts, Responses
@@ -115,7 +114,8 @@ def token_scores(
         if each not in differentiated | {POLICY}:
             params = jax.lax.stop_gradient(params)
         with jax.named_scope(each.view):
-            hidden[each] = model.predict(params, policy.model, *_viewed(batch, views, each.view))
+            seen = _viewed(batch, views, each.view)
+            hidden[each] = family_of(policy.model).predict(params, policy.model, *seen)
     found: dict[Score, Array] = {}
     for first, *rest in _pairs(wanted):
         second = rest[0] if rest else None
@@ -178,7 +178,7 @@ def vocabulary_statistics(
     **wanted: bool,
 ) -> dict[str, Float[Array, "b g r"]]:
     """`mmrl.kernels.vocab.token_statistics` on the mesh: each device takes its tokens and its vocabulary."""
-    table = model.unembedding(params).astype(hidden.dtype)
+    table = family_of(policy.model).unembedding(params).astype(hidden.dtype)
     (cut,) = sharded_over(table, "vocab", None)[:1]
     token_axes = sharded_over(tokens, "batch", None, None)[0]
 
@@ -390,7 +390,7 @@ def imitate(
     def loss(trainable: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, tuple[dict, dict]]:
         prompts, responses = micro
         params = merge_params(trainable, state.frozen)
-        hidden = model.predict(params, policy.model, prompts, responses)
+        hidden = family_of(policy.model).predict(params, policy.model, prompts, responses)
         out = vocabulary_statistics(params, policy, responses.tokens, hidden)
         return -jnp.where(responses.mask, out["logprob"], 0.0).sum() / total, ({}, {})
 

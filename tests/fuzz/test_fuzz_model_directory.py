@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mmrl.models import checkpoint
+from mmrl.models.family import describe, read_config
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import measure, messages
-from mmrl.models.qwen2_5_vl_config import describe, read_config
 
 MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

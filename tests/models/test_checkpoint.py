@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmrl.models.checkpoint import load, save
+from mmrl.models.family import describe, read_config
 from mmrl.models.params import flatten
-from mmrl.models.qwen2_5_vl_config import describe, read_config
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 SMALL = 300_000  # bytes: several shards

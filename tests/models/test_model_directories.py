@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 from mmrl.models import chat_template
 from mmrl.models.chat_template import attach_chat_template
 from mmrl.models.checkpoint import check, load
+from mmrl.models.family import describe, read_config
 from mmrl.models.processor import load_processor
-from mmrl.models.qwen2_5_vl_config import describe, read_config
 
 MODEL = Path(__file__).parent.parent / "data" / "fixtures" / "qwen2_5_vl"
 FILES = (

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrl.models.family import describe, from_hf, read_config
 from mmrl.models.params import Param, abstract, flatten, initialise, unflatten
-from mmrl.models.qwen2_5_vl_config import describe, from_hf, read_config
 
 
 def test_description_abstract_and_initialisation_agree(policy):

@@ -5,9 +5,9 @@ import math
 import jax
 import pytest
 
+from mmrl.models.family import describe
 from mmrl.models.params import abstract
 from mmrl.models.published import PUBLISHED, published
-from mmrl.models.qwen2_5_vl_config import describe
 
 
 @pytest.mark.parametrize(

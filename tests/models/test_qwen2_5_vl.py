@@ -11,6 +11,7 @@ from tiny import make_prompts, make_responses
 
 from mmrl.kernels.vocab import token_statistics
 from mmrl.models import qwen2_5_vl as model
+from mmrl.models.config import empty_cache
 from mmrl.types import Images
 
 ROWS = [
@@ -130,7 +131,7 @@ def test_cache_equals_teacher_forcing(policy, prompts, responses, chunks):
     x = model.embed(params, config, responses.tokens)
     extend = jax.jit(lambda *args: model.extend(*args)[:2], static_argnums=1)
     whole = extend(params, config, x, position, responses.mask, prefix)[0]
-    cache = model.empty_cache(config, b, g, r, jnp.float32)
+    cache = empty_cache(config, b, g, r, jnp.float32)
     parts, start = [], 0
     for size in chunks:
         cut = slice(start, start + size)
@@ -159,7 +160,7 @@ def test_cache_continues_after_unequal_lengths(policy, prompts, responses):
         return extend(params, config, x, model.response_position(prompts, index), mask, prefix, cache)[:2]
 
     every = jnp.broadcast_to(jnp.arange(r), (b, g, r))
-    cache = model.empty_cache(config, b, g, r + 2, jnp.float32)
+    cache = empty_cache(config, b, g, r + 2, jnp.float32)
     _, cache = run(responses.tokens, every, responses.mask, cache)
     index = cache.length[..., None] + jnp.arange(2)
     hidden, cache = run(turn.tokens, index, turn.mask, cache)

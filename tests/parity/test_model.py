@@ -16,8 +16,8 @@ from tiny import read_policy
 from mmrl.kernels.vocab import token_statistics
 from mmrl.models import checkpoint
 from mmrl.models import qwen2_5_vl as model
+from mmrl.models.family import describe
 from mmrl.models.prompts import collate, encode
-from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
 

@@ -12,8 +12,8 @@ from tiny import make_prompts, read_policy
 
 from mmrl.models import checkpoint
 from mmrl.models import qwen2_5_vl as model
+from mmrl.models.family import describe
 from mmrl.models.images import grid_of
-from mmrl.models.qwen2_5_vl_config import describe
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,9 @@ from tiny import noise_image
 from mmrl.cli import main
 from mmrl.config import from_dict
 from mmrl.mesh import make_mesh
+from mmrl.models.family import read_config
+from mmrl.models.full_prompts import full_prompts
 from mmrl.models.prompts import collate, encode, messages
-from mmrl.models.qwen2_5_vl_config import read_config
 from mmrl.plan import flops
 from mmrl.plan.measure import (
     Executable,
@@ -28,7 +29,7 @@ from mmrl.plan.measure import (
     time_program,
 )
 from mmrl.plan.report import bench_json, bench_text
-from mmrl.plan.workload import PROGRAMS, arguments, full_prompts, program, workload
+from mmrl.plan.workload import PROGRAMS, arguments, program, workload
 from mmrl.train.metrics import CompileCounter
 
 P, N, G, R, LANES, UPDATE = 24, 32, 2, 5, 2, 2

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from mmrl.config import Config, from_dict
 from mmrl.mesh import AXES, make_mesh
-from mmrl.models.qwen2_5_vl_config import read_config
+from mmrl.models.family import read_config
 from mmrl.plan import search
 from mmrl.plan.chips import GIB, TPUS, Topology, parse_topology
 from mmrl.plan.search import Finding, fit_verdict

@@ -9,7 +9,7 @@ from devices import run_on
 from scripted import assert_same, make_world, play, shape_of
 
 from mmrl.mesh import AXES, make_mesh, shardings
-from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.models.family import describe
 from mmrl.rollout import engine
 
 DEVICES = 8

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from mmrl.data.sources import read
+from mmrl.models.tiny_model import build_tokenizer
 from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.sample import Sample
 from mmrl.tasks.mixed_world import CELLS, GROUNDS, LETTERS, TASKS, example, model_spec, write_data
 from mmrl.tasks.shapes_world import CELL, COLOURS, board_colour, cell_name
-from mmrl.tasks.tiny_model import build_tokenizer
 
 ROWS = {task: [example(3, task, "train", index) for index in range(240)] for task in TASKS}
 ALL = [(task, row) for task, rows in ROWS.items() for row in rows]

@@ -10,6 +10,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import encode, messages
+from mmrl.models.tiny_model import (
+    SPECIAL_TOKENS,
+    build_tokenizer,
+    model_config,
+    write_config,
+    write_processor,
+    write_tokenizer,
+)
 from mmrl.tasks.shapes_world import (
     CELL,
     COLOURS,
@@ -23,14 +31,6 @@ from mmrl.tasks.shapes_world import (
     cell_name,
     example,
     model_spec,
-)
-from mmrl.tasks.tiny_model import (
-    SPECIAL_TOKENS,
-    build_tokenizer,
-    model_config,
-    write_config,
-    write_processor,
-    write_tokenizer,
 )
 
 
@@ -118,7 +118,7 @@ def test_special_tokens_are_never_split_and_vanish_in_decoding(tokenizer):
 def test_training_the_tokenizer_again_gives_the_same_file(directory):
     """In a process of its own, so with another hash seed and other threads."""
     code = (
-        "from mmrl.tasks import shapes_world, tiny_model;"
+        "from mmrl.models import tiny_model; from mmrl.tasks import shapes_world;"
         "print(tiny_model.build_tokenizer(shapes_world.model_spec()).to_str(), end='')"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

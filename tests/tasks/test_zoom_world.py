@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from mmrl.models.checkpoint import load
+from mmrl.models.family import describe, read_config
 from mmrl.models.params import initialise
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import encode, encode_turn, messages
-from mmrl.models.qwen2_5_vl_config import describe, read_config
+from mmrl.models.tiny_model import model_config, write_config, write_processor, write_tokenizer
 from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.rollout import episodes, tools
 from mmrl.rollout.episodes import with_tools
@@ -24,7 +25,6 @@ from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.tools import TOOLS, Answer
 from mmrl.sample import Sample
 from mmrl.tasks.shapes_world import SPLITS
-from mmrl.tasks.tiny_model import model_config, write_config, write_processor, write_tokenizer
 from mmrl.tasks.zoom_world import (
     BOXES,
     ERRORS,

@@ -10,7 +10,7 @@ import pytest
 from runs import without_times
 
 from mmrl.config import from_dict
-from mmrl.models.qwen2_5_vl_config import describe, read_config
+from mmrl.models.family import describe, read_config
 from mmrl.run_folder import read_metrics
 from mmrl.train import checkpoint, step
 from mmrl.train.stages import run

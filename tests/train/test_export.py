@@ -13,7 +13,7 @@ import pytest
 from mmrl.cli import main
 from mmrl.config import resolve, template
 from mmrl.models.checkpoint import load
-from mmrl.models.qwen2_5_vl_config import describe, read_config
+from mmrl.models.family import describe, read_config
 from mmrl.train import checkpoint
 from mmrl.train.state import TrainState, initial_state
 

@@ -12,9 +12,9 @@ from tiny import make_prompts, make_responses, noise_image
 from mmrl.algorithms.algorithm import loss as algorithm_loss
 from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
+from mmrl.models.family import describe
 from mmrl.models.params import Param, initialise
 from mmrl.models.prompts import encode_turn
-from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.generate import to_responses
 from mmrl.rollout.sampling import Policy

@@ -16,7 +16,7 @@ from mmrl.algorithms.recipes import RECIPES
 from mmrl.config import SelfJudgeConfig
 from mmrl.data.pipeline import Batch, Skipped
 from mmrl.mesh import make_mesh
-from mmrl.models.qwen2_5_vl_config import describe as describe_weights
+from mmrl.models.family import describe as describe_weights
 from mmrl.open import OpenModel
 from mmrl.rewards.judge_client import Judge
 from mmrl.rewards.pool import RewardPool

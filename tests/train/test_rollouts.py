@@ -14,11 +14,11 @@ from mmrl.data import pipeline
 from mmrl.experiment import load
 from mmrl.kernels.vocab import BANNED
 from mmrl.models.prompts import text_ids
+from mmrl.models.tiny_model import write_model
 from mmrl.open import open_model, open_source, prompt_format
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.generate import to_responses
 from mmrl.rollout.sampling import Sampling
-from mmrl.tasks.tiny_model import write_model
 from mmrl.tasks.zoom_world import BOXES, model_spec, write_data, zoom_call
 from mmrl.train import programs
 from mmrl.train.rollouts import (

@@ -15,7 +15,7 @@ from devices import IN_HASTE
 from runs import assert_same_run, without_times
 
 from mmrl.models.checkpoint import load
-from mmrl.models.qwen2_5_vl_config import describe, read_config
+from mmrl.models.family import describe, read_config
 from mmrl.run_folder import read_metrics
 from mmrl.train import checkpoint, rl
 from mmrl.train.stages import run

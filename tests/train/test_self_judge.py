@@ -12,7 +12,7 @@ from tiny import noise_image
 from mmrl.config import SelfJudgeConfig
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import make_mesh
-from mmrl.models.qwen2_5_vl_config import describe
+from mmrl.models.family import describe
 from mmrl.open import OpenModel
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.trajectory import Trajectory

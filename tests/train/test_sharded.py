@@ -13,8 +13,8 @@ from mmrl.algorithms.passes import ENTROPY, LOGPROB, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.config import OptimizerConfig
 from mmrl.mesh import AXES, make_mesh, put, shardings
+from mmrl.models.family import describe
 from mmrl.models.params import initialise
-from mmrl.models.qwen2_5_vl_config import describe
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Policy, Sampling

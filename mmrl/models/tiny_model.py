@@ -9,9 +9,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from mmrl.atomic import atomic_folder
 from mmrl.models import checkpoint
+from mmrl.models.family import describe, read_config
 from mmrl.models.params import initialise
 from mmrl.models.processor import SPECIAL_TOKENS
-from mmrl.models.qwen2_5_vl_config import describe, read_config
 
 CELL = 28  # pixels of a side that one image token of the model covers
 
