@@ -9,7 +9,7 @@ ARGS ?=
 DOCS_RUNS = $(CURDIR)/docs/_build/runs
 DOCS_ARMS = --arm=grpo --arm=perception_kl=0.02
 
-.PHONY: quickstart test exhaustive lint docs clean
+.PHONY: quickstart test newest exhaustive lint docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ quickstart: $(VENV)/installed
 test: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+# The newest jax and libraries, which constraints.txt leaves open from Python 3.12 on.
+newest:
+	$(MAKE) test PYTHON=python3.13 TEST_VENV=.venv-newest TEST_EXTRAS=test,tpu
+
 exhaustive: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m pytest -n auto --maxprocesses 4 -m exhaustive $(ARGS)
 
@@ -46,4 +50,4 @@ docs: $(TEST_VENV)/installed
 	MMRL_RUN=$(DOCS_RUNS)/run MMRL_SWEEP=$(DOCS_RUNS)/sweep $(TEST_VENV)/bin/python -m sphinx -E -W --keep-going -n -q docs docs/_build/html
 
 clean:
-	rm -rf docs/_build $(VENV) $(TEST_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf docs/_build $(VENV) $(TEST_VENV) .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache
