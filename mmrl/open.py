@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
@@ -18,7 +17,7 @@ from mmrl.config import Config
 from mmrl.data.curriculum import Mixture
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
 from mmrl.data.sources import Source, mixture, read
-from mmrl.data.validation import Broken, Budget, Report, inspect, keep_usable, merge_reports
+from mmrl.data.validation import Report, inspect, keep_usable
 from mmrl.grading import row_check
 from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, make_mesh, shardings
@@ -357,28 +356,13 @@ def _looked_through(
         raise ValueError(f"config.{key} is empty: name a data set")
     source = open_data(config, path, workdir)
     form, size = prompt_format(config), len(source)
-    part = inspect(
+    report = inspect(
         source,
         model.processor,
         form,
         longest=longest,
-        rows=range(jax.process_index(), size, jax.process_count()),
         probe=row_check(config) if longest is None else None,
         progress=partial(_show_progress, source.name, time.monotonic()),
-    )
-    parts = hosts.gather(dataclasses.asdict(part))
-    report = merge_reports(
-        [
-            Report(
-                one["rows"],
-                tuple(Broken(**row) for row in one["broken"]),
-                tuple(one["over_budget"]),
-                tuple((row, value) for row, value in one["difficulty"]),
-                tuple(Budget(**budget) for budget in one["budgets"]),
-                tuple((tokens, slots) for tokens, slots in one["lengths"]),
-            )
-            for one in parts
-        ]
     )
     source = keep_usable(source, report, max_broken=config.data.max_broken, overlong=form.overlong)
     if len(source) < size:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
+from mmrl import hosts
 from mmrl.data.pipeline import PromptFormat, solution_tokens
 from mmrl.data.sources import Source
 from mmrl.models.images import image_size
@@ -21,8 +24,7 @@ REASON = 300  # characters of a reason
 EVERY = 256  # rows between two reports of progress
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(NamedTuple):
     """A row that cannot be used."""
 
     row: int  # index in the source looked at
@@ -30,8 +32,7 @@ class Broken:
     reason: str
 
 
-@dataclass(frozen=True)
-class Budget:
+class Budget(NamedTuple):
     """A budget that rows are over."""
 
     what: str  # that it is of: "tokens", "patch slots"
@@ -49,9 +50,9 @@ def merge_budgets(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
     """Budgets of different rows, each once."""
     found: dict[str, Budget] = {}
     for budget in budgets:
-        seen = found.get(budget.key, replace(budget, rows=0))
+        seen = found.get(budget.key, budget._replace(rows=0))
         rows, least = budget.rows + seen.rows, max(seen.least, budget.least)
-        found[budget.key] = replace(budget, rows=rows, least=least)
+        found[budget.key] = budget._replace(rows=rows, least=least)
     return tuple(found[key] for key in sorted(found, reverse=True))
 
 
@@ -72,18 +73,17 @@ def inspect(
     processor: Processor,
     form: PromptFormat,
     *,
-    rows: Sequence[int] | None = None,
     longest: int | None = None,
     probe: Callable[[Sample], object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Check rows: columns, placeholders, image headers, length of the prompt.
+    """Check every row: columns, placeholders, image headers, length of the prompt.
 
-    Pixels are not decoded and turns not played, so damage behind a header, or a replay that does not fit,
-    shows only when the row is drawn.
+    The processes share the rows, and all of them have the report of the whole. Pixels are not decoded and
+    turns not played, so damage behind a header, or a replay that does not fit, shows only when the row is
+    drawn.
 
     Args:
-      rows: of the source to look at; None: all. `merge_reports` puts reports on different rows together.
       longest: tokens of a solution, or of all turns together, beyond which a row is over budget; one of the
         two is then asked for. None: neither is.
       probe: raises ValueError if responses to a row could not be graded.
@@ -92,7 +92,6 @@ def inspect(
     Raises ValueError for a patch bucket that is not a multiple of a window's slots.
     """
     check_buckets(processor, form)
-    numbers = range(len(source)) if rows is None else rows
 
     def examine(row: int, sample: Sample) -> tuple[int, float | None, tuple[int, int], list[Budget]]:
         sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
@@ -103,14 +102,16 @@ def inspect(
             over.append(Budget("tokens of a solution", "cold_start.max_tokens", longest, 1, written))
         return row, sample.difficulty, need, over
 
-    found, broken = examine_rows(source, numbers, examine, probe=probe, progress=progress)
+    own = range(jax.process_index(), len(source), jax.process_count())
+    parts = hosts.gather(examine_rows(source, own, examine, probe=probe, progress=progress))
+    found = sorted((row for rows, _ in parts for row in rows), key=itemgetter(0))
     return Report(
-        rows=len(numbers),
-        broken=tuple(broken),
+        rows=len(source),
+        broken=tuple(sorted(Broken(*row) for _, rows in parts for row in rows)),
         over_budget=tuple(row for row, _, _, over in found if over),
         difficulty=tuple((row, value) for row, value, _, _ in found if value is not None),
-        budgets=merge_budgets(budget for *_, over in found for budget in over),
-        lengths=tuple(sorted(need for _, _, need, over in found if not over)),
+        budgets=merge_budgets(Budget(*budget) for *_, over in found for budget in over),
+        lengths=tuple(sorted((need[0], need[1]) for _, _, need, over in found if not over)),
     )
 
 
@@ -138,18 +139,6 @@ def examine_rows(
         if progress and (count % EVERY == 0 or count == len(rows)):
             progress(count, len(rows))
     return results, broken
-
-
-def merge_reports(reports: Sequence[Report]) -> Report:
-    """Reports on different rows of one source as one."""
-    return Report(
-        rows=sum(report.rows for report in reports),
-        broken=tuple(sorted((row for report in reports for row in report.broken), key=lambda row: row.row)),
-        over_budget=tuple(sorted(row for report in reports for row in report.over_budget)),
-        difficulty=tuple(sorted(pair for report in reports for pair in report.difficulty)),
-        budgets=merge_budgets(budget for report in reports for budget in report.budgets),
-        lengths=tuple(sorted(length for report in reports for length in report.lengths)),
-    )
 
 
 def keep_usable(source: Source, report: Report, *, max_broken: float, overlong: str) -> Source:

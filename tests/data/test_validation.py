@@ -10,7 +10,7 @@ from PIL import Image
 from mmrl.data.inspection import as_text, inspect_rows
 from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
-from mmrl.data.validation import Broken, Report, inspect, keep_usable, merge_reports
+from mmrl.data.validation import Broken, Report, inspect, keep_usable
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import OverBudget, encode, messages
 
@@ -53,8 +53,8 @@ def test_report(mixed, processor):
     assert [(one.row, one.id) for one in report.broken] == [(1, "rows.jsonl:1"), (4, "rows.jsonl:4")]
     assert report.broken[0].reason.startswith("image 0: cannot read the image")
     assert report.broken[1].reason.startswith("image 0: cannot read the image")
-    assert inspect(mixed, processor, FORM, rows=range(3)).broken == report.broken[:1]
-    assert inspect(mixed, processor, FORM, rows=range(3)).rows == 3
+    part = inspect(mixed.choose(range(3)), processor, FORM)
+    assert (part.broken, part.rows) == (report.broken[:1], 3)
 
 
 def test_reports_of_a_view_speak_of_its_own_rows(mixed, processor):
@@ -63,10 +63,24 @@ def test_reports_of_a_view_speak_of_its_own_rows(mixed, processor):
     assert report.over_budget == (2,)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4, 7])
-def test_parts_make_the_whole(mixed, processor, parts):
-    reports = [inspect(mixed, processor, FORM, rows=range(k, 6, parts)) for k in range(parts)]
-    assert merge_reports(reports) == inspect(mixed, processor, FORM)
+def shared(monkeypatch, count, look):
+    """The reports of so many processes that share the rows, each with what the others send as JSON."""
+    sent = []
+    monkeypatch.setattr("jax.process_count", lambda: count)
+    for gather in (lambda part: sent.append(json.dumps(part)) or [part], lambda _: map(json.loads, sent)):
+        monkeypatch.setattr("mmrl.hosts.gather", lambda part, gather=gather: list(gather(part)))
+        reports = []
+        for index in range(count):
+            monkeypatch.setattr("jax.process_index", lambda index=index: index)
+            reports.append(look())
+    return reports
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 7])
+def test_processes_share_the_rows_and_all_have_the_whole_report(mixed, processor, monkeypatch, processes):
+    whole = inspect(mixed, processor, FORM)
+    reports = shared(monkeypatch, processes, lambda: inspect(mixed, processor, FORM))
+    assert reports == [whole] * processes
 
 
 def test_progress_is_told(make, processor, monkeypatch):
@@ -184,7 +198,7 @@ def test_buckets_of_whole_windows(make, processor):
         inspect(make(["A"]), processor, PromptFormat((64,), (40,)))
 
 
-def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
+def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor, monkeypatch):
     """The least values named hold all rows, and no smaller ones do; parts of a source add up."""
     source = make(["A", "<image>" * 9, "<image>" * 10, LONG, LONG + LONG, "<image>" * 11 + LONG])
     form = PromptFormat(prompt_buckets=(200,), patch_buckets=(128,))
@@ -192,7 +206,6 @@ def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
     tokens, slots = report.budgets
     assert (tokens.key, tokens.limit, tokens.rows) == ("data.prompt_buckets", 200, 3)
     assert (slots.key, slots.limit, slots.rows) == ("data.patch_buckets", 128, 3)
-    assert merge_reports([inspect(source, processor, form, rows=range(k, 6, 2)) for k in range(2)]) == report
     least = PromptFormat(prompt_buckets=(tokens.least,), patch_buckets=(slots.least,))
     assert inspect(source, processor, least).over_budget == ()
     for short in (
@@ -209,6 +222,7 @@ def test_budgets_say_how_many_are_over_and_what_holds_all(make, processor):
         error.value
     )
     assert "config.data.overlong as drop or resize" in str(error.value)
+    assert shared(monkeypatch, 2, lambda: inspect(source, processor, form)) == [report] * 2
 
 
 def test_a_solution_over_budget_names_its_key(make, processor):
