@@ -57,7 +57,7 @@ class Column(NamedTuple):
     used_as: str  # its name in the schema; "" if it is ignored
 
 
-class RowStats(NamedTuple):
+class UsableRow(NamedTuple):
     """A row that can be used."""
 
     row: int  # of the source
@@ -83,11 +83,11 @@ class Findings:
     of: int  # rows that the data set has
     columns: tuple[Column, ...]
     broken: tuple[Broken, ...]
-    usable: tuple[RowStats, ...]
+    usable: tuple[UsableRow, ...]
     form: PromptFormat | None  # of the prompts; None: tokens are not counted
 
     def values(self, name: str) -> Int64[np.ndarray, "n"]:
-        """A number of each usable row, by its name in `RowStats`."""
+        """A number of each usable row, by its name in `UsableRow`."""
         return np.array([getattr(row, name) for row in self.usable], np.int64)
 
     @property
@@ -105,9 +105,9 @@ class Findings:
         """The budgets that rows are over."""
         return merge_budgets(budget for row in self.usable for budget in row.exceeded)
 
-    def repeated(self) -> list[tuple[RowStats, RowStats]]:
+    def repeated(self) -> list[tuple[UsableRow, UsableRow]]:
         """Rows whose problem and images are those of an earlier one, each with that one."""
-        first: dict[bytes, RowStats] = {}
+        first: dict[bytes, UsableRow] = {}
         pairs = [(row, first.setdefault(row.digest, row)) for row in self.usable]
         return [(row, earlier) for row, earlier in pairs if earlier is not row]
 
@@ -162,7 +162,7 @@ def inspect_rows(
     )
 
 
-def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | None) -> RowStats:
+def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | None) -> UsableRow:
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
     if prompt:
         processor, form = prompt
@@ -177,7 +177,7 @@ def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | 
         mark = hashlib.blake2b(answer.encode(), digest_size=4).hexdigest()
         answer = f"{answer[:LONGEST_ANSWER]}... ({len(answer)} characters, {mark})"
     images = [i if isinstance(i, str) else hashlib.blake2b(i).digest() for i in sample.images]
-    return RowStats(
+    return UsableRow(
         row,
         sample.id,
         sample.verifier,
