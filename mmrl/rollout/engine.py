@@ -52,29 +52,14 @@ class RolloutShape:
         """Prompts of one prefill: an eighth of the prompt slots where few are free, or all."""
         return max(1, self.prompt_slots // 8), self.prompt_slots
 
-
-def rollout_shape(
-    prompts: int,
-    group: int,
-    *,
-    prompt: int,
-    max_tokens: int,
-    prompt_slots: int,
-    slots_per_prompt: int,
-    chunk: int,
-    observation: int = 0,
-    observation_patches: int = 0,
-) -> RolloutShape:
-    """The shape for so many prompts and responses to each: never larger; 0 means all."""
-    return RolloutShape(
-        prompt_slots=min(prompt_slots or prompts, prompts),
-        slots_per_prompt=min(slots_per_prompt or group, group),
-        prompt=prompt,
-        max_tokens=max_tokens,
-        observation=observation,
-        observation_patches=observation_patches,
-        chunk=min(chunk, max_tokens),
-    )
+    def within(self, prompts: int, group: int) -> "RolloutShape":
+        """The shape for so many prompts and responses to each: never larger; 0 slots mean all."""
+        return replace(
+            self,
+            prompt_slots=min(self.prompt_slots or prompts, prompts),
+            slots_per_prompt=min(self.slots_per_prompt or group, group),
+            chunk=min(self.chunk, self.max_tokens),
+        )
 
 
 def cache_bytes(config: ModelConfig, shape: RolloutShape) -> int:

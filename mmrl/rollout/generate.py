@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from mmrl.models.config import ModelConfig
-from mmrl.rollout.engine import rollout_shape
+from mmrl.rollout.engine import RolloutShape
 from mmrl.rollout.episodes import Episode, single_turn
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.scheduler import PromptGroup, Stats, roll_out
@@ -54,15 +54,8 @@ def generate(
     """
     prompts = jax.tree.map(np.asarray, prompts)
     count, width = prompts.tokens.shape
-    shape = rollout_shape(
-        count,
-        group,
-        prompt=width,
-        max_tokens=sampling.max_tokens,
-        prompt_slots=prompt_slots,
-        slots_per_prompt=slots_per_prompt,
-        chunk=chunk,
-    )
+    shape = RolloutShape(prompt_slots, slots_per_prompt, width, sampling.max_tokens, chunk=chunk)
+    shape = shape.within(count, group)
     data = np.asarray(jax.random.key_data(keys))
     groups = prompt_groups(prompts, data, group, lambda _: single_turn(sampling))
 

@@ -14,7 +14,7 @@ from mmrl.models.processor import Processor
 from mmrl.models.prompts import budget, messages, rendered
 from mmrl.rewards.judge import JUDGED
 from mmrl.suite.suite import Benchmark
-from mmrl.train.checksums import checksums, digest
+from mmrl.train.checkpoint import checksums, digest
 from mmrl.types import Params
 
 # Each is a hash of `settings` under that name, but for the last, which is of the arrays.

@@ -21,7 +21,7 @@ from mmrl.suite import identity
 from mmrl.suite.figures import figures, overall
 from mmrl.suite.layouts import write_layouts
 from mmrl.suite.suite import Benchmark, Suite, config_for, data_path, masking
-from mmrl.train.checksums import digest
+from mmrl.train.checkpoint import digest
 from mmrl.train.environment import environment
 from mmrl.train.evaluate import evaluate, wrong_response
 from mmrl.train.rollouts import open_rollouts

@@ -2,7 +2,7 @@
 
 import optax
 
-from mmrl.algorithms.learning_rate import constant_with_warmup, cosine_with_warmup
+from mmrl.algorithms.schedules import constant_with_warmup, cosine_with_warmup
 from mmrl.config import OptimizerConfig
 
 

@@ -21,7 +21,7 @@ from mmrl.open import OpenModel, expand_workdir
 from mmrl.rewards.judge_client import JudgeClient
 from mmrl.rewards.pool import RewardPool
 from mmrl.rewards.reward import user_verifiers
-from mmrl.rollout.engine import RolloutShape, decoding_weights, rollout_shape
+from mmrl.rollout.engine import RolloutShape, decoding_weights
 from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import prompt_groups
 from mmrl.rollout.sampling import Policy, Sampling
@@ -162,17 +162,11 @@ def choose_shape(
     prompt_slots = rollout.prompt_slots or max_prompt_slots(
         config, model.config, local_mesh(model.mesh), widths, count
     )
-    return rollout_shape(
-        count,
-        group,
-        prompt=width,
-        max_tokens=max_tokens,
-        prompt_slots=prompt_slots,
-        slots_per_prompt=rollout.slots_per_prompt,
-        chunk=rollout.chunk,
-        observation=limits.observation_tokens if limits.tools else 0,
-        observation_patches=limits.observation_patches if limits.tools else 0,
-    )
+    shape = RolloutShape(prompt_slots, rollout.slots_per_prompt, width, max_tokens, chunk=rollout.chunk)
+    if limits.tools:
+        read = limits.observation_tokens, limits.observation_patches
+        shape = replace(shape, observation=read[0], observation_patches=read[1])
+    return shape.within(count, group)
 
 
 def play(

@@ -7,7 +7,7 @@ from evaluate import assert_close
 from exclusions import included
 from vectors import Case
 
-from mmrl.algorithms import learning_rate, schedules
+from mmrl.algorithms import schedules
 
 
 def adaptive(case: Case) -> None:
@@ -43,14 +43,14 @@ def constant_rate(case: Case) -> None:
     # PAPO's has no guard for 0 warmup steps: its first step runs at rate 0, as if there were one.
     warmup = case.hparams["num_warmup_steps"]
     warmup = max(warmup, 1) if case.project == "PAPO" else warmup
-    schedule = learning_rate.constant_with_warmup(1.0, warmup)
+    schedule = schedules.constant_with_warmup(1.0, warmup)
     assert_rates(schedule, case.outputs["lr"])
 
 
 def cosine_rate(case: Case) -> None:
     hparams, expected = case.hparams, case.outputs["lr"]
     total = hparams["num_training_steps"]
-    schedule = learning_rate.cosine_with_warmup(
+    schedule = schedules.cosine_with_warmup(
         1.0, hparams["num_warmup_steps"], total, hparams["min_lr_ratio"] or 0.0, hparams["num_cycles"]
     )
     # The references go on along the cosine beyond the end of the run; mmrl stays where it is.

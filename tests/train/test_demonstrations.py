@@ -8,7 +8,7 @@ from mmrl.models.processor import load_processor
 from mmrl.rollout.episodes import single_turn, with_tools
 from mmrl.rollout.replay import at_once, replay
 from mmrl.rollout.sampling import Sampling
-from mmrl.train.demonstrations import demonstrations
+from mmrl.train.sft import demonstrations
 from mmrl.types import StopReason
 
 FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))

@@ -21,7 +21,7 @@ from mmrl.experiment import load
 from mmrl.rollout.sampling import Sampling
 from mmrl.train import programs
 from mmrl.open import open_model, open_source, prompt_format
-from mmrl.train.demonstrations import demonstrations
+from mmrl.train.sft import demonstrations
 from mmrl.train.optimizer import make_optimizer
 from mmrl.train.state import initial_state
 from mmrl.train.rollouts import episode_maker

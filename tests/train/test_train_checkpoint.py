@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from mmrl.models.params import Param
 from mmrl.train import checkpoint
-from mmrl.train.checksums import checksums
+from mmrl.train.checkpoint import checksums
 from mmrl.train.state import TrainState, initial_state
 
 SHAPES = {"embed": (40, 16), "layers": {"up": (8, 16, 32), "scale": (8, 16)}}
