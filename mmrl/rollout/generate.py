@@ -78,15 +78,9 @@ def prompt_groups(
     Groups of prompts where ``keep`` is False have no episodes.
     """
     for b, data in enumerate(response_keys(keys, group)):
-        if keep is not None and not keep[b]:
-            yield PromptGroup(prompt_row(prompts, b), data, [])
-            continue
-        yield PromptGroup(prompt_row(prompts, b), data, [episode(b) for _ in range(group)])
-
-
-def prompt_row(prompts: Prompts, b: int) -> Prompts:
-    """The batch of the one prompt ``b``."""
-    return jax.tree.map(lambda leaf: leaf[b : b + 1], prompts)
+        kept = keep is None or bool(keep[b])
+        episodes = [episode(b) for _ in range(group)] if kept else []
+        yield PromptGroup(jax.tree.map(lambda leaf, b=b: leaf[b : b + 1], prompts), data, episodes)
 
 
 def response_keys(keys: UInt32[np.ndarray, "b k"], group: int) -> UInt32[np.ndarray, "b g k"]:
