@@ -11,8 +11,7 @@ from PIL import Image
 
 from mmrl import hub
 from mmrl.algorithms.passes import ENTROPY, LOGPROB
-from mmrl.analysis.perception import TokenPerception, ids_of, perceive, score_responses
-from mmrl.analysis.pictures import png
+from mmrl.analysis.perception import TokenPerception, ids_of, perceive, png, score_responses
 from mmrl.analysis.runs import load_params, load_run
 from mmrl.config import Config, RolloutConfig
 from mmrl.data.pipeline import encode_sample

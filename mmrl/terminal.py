@@ -3,6 +3,7 @@
 import shlex
 import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 LONGEST = 1000  # characters of a line of a refusal: data, keys and libraries bring what they like
@@ -48,6 +49,16 @@ def rewrite(line: str, *, last: bool, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     clear = "\r\x1b[2K" if stream.isatty() else "\r"
     print(f"{clear}{printable(line)}", end="\n" if last else "", file=stream, flush=True)
+
+
+def table_lines(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
+    """Lines of a table, its columns aligned: on the left, or with ``numbers`` on the right but the first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    align = [str.ljust, *([str.rjust if numbers else str.ljust] * (len(widths) - 1))]
+    return [
+        "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def command(*words: str | Path) -> str:

@@ -12,8 +12,7 @@ from tiny import noise_image
 import mmrl
 from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION
 from mmrl.analysis import plot_tokens
-from mmrl.analysis.perception import corruption_keys
-from mmrl.analysis.pictures import png
+from mmrl.analysis.perception import corruption_keys, png
 from mmrl.mesh import put
 from mmrl.models.prompts import collate, encode, messages
 from mmrl.train.programs import TrainBatch, score, views_of

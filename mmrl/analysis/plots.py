@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mmrl.analysis.compare import Change, Curve, RunsByArm, Share, compare_runs
-from mmrl.analysis.perception import PerceptionProfile, TokenPerception, lorenz
-from mmrl.analysis.pictures import Occlusion
+from mmrl.analysis.perception import Occlusion, PerceptionProfile, TokenPerception, lorenz
 from mmrl.analysis.runs import KINDS, Run
 
 COLUMNS = 3  # most panels side by side

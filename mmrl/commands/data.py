@@ -67,39 +67,32 @@ def write_shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
         tell(f"{'sheet':<12}{options.sheet}")
 
 
-LIST = Command(
-    "data list",
-    "Tell of public data sets.",
-    """\
+_LIST_EXAMPLES = """\
 examples:
   mmrl data list --use=train
   mmrl data list mathvista
 
-What is known of public data sets, and the commands that convert them.""",
-    add_list_arguments,
-    list_datasets,
-)
-SHAPES = Command(
-    "data shapes",
-    "Write the shapes world.",
-    """\
+What is known of public data sets, and the commands that convert them."""
+LIST = Command("data list", "Tell of public data sets.", _LIST_EXAMPLES, add_list_arguments, list_datasets)
+_SHAPES_EXAMPLES = """\
 examples:
   mmrl data shapes --out=shapes --train=4096 --heldout=512 --seed=0 --sheet=shapes.png
 
-Writes cold_start, train and heldout.parquet of the built-in world, and its untrained model.""",
-    add_shapes_arguments,
-    write_shapes,
+Writes cold_start, train and heldout.parquet of the built-in world, and its untrained model."""
+SHAPES = Command(
+    "data shapes", "Write the shapes world.", _SHAPES_EXAMPLES, add_shapes_arguments, write_shapes
 )
-DATA = Command(
-    "data",
-    "Look at data, convert it, and make it.",
-    """\
+_DATA_EXAMPLES = """\
 examples:
   mmrl data inspect FILE.parquet --model=DIR --out=report.html
   mmrl data convert --from=coco instances.json --images=photos --out=train.parquet
   mmrl data pretext --images=photos --rows=10000 --out=pretext.parquet
   mmrl data shapes --out=shapes
 
-Each of them explains itself: mmrl data inspect --help.""",
+Each of them explains itself: mmrl data inspect --help."""
+DATA = Command(
+    "data",
+    "Look at data, convert it, and make it.",
+    _DATA_EXAMPLES,
     parts=(LIST, INSPECT, CONVERT, PRETEXT, SHAPES),
 )

@@ -172,10 +172,7 @@ def _pair(text: str, flag: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-CONVERT = Command(
-    "data convert",
-    "Make rows of data in another layout.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl data convert --from=llava chat.json --images=photos --out=train.parquet
   mmrl data convert --from=coco instances.json --images=photos --out=detect.parquet --coordinates=thousand
@@ -184,7 +181,5 @@ examples:
 
 llava: conversations. coco: instances, or a list of {"file_name", "bbox", "sentence"}. choice: a question with
 "options", "choices" or columns A, B, ..., and an "answer". questions: these or open ones, under any columns;
-mmrl data list NAME has the flags for public data sets. Read from JSON, JSONL, CSV, TSV or parquet.""",
-    add_arguments,
-    run,
-)
+mmrl data list NAME has the flags for public data sets. Read from JSON, JSONL, CSV, TSV or parquet."""
+CONVERT = Command("data convert", "Make rows of data in another layout.", _EXAMPLES, add_arguments, run)

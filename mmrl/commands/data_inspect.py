@@ -153,10 +153,7 @@ def show_count(what: str, unit: str) -> Callable[..., None]:
     return show
 
 
-INSPECT = Command(
-    "data inspect",
-    "Show what is in a data set, and what is wrong.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl data inspect FILE.parquet
   mmrl data inspect DIR:train --model=MODEL --out=report.html --examples=24
@@ -164,7 +161,11 @@ examples:
       --out=folder --rows=2000
 
 DATA is whatever config.data.train may name: a file, a folder, an image folder, a split, tfds:NAME. With a
-config tokens, buckets and grading are those of the run; with --model alone, those of the defaults.""",
+config tokens, buckets and grading are those of the run; with --model alone, those of the defaults."""
+INSPECT = Command(
+    "data inspect",
+    "Show what is in a data set, and what is wrong.",
+    _EXAMPLES,
     add_arguments,
     run,
     takes_config=True,

@@ -100,10 +100,7 @@ def _say_passed_over(reasons: dict[str, str]) -> None:
         tell(f"  and {len(reasons) - LISTED} more")
 
 
-PRETEXT = Command(
-    "data pretext",
-    "Make questions out of images alone.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl data pretext --images=photos --rows=10000 --out=pretext.parquet
   mmrl data pretext --images=photos --tasks=jigsaw,patch_order --grid=3x3 --rows=4000 --out=jigsaw.parquet
@@ -111,7 +108,5 @@ examples:
       --out=words.parquet
 
 Questions with answers that are known because they are made: no label is needed. Take images of training data,
-never those of a benchmark.""",
-    add_arguments,
-    run,
-)
+never those of a benchmark."""
+PRETEXT = Command("data pretext", "Make questions out of images alone.", _EXAMPLES, add_arguments, run)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmrl.commands import options as option
 from mmrl.commands import weights
 from mmrl.commands.options import Command
-from mmrl.terminal import tell
+from mmrl.terminal import table_lines, tell
 
 if TYPE_CHECKING:
     from mmrl.suite.suite import Suite
@@ -162,12 +162,7 @@ def table(results: Mapping[str, Any]) -> str:
         rows.append((*cells, *_hidden(row)))
     mean = results["overall"]
     rows.append(("mean", "", *_spread(mean["accuracy"]), "", "", *_hidden(mean)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *rest in rows:
-        figures = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *figures]).rstrip())
-    return "\n".join(lines)
+    return "\n".join(table_lines(rows, numbers=True))
 
 
 def _hidden(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -186,10 +181,7 @@ def _percent(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{100 * value:{sign}.1f}"
 
 
-EVAL = Command(
-    "eval",
-    "Measure a model or a run on data, or on a suite.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl eval --workdir=runs/quickstart --data=heldout.parquet --samples=8
   mmrl eval --model=DIR --data=FILE.parquet --max-tokens=2048 --out=responses.jsonl
@@ -197,7 +189,11 @@ examples:
 
 Prints the mean of every reward component as JSON. With --workdir, the run's config says how, with --model the
 defaults do; --config.KEY=VALUE overrules either. A suite is several benchmarks, and says how by itself
-(docs/evaluation.md).""",
+(docs/evaluation.md)."""
+EVAL = Command(
+    "eval",
+    "Measure a model or a run on data, or on a suite.",
+    _EXAMPLES,
     add_arguments,
     run,
     takes_config=True,

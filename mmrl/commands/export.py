@@ -45,15 +45,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         tell(f"pushed    {hub.push(options.out, options.push, f'{method}, step {step}, by mmrl')}")
 
 
-EXPORT = Command(
-    "export",
-    "Write a step of a run as a Hugging Face directory.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl export --workdir=runs/quickstart --out=exported
   mmrl export --workdir=runs/quickstart --step=STEP --out=exported-step --dtype=bfloat16
 
-Writes a Hugging Face directory that transformers loads.""",
-    add_arguments,
-    run,
+Writes a Hugging Face directory that transformers loads."""
+EXPORT = Command(
+    "export", "Write a step of a run as a Hugging Face directory.", _EXAMPLES, add_arguments, run
 )

@@ -80,10 +80,7 @@ def read_prompts(source: "Source") -> Iterator["Sample"]:
             raise ValueError(f"{place}: {reason(error, source.id(index))}") from error
 
 
-GENERATE = Command(
-    "generate",
-    "Sample responses to prompts.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl generate --model=DIR --prompts=prompts.jsonl --out=out.jsonl --n=4 --temperature=0.7 --top-p=0.9
   mmrl generate --workdir=runs/quickstart --step=STEP --prompts=prompts.jsonl --out=out.jsonl
@@ -91,8 +88,7 @@ examples:
 Prompts are read like other data (docs/data.md), without answers. In JSONL, a prompt is a line:
 {"problem": "<image>What is this?", "images": ["photo.png"]}.
 --config.KEY=VALUE overrules the run's config, or the defaults.
-Out: one object a response, with its tokens, text, logprobs (of the distribution sampled from) and stop.""",
-    add_arguments,
-    run,
-    takes_config=True,
+Out: one object a response, with its tokens, text, logprobs (of the distribution sampled from) and stop."""
+GENERATE = Command(
+    "generate", "Sample responses to prompts.", _EXAMPLES, add_arguments, run, takes_config=True
 )

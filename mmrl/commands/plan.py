@@ -170,10 +170,7 @@ def _model_config(name: str | None, config: "Config", workdir: Path) -> tuple[st
     return directory, read_config(directory)
 
 
-PLAN = Command(
-    "plan",
-    "Compile a run for TPUs, and say what fits.",
-    """\
+_PLAN_EXAMPLES = """\
 examples:
   mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --model-size=7b --topology=v5p:4x4x4 --per-shard=1
   mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --config.model.path=DIR --config.mesh.tensor=4 \\
@@ -182,21 +179,26 @@ examples:
 
 Compiles the programs of a run for TPUs that need not be there, and says what they need of a device. No
 weights are read. A topology is a slice by its chips (v6e:8x8) or its Google Cloud name (v5p-128), "*2" behind
-it two slices. Needs libtpu: pip install "mmrl[tpu]".""",
+it two slices. Needs libtpu: pip install "mmrl[tpu]"."""
+PLAN = Command(
+    "plan",
+    "Compile a run for TPUs, and say what fits.",
+    _PLAN_EXAMPLES,
     add_plan_arguments,
     plan,
     takes_config=True,
 )
-BENCH = Command(
-    "bench",
-    "Time the programs of a run where we are.",
-    """\
+_BENCH_EXAMPLES = """\
 examples:
   mmrl bench --config=experiments/quickstart.py
   mmrl bench --config=experiments/papo_qwen2_5_vl_3b.py --model-size=3b --config.train.update_prompts=8 \\
       --config.rollout.prompt_slots=8 --program=decode --program=update --json=bench.json
 
-Times the programs of a run on the devices that are there, at their largest shapes, with random weights.""",
+Times the programs of a run on the devices that are there, at their largest shapes, with random weights."""
+BENCH = Command(
+    "bench",
+    "Time the programs of a run where we are.",
+    _BENCH_EXAMPLES,
     add_bench_arguments,
     bench,
     takes_config=True,

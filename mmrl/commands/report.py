@@ -46,14 +46,9 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     tell(f"{options.out}  ({options.out.stat().st_size / 1e6:.1f} MB, needs no other file)")
 
 
-REPORT = Command(
-    "report",
-    "Write a page about runs.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl report runs/quickstart runs/vppo --out=report.html
 
-One HTML page about runs, which needs no other file and no network.""",
-    add_arguments,
-    run,
-)
+One HTML page about runs, which needs no other file and no network."""
+REPORT = Command("report", "Write a page about runs.", _EXAMPLES, add_arguments, run)

@@ -49,9 +49,16 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ValueError(
             f"--workdir={options.workdir}: a sweep looks into its runs; name a folder of this machine"
         )
-    from mmrl.sweep.definition import name_of, open_sweep
+    from mmrl.sweep.definition import (
+        FINISHED,
+        name_of,
+        open_sweep,
+        plan_runs,
+        run_states,
+        select_arms,
+        write_sweep,
+    )
     from mmrl.sweep.execute import execute
-    from mmrl.sweep.plan import FINISHED, plan_runs, run_states, select_arms, write_sweep
     from mmrl.sweep.results import load_sweep, write_table
 
     sweep = open_sweep(options.file)
@@ -125,18 +132,14 @@ def _print_unfinished(outcome: "Outcome") -> None:
         raise SystemExit(1)
 
 
-SWEEP = Command(
-    "sweep",
-    "Run an ablation, and make its table.",
-    """\
+_EXAMPLES = """\
 examples:
   mmrl sweep experiments/sweeps/shapes.py --at-once=2
   mmrl sweep experiments/sweeps/papo_coefficient.py:smoke --arm=grpo --arm=perception_kl=0.02
   mmrl sweep experiments/sweeps/papo_masking.py --config.model.path=DIR --config.data.train=FILE.parquet \\
       --launcher="python -m launch local --processes=4"
 
-FILE defines get_sweep(ARG). What is finished is skipped, what is not goes on from its last checkpoint.""",
-    add_arguments,
-    run,
-    takes_config=True,
+FILE defines get_sweep(ARG). What is finished is skipped, what is not goes on from its last checkpoint."""
+SWEEP = Command(
+    "sweep", "Run an ablation, and make its table.", _EXAMPLES, add_arguments, run, takes_config=True
 )

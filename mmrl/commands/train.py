@@ -125,10 +125,7 @@ def _hyper_parameter(override: str) -> str | None:
     return None if key.startswith("--") else key
 
 
-TRAIN = Command(
-    "train",
-    "Run every stage of an experiment, reinforcement learning last.",
-    """\
+_TRAIN_EXAMPLES = """\
 examples:
   mmrl train --config=experiments/quickstart.py
   mmrl train --config=experiments/quickstart.py:smoke --config.algorithm.name=vppo --workdir=runs/vppo
@@ -136,21 +133,21 @@ examples:
       --config.data.train=FILE.parquet
 
 An interrupted run goes on from its last checkpoint when called again with the same --workdir.
-On several hosts, start the same command on each, with --coordinator=auto on Cloud TPU.""",
+On several hosts, start the same command on each, with --coordinator=auto on Cloud TPU."""
+TRAIN = Command(
+    "train",
+    "Run every stage of an experiment, reinforcement learning last.",
+    _TRAIN_EXAMPLES,
     add_arguments,
     train,
     takes_config=True,
 )
-SFT = Command(
-    "sft",
-    "Run the supervised stage of an experiment.",
-    """\
+_SFT_EXAMPLES = """\
 examples:
   mmrl sft --config=experiments/quickstart.py --workdir=runs/cold
 
 Runs the supervised stage of a config (config.cold_start) and writes a Hugging Face directory to
-WORKDIR/cold_start/model.""",
-    add_arguments,
-    sft,
-    takes_config=True,
+WORKDIR/cold_start/model."""
+SFT = Command(
+    "sft", "Run the supervised stage of an experiment.", _SFT_EXAMPLES, add_arguments, sft, takes_config=True
 )

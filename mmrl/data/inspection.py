@@ -38,6 +38,7 @@ from mmrl.models.images import image_size
 from mmrl.models.processor import SPECIAL_TOKENS, Processor
 from mmrl.models.prompts import IMAGE, budget, check_placeholders, measure, messages, spelt
 from mmrl.sample import Sample
+from mmrl.terminal import table_lines
 
 LONGEST_ANSWER = 60  # characters of an answer that is kept to be counted; of a longer one, its start
 LONGEST_TYPE = 60  # characters of a column's type
@@ -448,11 +449,7 @@ def _and_more(count: int, what: str) -> str:
 
 
 def _part_text(part: ReportPart) -> str:
-    widths = [max(len(row[k]) for row in part.rows) for k in range(len(part.rows[0]))]
-    lines = [part.title]
-    for row in part.rows:
-        cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append(f"  {cells}".rstrip())
+    lines = [part.title, *(f"  {line}".rstrip() for line in table_lines(part.rows))]
     if part.histogram:
         bins = part.histogram
         labels = [bins.label(k) for k in range(len(bins.counts))]

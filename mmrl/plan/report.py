@@ -15,6 +15,7 @@ from mmrl.plan.chips import GIB, TPUS
 from mmrl.plan.measure import Limits, Measured, least_bytes
 from mmrl.plan.search import Attempt, Finding, Plan, Suggestion, mesh_text
 from mmrl.plan.workload import Workload, program, resident_bytes
+from mmrl.terminal import table_lines
 
 _WORDS = {"fits": "fits", "tight": "tight", "no": "does not fit"}
 _BATCH_KEYS = (
@@ -75,7 +76,7 @@ def plan_text(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -
             f"mesh: {_axes(plan.mesh)}",
             ", ".join(f"config.{key}={value}" for key, value in _batches(plan).items()),
             "",
-            *_table(_plan_rows(plan)),
+            *table_lines(_plan_rows(plan), numbers=True),
             "",
             *([_TENSOR_NOTE] if refused & {"prefill", "decode"} else []),
             *map(_suggestion_line, plan.suggestions),
@@ -285,7 +286,7 @@ def bench_text(made: Mapping[str, Any]) -> str:
         "",
         *(f"{row['program']:<9}{_shape_text(row['shapes'])}" for row in made["programs"]),
         "",
-        *_table(_bench_rows(made["programs"])),
+        *table_lines(_bench_rows(made["programs"]), numbers=True),
         "",
     ]
     if decode:
@@ -322,12 +323,6 @@ def _shape_text(shapes: Mapping[str, int]) -> str:
         "micro_batches": ", {micro_batches} micro-batches",
     }
     return "".join(text for key, text in parts.items() if key in shapes).format(**shapes)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: titles on the left, cells on the right of their columns."""
-    title, *widths = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
-    return [(row[0].ljust(title - 2) + "".join(map(str.rjust, row[1:], widths))).rstrip() for row in rows]
 
 
 def _axes(mesh: Mapping[str, int]) -> str:

@@ -1,5 +1,3 @@
 """Evaluation suites: what a suite file is made of."""
 
 from mmrl.suite.suite import Benchmark, Suite
-
-__all__ = ["Benchmark", "Suite"]

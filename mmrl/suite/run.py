@@ -1,27 +1,35 @@
-"""Running a suite: everything is opened and checked, then benchmark by benchmark is sampled and kept."""
+"""Running a suite: everything is opened and checked, then benchmark by benchmark is sampled and kept.
+
+A row has hashes of all that its figures depend on: two rows with equal ones were measured alike.
+"""
 
 import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+import mmrl.rewards
 from mmrl.atomic import atomic_write, read_jsonl, write_jsonl
 from mmrl.config import Config
-from mmrl.data.sources import Source
+from mmrl.data.sources import Source, fingerprint
 from mmrl.grading import rewards_of
 from mmrl.hosts import say
+from mmrl.models.processor import Processor
+from mmrl.models.prompts import budget, messages, rendered
 from mmrl.open import OpenModel, open_processor, open_source
-from mmrl.suite import identity
+from mmrl.rewards.judge import JUDGED
 from mmrl.suite.figures import figures, overall
 from mmrl.suite.layouts import write_layouts
 from mmrl.suite.suite import Benchmark, Suite, config_for, data_path, masking
-from mmrl.train.checkpoint import digest
+from mmrl.train.checkpoint import checksums, digest
 from mmrl.train.environment import environment
 from mmrl.train.evaluate import evaluate, wrong_response
 from mmrl.train.rollouts import open_rollouts
@@ -29,6 +37,8 @@ from mmrl.types import Params
 
 ResultRows = Sequence[Mapping[str, Any]]  # "rows" of results.json, one a benchmark
 
+# Each is a hash of `settings_of` under that name, but for the last, which is of the arrays.
+COMPARED = ("prompt", "extractor", "grader", "data", "sampling", "weights")
 _SHOW_S = 10.0  # between two lines about a benchmark that goes on
 
 
@@ -52,7 +62,7 @@ class OpenBenchmark:
     source: Source
     left_out: int  # rows that cannot be used
     categories: Mapping[str, str]  # of its questions, by id
-    settings: dict[str, dict[str, Any]]  # `identity.settings`
+    settings: dict[str, dict[str, Any]]  # `settings_of`
 
     @property
     def name(self) -> str:
@@ -113,8 +123,8 @@ def run_suite(
     Raises ValueError if ``expected`` or ``out`` hold results that were measured otherwise, before anything is
     computed.
     """
-    weights = identity.weights_hash(params)
-    hashes = {one.name: identity.hashes(one.settings, weights) for one in opened}
+    weights = weights_hash(params)
+    hashes = {one.name: hashes_of(one.settings, weights) for one in opened}
     before = read_results(out) if (out / "results.json").is_file() else {}
     for where, rows in {**expected, str(out): before.get("rows", ())}.items():
         _check_same(rows, hashes, where)
@@ -194,6 +204,75 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def settings_of(
+    benchmark: Benchmark, config: Config, processor: Processor, source: Source, verifiers: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """All that decides a benchmark's numbers besides the weights, as JSON, by what it is about.
+
+    "prompt" has the chat template as it renders a problem; "grader" the code of all verifiers; "data" the
+    fingerprint of the file. Neither says where anything lies or how work is cut up.
+    """
+    pixels = {"min_pixels": processor.image.min_pixels, "max_pixels": processor.image.max_pixels}
+    conversation = messages("<image>{problem}", benchmark.system or None, benchmark.suffix)
+    budgets = {
+        "prompt_tokens": budget(config.data.prompt_buckets),
+        "patches": budget(config.data.patch_buckets),
+    }
+    judged = any(name in JUDGED for name in verifiers)
+    judge = config.reward.judge
+    tools = dataclasses.asdict(config.episode) if config.episode.tools else {}
+    tools.pop("workers", None)
+    return {
+        "prompt": {"rendered": rendered(processor, conversation), **pixels, **budgets},
+        "extractor": {"verifier": benchmark.verifier, "options": benchmark.options},
+        "grader": {
+            "verifiers": sorted(verifiers),
+            "code": code_of(Path(mmrl.rewards.__file__).parent),
+            **{name: metadata.version(name) for name in ("math-verify", "rapidfuzz", "jsonschema")},
+            "own": {name: _file_hash(name.rpartition(":")[0]) for name in sorted(verifiers) if ":" in name},
+            **({"judge": [judge.model, judge.max_tokens]} if judged else {}),
+        },
+        "data": {"sha256": fingerprint(source), "limit": benchmark.limit},
+        "sampling": {
+            "samples": benchmark.samples,
+            "temperature": benchmark.temperature,
+            "top_p": benchmark.top_p,
+            "max_tokens": benchmark.max_tokens,
+            "seed": config.seed,
+            "masked": benchmark.masked,
+            "dtype": config.model.dtype,
+            "tools": tools,
+        },
+    }
+
+
+def hashes_of(found: Mapping[str, Any], weights: str) -> dict[str, str]:
+    """The hash of each of `settings_of`, and that of the weights."""
+    return {**{name: digest(content) for name, content in found.items()}, "weights": weights}
+
+
+def differing(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """Settings, by name, in which the hashes of two rows differ."""
+    return [name for name in COMPARED if here.get(name) != there.get(name)]
+
+
+def weights_hash(params: Params) -> str:
+    """Hash of all weights as they are in memory: the same for a checkpoint and its float32 export."""
+    return digest(checksums(params))
+
+
+def code_of(package: Path) -> str:
+    """SHA-256 of the source of a package."""
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def _file_hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def _open(
     benchmark: Benchmark, config: Config, model: OpenModel, workdir: Path | None, data_root: str
 ) -> OpenBenchmark:
@@ -211,7 +290,7 @@ def _open(
     if benchmark.limit:
         source = source.choose(range(min(len(source), benchmark.limit)))
     categories, verifiers = _categories_and_verifiers(benchmark, config, source)
-    settings = identity.settings(benchmark, config, model.processor, source, verifiers)
+    settings = settings_of(benchmark, config, model.processor, source, verifiers)
     return OpenBenchmark(benchmark, config, model, source, left_out, categories, settings)
 
 
@@ -277,7 +356,7 @@ def _check_same(rows: ResultRows, hashes: Mapping[str, Mapping[str, str]], where
             raise ValueError(
                 f"{where} holds results of {name!r}, which this suite has not; name another --out"
             )
-        other = identity.differing(hashes[name], row["hashes"])
+        other = differing(hashes[name], row["hashes"])
         if other:
             raise ValueError(
                 f"{where} holds results of {name!r} with another {' and another '.join(other)}; make these "

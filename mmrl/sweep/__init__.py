@@ -14,23 +14,3 @@ from mmrl.sweep.definition import (
     zipped,
 )
 from mmrl.sweep.results import Results, Row, load_runs, load_sweep, table, workdir_of
-
-__all__ = [
-    "Arm",
-    "Arms",
-    "Results",
-    "Row",
-    "Sweep",
-    "arm",
-    "chain",
-    "form",
-    "labels",
-    "load_runs",
-    "load_sweep",
-    "open_sweep",
-    "param",
-    "product",
-    "table",
-    "workdir_of",
-    "zipped",
-]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmrl.sweep.plan import SweepRun, early_config, early_stages_done, share_stages
+from mmrl.sweep.definition import SweepRun, early_config, early_stages_done, share_stages
 
 _POLL_S = 0.1  # between two looks at the processes
 _SHOW_S = 1.0  # between two lines of progress

@@ -14,7 +14,7 @@ from mmrl.analysis.runs import Run, load_run
 from mmrl.atomic import atomic_write
 from mmrl.run_folder import read_metrics
 from mmrl.statistics import Interval, mean_interval
-from mmrl.sweep.definition import AREA
+from mmrl.sweep.definition import AREA, workdir_of
 
 _COLUMNS = (
     *("arm", "metric", "finished", "planned", "seeds", "mean", "low", "high"),
@@ -55,11 +55,6 @@ class Row(NamedTuple):
     difference: Interval | None  # from the baseline with the same seed; None of the baseline, and without one
 
 
-def workdir_of(directory: Path, arm: str, seed: int) -> Path:
-    """The folder of one run of the sweep in ``directory``."""
-    return directory / arm / f"seed{seed}"
-
-
 def load_sweep(directory: str | Path, metrics: Sequence[str] = ()) -> Results:
     """Read the folder of a sweep, which may still be going on.
 
@@ -96,7 +91,7 @@ def load_sweep(directory: str | Path, metrics: Sequence[str] = ()) -> Results:
 
 
 def _is_sweep(value: Any) -> bool:
-    """True of a JSON value that `mmrl.sweep.plan.write_sweep` writes."""
+    """True of a JSON value that `mmrl.sweep.definition.write_sweep` writes."""
     if not isinstance(value, dict) or not isinstance(value.get("arms"), dict):
         return False
     lists = {"seeds": int, "metrics": str}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmrl.suggest import suggest
+from mmrl.terminal import table_lines
 from mmrl.typed import dataclass_from_dict
 
 FILE = Path(__file__).with_suffix(".toml")
@@ -70,11 +71,7 @@ def table(registry: Mapping[str, Entry], use: str = "") -> str:
         if not use or use in entry.use
         for form in (_original(entry),)
     ]
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (head, *rows)
-    )
+    return "\n".join(table_lines([head, *rows]))
 
 
 def describe(name: str, entry: Entry) -> str:

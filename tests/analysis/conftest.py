@@ -6,7 +6,7 @@ import jax
 import pytest
 from tiny import noise_image
 
-from mmrl.analysis.pictures import png
+from mmrl.analysis.perception import png
 from mmrl.config import Config, CorruptionConfig, DataConfig, RolloutConfig, TrainConfig
 from mmrl.open import open_model
 from mmrl.sample import Sample

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmrl.sweep import load_sweep, open_sweep
-from mmrl.sweep.plan import early_stages, plan_runs
+from mmrl.sweep.definition import early_stages, plan_runs
 
 ROOT = Path(__file__).parents[2]
 FILES = [

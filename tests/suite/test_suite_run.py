@@ -16,8 +16,7 @@ from mmrl.data.sources import read
 from mmrl.open import open_model
 from mmrl.suite import Benchmark, Suite
 from mmrl.suite.figures import figures
-from mmrl.suite.identity import code_of, differing, hashes, settings
-from mmrl.suite.run import Origin, open_suite, read_rows
+from mmrl.suite.run import Origin, code_of, differing, hashes_of, open_suite, read_rows, settings_of
 from mmrl.suite.suite import config_for
 
 # Of the shapes in which the smoke run evaluates, so that nothing is compiled; graded so that a policy
@@ -264,7 +263,7 @@ def test_hashes_are_of_what_decides_and_of_nothing_else(small, smoke_run, smoke_
 
     def of(benchmark=first, verifiers=("shapes",), seed=0, batch=4, weights="w", **run):
         config = config_for(benchmark, replace(smoke_config, **run), seed=seed, batch=batch)
-        return hashes(settings(benchmark, config, model.processor, source, verifiers), weights)
+        return hashes_of(settings_of(benchmark, config, model.processor, source, verifiers), weights)
 
     same = [
         of(batch=8),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.sweep import arm, chain, labels, param, product, zipped
-from mmrl.sweep.plan import config_words
+from mmrl.sweep.definition import config_words
 
 KEYS = ("algorithm.perception_kl", "train.steps", "corruption.method", "optimizer.b1", "algorithm.name")
 values = st.one_of(st.integers(0, 99), st.floats(0, 1), st.sampled_from(("k3", "exact", "a/b", "a:b", "..")))

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from mmrl.sweep import Sweep, load_sweep, param, table
+from mmrl.sweep.definition import plan_runs, run_states, write_sweep
 from mmrl.sweep.execute import execute, last_line
-from mmrl.sweep.plan import plan_runs, run_states, write_sweep
 
 
 @pytest.fixture

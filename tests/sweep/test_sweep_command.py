@@ -13,7 +13,7 @@ import pytest
 
 from mmrl import cli
 from mmrl.sweep import open_sweep
-from mmrl.sweep.plan import plan_runs
+from mmrl.sweep.definition import plan_runs
 
 FILE = """
 from mmrl.sweep import Sweep, param

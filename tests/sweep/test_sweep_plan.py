@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mmrl.sweep import Sweep, arm, chain, open_sweep, param
-from mmrl.sweep.plan import plan_runs, run_states, select_arms, write_sweep
+from mmrl.sweep.definition import plan_runs, run_states, select_arms, write_sweep
 
 FILE = """
 from mmrl.sweep import Sweep, arm, chain, form, param
