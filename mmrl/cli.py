@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.filename is None and error.errno not in _DISK:
             tell(traceback.format_exc(), error=True)
             return 1
-        refuse(_said(error))
+        refuse(_describe(error))
         return 2
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):  # the first is JAX's word
@@ -70,11 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _said(error: OSError) -> str:
-    """What went wrong with which file."""
-    said = error.strerror or str(error)
+def _describe(error: OSError) -> str:
+    """The file and the reason, on one line."""
+    reason = error.strerror or str(error)
     named = isinstance(error.filename, str | bytes | os.PathLike)
-    return f"{os.fsdecode(error.filename)}: {said}" if named else said
+    return f"{os.fsdecode(error.filename)}: {reason}" if named else reason
 
 
 def _check_words(command: Command, rest: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = re.match(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
         if wrong:
-            choices = [one.strip(" '") for one in wrong[2].split(",")]
+            choices = [choice.strip(" '") for choice in wrong[2].split(",")]
             message = f"there is no '{wrong[1]}'{suggest(wrong[1], choices)}"
         raise ValueError(f"{message} (see {self.prog} --help)")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def read_config(workdir: Path) -> Config:
 
 
 def config_of(workdir: Path) -> Config | None:
-    """What ``config.json`` holds; None if it is not there, or no JSON object after a crash of the machine."""
+    """The config in ``config.json``; None if it is not there, or damaged by a crash of the machine."""
     path = workdir / "config.json"
     try:
         values = json.loads(path.read_bytes())
@@ -65,17 +66,18 @@ def config_of(workdir: Path) -> Config | None:
 
 
 def differing(config: Config, before: Config) -> list[str]:
-    """What ``config`` changes that may not change within a run, as "key: value there, value now"."""
+    """Keys of ``config`` that may not change within a run, and did, as "key: value there, value now"."""
     new, old = flat(dataclasses.asdict(config)), flat(dataclasses.asdict(before))
     return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and not _may_change(key)
+        if new.get(key) != old.get(key) and not names_key(CHANGEABLE, key)
     ]
 
 
-def _may_change(key: str) -> bool:
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE)
+def names_key(names: Iterable[str], key: str) -> bool:
+    """True if ``key`` is one of ``names``, or under one that ends in a dot."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

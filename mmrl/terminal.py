@@ -1,4 +1,4 @@
-"""What is printed for people: text that does nothing to their terminal, and commands that they can paste."""
+"""Printing: text that does nothing to a terminal, tables, progress, and commands that can be pasted."""
 
 import shlex
 import sys
@@ -24,18 +24,18 @@ def printable(text: str) -> str:
 
 
 def one_line(said: object, most: int = 300) -> str:
-    """What an error of a library or a text of data says, on one line of bounded length."""
+    """The message of an error, or a text of data, on one line of bounded length."""
     text = printable(" ".join(str(said).split())) or type(said).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def tell(text: str = "", *, error: bool = False) -> None:
-    """Print lines for people at once, on stdout or stderr, `printable`: the only way in which mmrl prints."""
+    """Print lines at once, on stdout or stderr, `printable`: the only way in which mmrl prints."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def refuse(reason: object) -> None:
-    """Tell on stderr why a command does nothing. Of a line too long to read the middle is left out."""
+    """Print on stderr why a command does nothing. Of a line too long to read the middle is left out."""
     lines = f"mmrl: {reason}".split("\n")
     half = LONGEST // 2
     tell(
@@ -45,7 +45,7 @@ def refuse(reason: object) -> None:
 
 
 def rewrite(line: str, *, last: bool, error: bool = False) -> None:
-    """Print a line in the place of the one before, as progress is told; the ``last`` one stays."""
+    """Print a line in the place of the one before, as progress is shown; the ``last`` one stays."""
     stream = sys.stderr if error else sys.stdout
     clear = "\r\x1b[2K" if stream.isatty() else "\r"
     print(f"{clear}{printable(line)}", end="\n" if last else "", file=stream, flush=True)
@@ -63,10 +63,10 @@ def table_lines(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list
 
 def command(*words: str | Path) -> str:
     """A command as a shell takes it. A path that is a word by itself is never read as an option."""
-    return " ".join(map(_quoted, words))
+    return " ".join(map(_quote, words))
 
 
-def _quoted(word: str | Path) -> str:
+def _quote(word: str | Path) -> str:
     text = f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
     if printable(text) == text and "\n" not in text and "\t" not in text:
         return shlex.quote(text)

@@ -132,7 +132,7 @@ def plot_perception_histogram(profiles: Mapping[str, PerceptionProfile]) -> Figu
     ``profiles`` are of `perception_profile`, with a name each.
     """
     figure, (tokens, curve, responses) = _panels(3)
-    most = max((float(one.tokens.max(initial=SHORTEST)) for one in profiles.values()), default=1.0)
+    most = max((float(profile.tokens.max(initial=SHORTEST)) for profile in profiles.values()), default=1.0)
     edges = np.geomspace(SHORTEST, max(most, 10 * SHORTEST), 40).tolist()
     means = [profile.responses[~np.isnan(profile.responses)] for profile in profiles.values()]
     bins = np.linspace(0, max((float(row.max(initial=0)) for row in means), default=0.0) or 1.0, 30).tolist()

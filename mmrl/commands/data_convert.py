@@ -89,18 +89,12 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from mmrl.rewards.verifiers import verifier_names
     from mmrl.tasks.convert import ConvertOptions, convert
 
-    of_layout = {
-        "llava": ("turns", "verifier"),
-        "coco": ("task", "coordinates"),
-        "choice": ("answer",),
-        "questions": ("verifier", "answer", "columns", "where", "facts", "ask", "say", "agreed"),
-    }
     given = {
         name: value
-        for name in dict.fromkeys(name for names in of_layout.values() for name in names)
+        for name in dict.fromkeys(name for names in _OF_LAYOUT.values() for name in names)
         if (value := getattr(options, name)) is not None
     }
-    wrong = [name for name in given if name not in of_layout[options.layout]]
+    wrong = [name for name in given if name not in _OF_LAYOUT[options.layout]]
     if wrong:
         raise ValueError(f"--{wrong[0]} says nothing about --from={options.layout}; leave it out")
     choices = ConvertOptions(**question_options(given))
@@ -119,10 +113,10 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
         progress=count,
     )
     count(made.entries, last=True)
-    _print_converted(made, options.out)
+    _print_result(made, options.out)
 
 
-def _print_converted(made: "Converted", out: Path) -> None:
+def _print_result(made: "Converted", out: Path) -> None:
     from mmrl.data.examples import printable
 
     tell(f"{made.rows} rows of {made.entries} entries in {out}")

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _prompt(
     options: argparse.Namespace, config: "Config", workdir: Path
 ) -> "tuple[Processor, PromptFormat] | None":
-    """How prompts are made; None if nothing names a model, or the config's is not there (which is said)."""
+    """Processor and format of prompts; None if nothing names a model, or the config's is not there."""
     if not options.model and not options.config:
         return None
     from mmrl import hub

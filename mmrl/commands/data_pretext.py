@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     reasons: dict[str, str] = {}
     made: Counter[str] = Counter()
 
-    def counted() -> Iterator[dict[str, Any]]:
+    def count_rows() -> Iterator[dict[str, Any]]:
         progress = show_progress("making rows", "rows")
         for row in rows(
             material, options.seed, options.rows, passed_over=reasons.setdefault, progress=progress
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
             made[row["kind"]] += 1
             yield row
 
-    written = write_rows(options.out, counted())
+    written = write_rows(options.out, count_rows())
     tell(f"{written} rows in {options.out}: " + ", ".join(f"{n} {task}" for task, n in made.items()))
     _say_passed_over(reasons)
     tell("look at it: " + command("mmrl", "data", "inspect", options.out, "--out=report.html"))

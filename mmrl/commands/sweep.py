@@ -65,11 +65,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     directory = Path(options.workdir or Path("runs") / name_of(options.file))
     runs = plan_runs(sweep, directory, overrides)
     chosen, states = select_arms(runs, options.arm), run_states(runs)
-    pending = [one for one in chosen if states[one.name] != FINISHED]
+    pending = [run for run in chosen if states[run.name] != FINISHED]
     if options.dry_run:
-        for one in chosen:
-            words = command(*(launcher or ("mmrl", "train")), *one.words) if one in pending else ""
-            tell(f"{states[one.name]:<10}{one.name}  {words}".rstrip())
+        for planned in chosen:
+            words = command(*(launcher or ("mmrl", "train")), *planned.words) if planned in pending else ""
+            tell(f"{states[planned.name]:<10}{planned.name}  {words}".rstrip())
         return
     if launcher and shutil.which(launcher[0]) is None:
         raise ValueError(f"--launcher={options.launcher!r}: there is no program {launcher[0]!r}")

@@ -114,7 +114,7 @@ def with_method(config: str, overrides: Sequence[str], name: str) -> list[str]:
 
     accepted = inspect.signature(RECIPES[name]).parameters
     own: Mapping[str, Any] = load(config).algorithm
-    kept = [one for one in overrides if _hyper_parameter(one) in (None, *accepted)]
+    kept = [word for word in overrides if _hyper_parameter(word) in (None, *accepted)]
     unset = [key for key, value in own.items() if key not in ("name", *accepted) and value is not None]
     return [*kept, f"--config.algorithm.name={name}", *(f"--config.algorithm.{key}=None" for key in unset)]
 

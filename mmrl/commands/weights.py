@@ -119,7 +119,7 @@ def overrides_of(
     return [
         *(f"--config.{key}={value}" for key, value in first.items()),
         *overrides,
-        *(f"--config.{one}" for one in chosen),
+        *(f"--config.{pair}" for pair in chosen),
     ]
 
 

@@ -143,7 +143,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def rounded(values: Float[np.ndarray, "n"]) -> list[float | None]:
+def round_values(values: Float[np.ndarray, "n"]) -> list[float | None]:
     """Numbers as JSON has them, to five digits: more cannot be told apart in a plot."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
@@ -180,7 +180,7 @@ def _plot(panel: Panel, runs: Sequence[Run], columns: Sequence[dict[str, Any]]) 
                 continue
             if not alone:
                 label = column["name"] if len(panel.lines) == 1 else f"{column['name']}: {label}"
-            few, drawn = thinned(steps, values)
+            few, drawn = thin(steps, values)
             lines.append(
                 {
                     "run": k,
@@ -188,7 +188,7 @@ def _plot(panel: Panel, runs: Sequence[Run], columns: Sequence[dict[str, Any]]) 
                     "colour": place % _COLOURS if alone else column["colour"],
                     "dash": place // _COLOURS % 4 if alone else place,
                     "steps": few.tolist(),
-                    "values": rounded(drawn),
+                    "values": round_values(drawn),
                     # Each point is marked where a line alone would hide where it was measured.
                     "sparse": len(steps) == 1 or len(steps) <= min(0.6 * len(run.metrics), 60),
                     "gaps": int((~np.isfinite(values)).sum()),
@@ -197,7 +197,7 @@ def _plot(panel: Panel, runs: Sequence[Run], columns: Sequence[dict[str, Any]]) 
     return {"title": panel.title, "note": panel.note, "percent": panel.percent, "lines": lines}
 
 
-def thinned(
+def thin(
     steps: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"], most: int = MOST_POINTS
 ) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
     """At most ``most`` points of a curve: the lowest and the highest of each stretch, so that peaks stay.
@@ -240,7 +240,7 @@ def _phases(runs: Sequence[Run], columns: Sequence[dict[str, Any]]) -> list[dict
                 "note": "By phase; each column is the mean over some steps, the legend over all of them.",
                 "names": [*(name.removeprefix("time/") for name in large), "other"],
                 "steps": [int(np.mean([rows[i]["step"] for i in part])) for part in parts],
-                "values": [rounded(line) for line in means],
+                "values": [round_values(line) for line in means],
                 "top": float(means.sum(0).max()),
             }
         )
@@ -266,7 +266,9 @@ def _rollouts(
     found = []
     for rollout in shown:
         perception = rollout.perception
-        values = {name: rounded(getattr(perception, name)) for name in ("exact", "k3", "entropy", "logprob")}
+        values = {
+            name: round_values(getattr(perception, name)) for name in ("exact", "k3", "entropy", "logprob")
+        }
         pictures = {"images": rollout.images, "corrupted": rollout.corrupted}
         addresses = {name: list(map(_data_url, files)) for name, files in pictures.items()}
         entry = _entry(run, number, rollout.row)

@@ -20,7 +20,7 @@ from typing import Any
 from mmrl.atomic import atomic_folder, atomic_write
 from mmrl.config import Config, resolve
 from mmrl.experiment import call, load
-from mmrl.run_folder import differing, flat, read_config
+from mmrl.run_folder import differing, flat, names_key, read_config
 from mmrl.suggest import suggest
 
 AREA = "area:"  # before the name of a metric
@@ -337,8 +337,7 @@ def early_config(config: Config) -> dict[str, object]:
     return {
         key: value
         for key, value in flat(dataclasses.asdict(config)).items()
-        if key in _EARLIER
-        or not any(key == name or (name.endswith(".") and key.startswith(name)) for name in _LATER)
+        if key in _EARLIER or not names_key(_LATER, key)
     }
 
 

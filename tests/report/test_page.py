@@ -7,7 +7,7 @@ import pytest
 from report_cases import HOSTILE
 
 from mmrl.report import overview
-from mmrl.report.report import MOST_POINTS, as_script_data, delta, duration, figure, rounded, thinned
+from mmrl.report.report import MOST_POINTS, as_script_data, delta, duration, figure, round_values, thin
 from mmrl.statistics import Interval
 
 
@@ -20,7 +20,7 @@ def test_data_cannot_end_its_element_and_is_read_back_as_it_was():
 
 
 def test_numbers_that_json_does_not_have_are_gaps():
-    assert rounded(np.array([0.123456789, math.nan, math.inf, 2.0])) == [0.12346, None, None, 2.0]
+    assert round_values(np.array([0.123456789, math.nan, math.inf, 2.0])) == [0.12346, None, None, 2.0]
     with pytest.raises(ValueError, match="Out of range"):
         as_script_data({"value": math.nan})
 
@@ -45,7 +45,7 @@ def test_thinning_keeps_peaks_and_ends():
     steps = np.arange(10_000)
     values = np.sin(steps / 500)
     values[[1234, 7001]] = 40.0, -30.0
-    few, drawn = thinned(steps, values)
+    few, drawn = thin(steps, values)
     assert MOST_POINTS * 0.9 <= len(few) <= MOST_POINTS
     assert {0, 1234, 7001, 9_999} <= set(few.tolist())
     assert (np.diff(few) > 0).all()
@@ -54,12 +54,12 @@ def test_thinning_keeps_peaks_and_ends():
 
 def test_what_is_short_is_left_as_it_is():
     steps = np.arange(MOST_POINTS)
-    assert thinned(steps, steps / 2)[0] is steps
+    assert thin(steps, steps / 2)[0] is steps
 
 
 def test_gaps_stay_gaps():
     steps = np.arange(2_000)
     values = np.where(steps < 1_000, np.nan, 1.0)
-    _, drawn = thinned(steps, values)
+    _, drawn = thin(steps, values)
     assert np.isnan(drawn).sum() > 100
     assert (drawn == 1).sum() > 100
