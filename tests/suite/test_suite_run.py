@@ -308,7 +308,7 @@ def test_a_folder_by_default(smoke_run, small, monkeypatch):
     assert measure(smoke_run, f"--suite={small}", "--step=2") == 2
     ((origin, out),) = written
     assert out == smoke_run / "evaluations" / "small" / "step2"
-    assert origin == Origin("run-step2", workdir=str(smoke_run), step=2)
+    assert origin == Origin(f"{smoke_run.name}-step2", workdir=str(smoke_run), step=2)
     root = f"--data-root={smoke_run / 'world'}"
     assert main(["eval", f"--suite={small}", f"--model={smoke_run / 'world' / 'model'}", root]) == 2
     assert len(written) == 1
