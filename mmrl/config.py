@@ -26,7 +26,7 @@ from mmrl.user_code import load_function, run_user_code
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class BaseModelConfig:
     """Which checkpoint, and how it is computed."""
 
     path: str = ""  # Hugging Face directory of the Qwen2.5-VL family; "{workdir}" stands for the run's folder
@@ -235,7 +235,7 @@ class Config:
     """A run."""
 
     seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: BaseModelConfig = field(default_factory=BaseModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

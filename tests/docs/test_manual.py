@@ -442,6 +442,17 @@ def test_rooms_import_what_the_map_allows():
     assert found == table
 
 
+def test_no_class_has_the_name_of_another():
+    names = [
+        node.name
+        for path in (ROOT / "mmrl").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert len(names) > 150
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 def _rooms(path: Path) -> set[str]:
     """Rooms of mmrl that a file imports."""
     names: list[str] = []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrl.config import Config, CorruptionConfig, DataConfig, ModelConfig, RewardConfig
+from mmrl.config import BaseModelConfig, Config, CorruptionConfig, DataConfig, RewardConfig
 from mmrl.suite import Benchmark, Suite
 from mmrl.suite.suite import config_for, data_path, from_dict, load_suite, masking, override_fields
 from mmrl.tasks.catalogue import read_registry
@@ -61,7 +61,7 @@ def test_a_suite_goes_through_json():
 
 def test_the_config_has_the_suites_prompts_and_the_runs_precision():
     run = Config(
-        model=ModelConfig(dtype="bfloat16"),
+        model=BaseModelConfig(dtype="bfloat16"),
         data=DataConfig(suffix="run's", prompt_buckets=(77,), max_pixels=5, image_root="there"),
         reward=RewardConfig(weights={"unfaithful": 1.0}, also=("repetition",), workers=7),
     )
