@@ -1,1 +1,1 @@
-"""From a config to a running job, on machines that are elsewhere: ``python -m launch WHERE ...``."""
+"""Launching a config as a job on machines that are elsewhere: ``python -m launch WHERE ...``."""

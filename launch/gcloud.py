@@ -58,7 +58,7 @@ def ask(
 
 
 def missing(done: Done) -> bool:
-    """Whether a command failed because what it names is not there."""
+    """True if a command failed because what it names is not there."""
     return bool(done.status and NOT_FOUND.search(done.err))
 
 

@@ -31,7 +31,7 @@ _STUCK = (*IMAGE_FAILURES, "CreateContainerConfigError", "CreateContainerError")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where workloads are sent: ``location`` is the zone or region of the cluster itself."""
+    """The cluster that workloads are sent to: ``location`` is the zone or region of the cluster itself."""
 
     name: str
     place: Place
@@ -226,7 +226,7 @@ def jobset(shell: Shell, cluster: Cluster, name: str) -> JobSetState | None:
 
 def _jobset_state(found: Mapping[str, Any]) -> JobSetState:
     spec, status = found["spec"], found.get("status") or {}
-    true = {one["type"]: one for one in status.get("conditions") or () if one.get("status") == "True"}
+    true = {each["type"]: each for each in status.get("conditions") or () if each.get("status") == "True"}
     end = true.get("Completed") or true.get("Failed") or {}
     phase = "completed" if "Completed" in true else "failed" if "Failed" in true else "active"
     if phase == "active" and (spec.get("suspend") or "Suspended" in true):
@@ -252,7 +252,7 @@ def queue_reason(shell: Shell, cluster: Cluster, name: str) -> str:
             conditions = (item.get("status") or {}).get("conditions") or ()
             waiting = (("Evicted", "True"), ("QuotaReserved", "False"))
             return "; ".join(
-                one.get("message", "") for one in conditions if (one["type"], one["status"]) in waiting
+                each.get("message", "") for each in conditions if (each["type"], each["status"]) in waiting
             )
     return ""
 
@@ -266,7 +266,7 @@ def pods(shell: Shell, cluster: Cluster, name: str) -> list[Pod]:
 
 def _pod(item: Mapping[str, Any]) -> Pod:
     labels, status = item["metadata"].get("labels") or {}, item.get("status") or {}
-    containers = [one for one in status.get("containerStatuses") or () if one["name"] == CONTAINER]
+    containers = [each for each in status.get("containerStatuses") or () if each["name"] == CONTAINER]
     state = containers[0].get("state", {}) if containers else {}
     waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
     reason = waiting.get("reason", "")

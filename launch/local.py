@@ -226,7 +226,7 @@ def run_together(started: Sequence[LocalProcess], to_notice: float = _TO_NOTICE)
     SIGTERM and Ctrl-C are passed on to all, once: the run then saves its last step and all end. A second one
     ends them at once.
     """
-    starts = [one.log.stat().st_size if one.log and one.log.exists() else 0 for one in started]
+    starts = [each.log.stat().st_size if each.log and each.log.exists() else 0 for each in started]
     with _noted_signals() as signals:
         running: list[subprocess.Popen[bytes]] = []
         try:

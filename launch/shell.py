@@ -55,7 +55,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Retry:
-    """When and how often a command is tried again: ``transient`` is looked for in what it wrote."""
+    """Retries of a command: ``transient`` is looked for in what it wrote."""
 
     times: int
     transient: re.Pattern[str]

@@ -90,7 +90,7 @@ def xpk_type(topology: Topology) -> str:
 
 
 def same_generation(accelerator: str, topology: Topology) -> bool:
-    """Whether an accelerator type is of the generation of a slice."""
+    """True if an accelerator type is of the generation of a slice."""
     return accelerator.startswith(f"{_NAMES[topology.generation]}-")
 
 

@@ -271,7 +271,7 @@ def _get(shell: Shell, wanted: Slice, found: Found | None) -> None:
 
 
 def _runs_already(shell: Shell, task: TpuTask) -> bool:
-    """Whether a slice that was there runs this commit already; ValueError if it runs another."""
+    """True if a slice that was there runs this commit already; ValueError if it runs another."""
     running = [report for report in _on_all(shell, task.wanted, "look") if report.word == "running"]
     if any(report.rest != task.job.tree for report in running):
         raise ValueError(f"{task.wanted.name} runs another commit: take another --name, or delete it")

@@ -218,7 +218,7 @@ def _no_slice(wanted: Slice, why: str) -> ValueError:
 
 
 def gone(shell: Shell, wanted: Slice) -> bool:
-    """Whether the machines were taken away, by preemption or for maintenance.
+    """True if the machines were taken away, by preemption or for maintenance.
 
     Raises:
       ValueError: Google Cloud cannot be asked.

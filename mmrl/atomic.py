@@ -25,7 +25,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # of some n
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Where to write the file that takes the place of ``path`` when the block ends, unless it raises.
+    """The path to write the file at that takes the place of ``path`` when the block ends, unless it raises.
 
     A device or a pipe, whose place nothing can take, is written to directly.
 
@@ -85,7 +85,7 @@ def _finite(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ def read_jsonl(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number that a float can hold."""
+    """True if a JSON value is a number that a float can hold."""
     return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
 def warn_of(damaged: Iterable[DamagedLine]) -> None:
-    """Warn of lines that are left out, each by its file and number, where people see it."""
+    """Warn of lines that are left out, each by its file and number, on stderr."""
     for one in damaged:
         tell(f"mmrl: warning: {one}: it is left out", error=True)
 

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, filled from an experiment's `ml_collections.ConfigDict`.
+"""Configuration of a run: frozen dataclasses, filled from an experiment's `ml_collections.ConfigDict`.
 
 An experiment file defines ``get_config(arg)``; it starts from `template`, fills in and returns it. At the
 border `resolve` turns it into a `Config`; an unknown key, a wrong type or an impossible combination is an
@@ -27,7 +27,7 @@ from mmrl.user_code import load_function, run_user_code
 
 @dataclass(frozen=True)
 class BaseModelConfig:
-    """Which checkpoint, and how it is computed."""
+    """The checkpoint that training begins from, and the form in which it is computed."""
 
     path: str = ""  # Hugging Face directory of the Qwen2.5-VL family; "{workdir}" stands for the run's folder
     dtype: str = "float32"  # of matrix products: "float32" or "bfloat16"; weights are float32
@@ -37,7 +37,7 @@ class BaseModelConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out; the sizes multiply to their number, and one may be -1: whatever is left.
+    """Sizes of the device mesh; they multiply to the number of devices, and one may be -1: what is left.
 
     Prompts are spread over ``replica``, ``data`` and ``fsdp``; weights are cut over ``fsdp`` and ``tensor``.
     """
@@ -50,7 +50,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where prompts come from, and how they are laid out."""
+    """Data sets, and the form of their prompts."""
 
     # Parquet or JSONL in the public schema, and other data sets (docs/data.md); "{workdir}" stands for the
     # run's folder. "FILE@3,FILE@1" mixes several, with weights; without, they count by their rows.
@@ -76,7 +76,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How responses are sampled."""
+    """Sampling of responses."""
 
     prompts: int = 128  # a rollout batch
     group: int = 8  # responses a prompt
@@ -95,7 +95,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """What a rollout does besides writing one response; ``rollout.max_tokens`` bounds writing and reading.
+    """Turns and tools of a response; ``rollout.max_tokens`` bounds writing and reading.
 
     See `mmrl.rollout.tools` for what the policy writes to call a tool.
     """
@@ -111,7 +111,7 @@ class EpisodeConfig:
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """How the image is corrupted for token perception and perception losses."""
+    """Corruption of the image for token perception and perception losses."""
 
     method: str = "patch_black"
     probability: float = 0.6
@@ -127,7 +127,7 @@ class SelfJudgeConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How responses are graded and rewarded (docs/rewards.md): the reward is a weighted sum of components.
+    """Grading and reward of responses (docs/rewards.md): the reward is a weighted sum of components.
 
     Experiments write ``config.reward = Reward(...)`` and ``config.reward.sources[NAME] = Reward(...)``.
     """
@@ -181,7 +181,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How held-out accuracy is measured: the mean over ``samples`` responses to each prompt."""
+    """Measurement of held-out accuracy: the mean over ``samples`` responses to each prompt."""
 
     prompts: int = 128  # a batch
     limit: int = 0  # rows of each held-out data set that are used; 0 means all
@@ -192,7 +192,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where figures go besides the run's folder, which has them as JSON lines and for TensorBoard."""
+    """Destinations of metrics besides the run's folder, which has them as JSON lines and for TensorBoard."""
 
     wandb: str = ""  # a project on Weights & Biases, "" switches it off; needs pip install "mmrl[wandb]"
 

@@ -52,7 +52,7 @@ def overrule(values: ConfigDict, overrides: Sequence[str]) -> None:
 
 
 def call(text: str, function: str, what: str) -> Any:
-    """What ``function(ARG)`` of the Python file FILE[:ARG] returns.
+    """The value that ``function(ARG)`` of the Python file FILE[:ARG] returns.
 
     Args:
       text: FILE[:ARG]; without ARG the function is given "".
@@ -126,7 +126,7 @@ def _kind(config: ConfigDict, key: str) -> type:
     """The type of a key. Raises ValueError, naming the nearest, if there is none."""
     known = _keys(config)
     if key not in known:
-        inside = [one for one in known if one.startswith(f"{key}.")]
+        inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:
             raise ValueError(
                 f"config.{key} holds keys and no value: {', '.join(f'config.{k}' for k in inside)}"

@@ -52,7 +52,7 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files and speaks to people."""
+    """True in the process that writes files and prints."""
     return jax.process_index() == 0
 
 
@@ -83,9 +83,9 @@ def gather_early(value: Any) -> list[Any]:
         return [value]
     assert client is not None  # `join` has made it
     client.key_value_set(f"mmrl/early/{jax.process_index()}", json.dumps(value))
-    told = [client.blocking_key_value_get(f"mmrl/early/{k}", EARLY_S * 1000) for k in range(count)]
+    sent = [client.blocking_key_value_get(f"mmrl/early/{k}", EARLY_S * 1000) for k in range(count)]
     client.wait_at_barrier("mmrl/early", EARLY_S * 1000)  # until all have heard all
-    return [json.loads(one) for one in told]
+    return [json.loads(text) for text in sent]
 
 
 def maximum(*values: int) -> tuple[int, ...]:
@@ -134,7 +134,7 @@ def exit_now(status: int) -> NoReturn:
 
 
 def gather_rows(rows: Int[np.ndarray, "b"], values: Sequence[Any]) -> list[Any]:
-    """What all processes know of the rows of a batch, in their order; each gives its own ``rows``."""
+    """Values of all rows of a batch, in their order; each process gives its own ``rows``."""
     pairs = [pair for part in gather(list(zip(rows.tolist(), values, strict=True))) for pair in part]
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 

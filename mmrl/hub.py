@@ -167,7 +167,7 @@ def _reason(name: Reference, kind: Kind, error: Exception) -> str:
     if isinstance(error, errors.HFValidationError):
         return f"no name on the hub ({_line(error)})"
     chain = _causes(error)
-    if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain) or constants.HF_HUB_OFFLINE:
+    if any(isinstance(error, errors.OfflineModeIsEnabled) for error in chain) or constants.HF_HUB_OFFLINE:
         return f"{path}it is not whole in the cache, and HF_HUB_OFFLINE forbids the network: {elsewhere}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{path}it cannot be fetched ({_line(chain[-1])}), nor is it whole in the cache: {elsewhere}"

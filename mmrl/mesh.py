@@ -108,7 +108,7 @@ def _filled(sizes: list[int], devices: int) -> tuple[int, ...]:
 
 
 def spec(axes: Axes, shape: Sequence[int], rules: Rules, sizes: Mapping[str, int]) -> PartitionSpec:
-    """How an array with logical ``axes`` is cut over a mesh with axis ``sizes``.
+    """The partition of an array with logical ``axes`` over a mesh with axis ``sizes``.
 
     A dimension that its mesh axes do not divide is cut over the first ones that do, or stays whole.
 
@@ -140,7 +140,7 @@ def sharding(
 
 
 def shardings(description: dict, mesh: Mesh, rules: Rules = WEIGHTS) -> dict:
-    """Where each weight of a model's ``description`` (a nested dict with ``axes`` and ``shape``) lies."""
+    """The sharding of each weight of a ``description`` (a nested dict with ``axes`` and ``shape``)."""
     return jax.tree.map(
         lambda param: sharding(mesh, param.axes, param.shape, rules),
         description,
@@ -205,7 +205,7 @@ def put(tree: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(mesh: Mesh, count: int) -> np.ndarray:
-    """Which of the ``count`` prompts of a batch this process reads, samples and grades; ascending.
+    """Those of the ``count`` prompts of a batch that this process reads, samples and grades; ascending.
 
     Raises:
       ValueError: there are several processes, and the parts of the batch are not each one process's own.

@@ -145,12 +145,12 @@ class LoadedModel:
         groups = []
         for k, group in enumerate(responses):
             if isinstance(group, str | Completion) or not all(
-                isinstance(one, str | Completion | Sequence | np.ndarray) for one in group
+                isinstance(response, str | Completion | Sequence | np.ndarray) for response in group
             ):
                 raise ValueError(f"responses[{k}] is one response: give a list of responses to each prompt")
             if not len(group):
                 raise ValueError(f"responses[{k}] is empty: give each prompt a response, or leave it out")
-            groups.append([one.tokens if isinstance(one, Completion) else one for one in group])
+            groups.append([each.tokens if isinstance(each, Completion) else each for each in group])
         return samples, groups
 
 

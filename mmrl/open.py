@@ -47,7 +47,7 @@ class OpenModel:
 
     @property
     def shardings(self) -> dict:
-        """Where each weight lies while training."""
+        """The sharding of each weight while training."""
         return shardings(self.description, self.mesh)
 
     def load(self) -> Params:
@@ -171,7 +171,7 @@ def with_compute_options(sizes: ModelConfig, config: Config, mesh: Mesh) -> Mode
 
 
 def sharding_warnings(config: Config, sizes: ModelConfig, mesh: Mesh | AbstractMesh) -> list[str]:
-    """What the mesh does not divide: results are right, but devices repeat each other's work or weights."""
+    """Warnings of sizes that the mesh does not divide: devices then repeat work or weights."""
     parts = batch_shards(mesh)
     batches = {"train.micro_prompts": config.train.micro_prompts, "rollout.prompts": config.rollout.prompts}
     if config.cold_start.steps:
@@ -198,7 +198,7 @@ def check_processes(config: Config, mesh: Mesh) -> None:
 
 
 def sampling_of(config: Config) -> Sampling:
-    """How training samples.
+    """Sampling options of training.
 
     Raises:
       ValueError: a value out of range.
@@ -222,7 +222,7 @@ def check_corruption(config: Config) -> None:
 
 
 def prompt_format(config: Config) -> PromptFormat:
-    """How rows of the data become prompts."""
+    """The form in which rows of the data become prompts."""
     data = config.data
     return PromptFormat(
         prompt_buckets=data.prompt_buckets,
@@ -234,7 +234,7 @@ def prompt_format(config: Config) -> PromptFormat:
 
 
 def readers(config: Config) -> Readers:
-    """Who reads data ahead of need."""
+    """Threads or processes that read data ahead of need."""
     return Readers(config.data.workers, config.data.processes)
 
 
@@ -260,7 +260,7 @@ def open_training_data(config: Config, workdir: Path, model: OpenModel) -> Train
         dict(mixture(text, "config.data.stages" if k else "config.data.train"))
         for k, (_, text) in enumerate(stages)
     ]
-    keys = {path: "data.train" if path in parts[0] else "data.stages" for one in parts for path in one}
+    keys = {path: "data.train" if path in parts[0] else "data.stages" for part in parts for path in part}
     found = [_looked_through(config, path, workdir, model, key, None) for path, key in keys.items()]
     _check_names([source for source, _ in found], "data.train", ",".join(keys))
     return TrainingData(
@@ -273,7 +273,7 @@ def open_training_data(config: Config, workdir: Path, model: OpenModel) -> Train
         ),
         difficulty=difficulties(found) if config.data.curriculum.order == "difficulty" else None,
         rows=sum(report.rows for _, report in found),
-        broken=tuple(Skipped(one.id, one.reason) for _, report in found for one in report.broken),
+        broken=tuple(Skipped(row.id, row.reason) for _, report in found for row in report.broken),
         lengths=_lengths(found),
     )
 
@@ -368,7 +368,7 @@ def _looked_through(
     if len(source) < size:
         say(
             f"{source.name}: {len(source)} of {size} rows are used; {len(report.broken)} are broken, "
-            f"{len(report.over_budget)} over budget{''.join(f'; {one}' for one in report.budgets)}"
+            f"{len(report.over_budget)} over budget{''.join(f'; {budget}' for budget in report.budgets)}"
         )
     return source, report
 

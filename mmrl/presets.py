@@ -1,4 +1,4 @@
-"""What the experiments share: the papers' common set-up, and the form for seconds on a laptop."""
+"""Settings that experiments share: the papers' common set-up, and the form for seconds on a laptop."""
 
 from ml_collections import ConfigDict
 

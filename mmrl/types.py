@@ -47,7 +47,7 @@ class Prompts:
 
 @struct.dataclass
 class Observed:
-    """What tools answered within responses: tokens that the policy read there and did not write."""
+    """Answers of tools within responses: tokens that the policy read there and did not write."""
 
     real: Bool[Array, "b g r"]  # True on all tokens of the response, written or read
     position: Int[Array, "b g r 3"]  # mRoPE, counted from the prompt's ``next_position``

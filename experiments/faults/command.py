@@ -46,7 +46,7 @@ def environment(cache: Path, more: Mapping[str, str] | None = None) -> dict[str,
 
 
 def command(workdir: Path, flags: Sequence[str] = FLAGS) -> list[str]:
-    """What a person types; the same again goes on."""
+    """The command line of a run; the same again goes on."""
     return [sys.executable, "-m", "mmrl.cli", "train", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
 
 
@@ -155,7 +155,7 @@ def children(run: Run) -> list[int]:
 
 
 def characters_read(pid: int) -> int:
-    """How many bytes a process has read so far, from files and pipes; 0 if it has ended."""
+    """The bytes that a process has read so far, from files and pipes; 0 if it has ended."""
     try:
         first = Path(f"/proc/{pid}/io").read_text().splitlines()[0]
     except OSError:
@@ -164,7 +164,7 @@ def characters_read(pid: int) -> int:
 
 
 def saving(run: Run) -> bool:
-    """Whether a checkpoint of any stage is being written."""
+    """True while a checkpoint of any stage is being written."""
     return any(one not in run.leftovers for one in _unfinished(run.workdir))
 
 

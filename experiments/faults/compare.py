@@ -1,4 +1,4 @@
-"""Whether two runs left the same behind: weights, optimizer, metrics and responses, to the last bit."""
+"""Comparison of two runs to the last bit: weights, optimizer, metrics and responses."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ ITEMS = ("params", "optimizer")  # of a checkpoint
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """What differs between two finished runs, a line each; none: they are the same."""
+    """Differences between two finished runs, a line each; none: they are the same."""
     found = []
     for stage in (".", "cold_start"):
         found += _metrics(left / stage, right / stage, stage)

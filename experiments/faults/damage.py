@@ -34,7 +34,7 @@ FULL_MIB = 3  # left on a disk before it is full: less than a checkpoint, more t
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the run: `SAME`, `ASIDE`, `REFUSED`, or what is never good."""
+    """The outcome of a run: `SAME`, `ASIDE`, `REFUSED`, or what is never good."""
 
     kind: str
     note: str = ""
@@ -214,7 +214,7 @@ def mounted(script: str) -> list[str]:
 
 
 def may_mount() -> bool:
-    """Whether the system lets us have a mount namespace."""
+    """True if the system allows a mount namespace."""
     if shutil.which("unshare") is None:
         return False
     return subprocess.run([*mounted('"$@"'), "true"], capture_output=True).returncode == 0

@@ -115,7 +115,7 @@ def finish(runs: list[command.Run]) -> list[str]:
 
 
 def folder_of(count: int) -> str:
-    """Where the undisturbed run of so many processes lies."""
+    """The folder of the undisturbed run of so many processes."""
     return WHOLE if count == 1 else f"hosts_{count}"
 
 
@@ -134,7 +134,7 @@ def undisturbed(workdir: Path, count: int) -> list[str]:
 
 
 def apart(left: Path, right: Path) -> list[str]:
-    """What differs by more than rounding: metrics, and the texts of responses."""
+    """Differences that are more than rounding: metrics, and the texts of responses."""
     found = []
     for stage in (".", "cold_start"):
         ours, theirs = metric_rows(left / stage), metric_rows(right / stage)

@@ -113,14 +113,14 @@ def disturbed(options: argparse.Namespace, whole_s: float, kills: list[Kill]) ->
 
 
 def receivers(number: signal.Signals, count: int) -> str:
-    """Who gets the signal: a terminal sends Ctrl-C to its group; else all and the main process in turns."""
+    """The processes that get the signal: of Ctrl-C the group; else all, or the main process, in turns."""
     if number == signal.SIGINT:
         return "group"
     return ("all", "main")[count % 2]
 
 
 def moment(aim: str, run: command.Run, rng: random.Random, whole_s: float) -> Callable[[], bool]:
-    """Whether it has come; the function is asked again and again while the run goes."""
+    """True once it has come; the function is asked again and again while the run goes."""
     if aim == "any":
         return elapsed(rng.uniform(0, whole_s))
     if aim == "checkpoint":
@@ -187,7 +187,7 @@ def kill(run: command.Run, aim: str, number: signal.Signals, to: str) -> Kill:
 
 
 def phase_of(run: command.Run) -> str:
-    """What it is at, by what it has said and written."""
+    """The phase of the run, by what it has said and written."""
     if command.saving(run):
         return "checkpoint"
     for line in reversed(command.tail(run.log, 1000).splitlines()):
@@ -213,7 +213,7 @@ def lost(run: command.Run) -> list[str]:
 
 
 def table(options: argparse.Namespace, kills: list[Kill], rounds: list[list[str]]) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = [f"SIG{options.signal}, seed {options.seed}: {len(kills)} kills, {len(kills)} restarts", ""]
     aims = sorted({kill.aim for kill in kills})
     lines.append(f"{'killed while at':24}" + "".join(f"{aim:>12}" for aim in aims) + f"{'all':>12}")

@@ -135,7 +135,7 @@ def settled(looks: list[Look]) -> list[Look]:
 
 
 def faults(looks: list[Look], left: list[int]) -> list[str]:
-    """What grows or is left, a line each."""
+    """Faults, a line each: what grows or is left."""
     early, late = (summary(part) for part in thirds(settled(looks)))
     found = [f"{len(left)} processes are left"] if left else []
     for name, before in early.items():
@@ -159,7 +159,7 @@ def summary(looks: list[Look]) -> dict[str, float]:
 
 
 def table(looks: list[Look], seconds: list[float], left: list[int]) -> str:
-    """First and last third, for people; ``seconds``: wall time of every step."""
+    """A table of the first and last third; ``seconds``: wall time of every step."""
     kept = settled(looks)
     early, late = (summary(part) for part in thirds(kept))
     lines = [f"{len(seconds)} steps, {len(looks)} looks", f"{'third':24}{'first':>12}{'last':>12}"]

@@ -125,7 +125,7 @@ def run(python: str, script: str, flags: list[str], timeout: float) -> dict[str,
 
 
 def table(report: dict[str, Any], options: argparse.Namespace) -> str:
-    """The report for people."""
+    """The report as text."""
     machine, results = report["machine"], report["results"]
     settings = f"{options.what}, {options.size}, {options.new} new tokens, float32, {options.clock} seconds"
     lines = [f"{settings}, {options.threads} threads; {machine['kind']}; {report['date'][:10]}"]

@@ -1,4 +1,4 @@
-"""What a decode step must take at the least, from what this machine is measured to do."""
+"""The least time of a decode step, from the measured rates of this machine."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -99,7 +99,7 @@ def _product(rows: int, inner: int, outer: int) -> float:
 
 
 def _times(seconds: float) -> int:
-    """How often to repeat what takes about so long."""
+    """The number of repeats of what takes about so long."""
     return max(1, round(SPAN / seconds))
 
 

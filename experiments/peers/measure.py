@@ -1,4 +1,4 @@
-"""What both sides of a comparison share: clock, threads, arguments, the result; neither jax nor torch."""
+"""Parts that both sides of a comparison share: clock, threads, arguments, result; no jax, no torch."""
 
 import argparse
 import importlib.util

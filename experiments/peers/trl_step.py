@@ -103,7 +103,7 @@ def stopwatch(steps: list[dict[str, Any]], totals: dict[str, float]) -> Any:
     import transformers
 
     class Stopwatch(transformers.TrainerCallback):
-        """From the begin of a step to its end."""
+        """The seconds of a step."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             """Start the clock."""

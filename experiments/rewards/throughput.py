@@ -38,7 +38,7 @@ LOADERS = {"timed": load_math_verify}
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured over one run."""
+    """Measurements of one run."""
 
     count: int
     distinct: int  # pairs of answer and truth

@@ -1,4 +1,4 @@
-"""What the ablation of the shapes world says of the papers' claims: tables on stdout, and a figure.
+"""Findings of the ablation of the shapes world on the papers' claims: tables on stdout, and a figure.
 
     mmrl sweep experiments/sweeps/shapes.py --workdir=runs/shapes
     python -m experiments.sweeps.shapes_findings runs/shapes --figure=docs/ablation.png
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def claims(arms: dict[str, list[Run]]) -> Iterator[Claim]:
-    """What metrics tell: of every arm that looks at perception, against the method it is built on."""
+    """Metrics of every arm that looks at perception, against the method it is built on."""
     for arm in arms:
         base = "grpo" if arm.startswith("papo_g") else "dapo"
         if arm in ("grpo", "dapo") or "strong" in arm or base not in arms:

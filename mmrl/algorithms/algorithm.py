@@ -62,7 +62,7 @@ class Algorithm:
 
 @struct.dataclass
 class PenaltyTargets:
-    """What one penalty reads in the update."""
+    """Inputs of one penalty in the update."""
 
     strength: Float[Array, "b"]  # the coefficient of this step, negative for a maximised term
     coefficient: Float[Array, "b g r"]  # weight of each token in the term's mean
@@ -71,7 +71,7 @@ class PenaltyTargets:
 
 @struct.dataclass
 class Targets:
-    """What the update reads. Every leaf has leading axis b: a micro-batch is a slice of it."""
+    """Inputs of the loss in the update. Every leaf has leading axis b: a micro-batch is a slice of it."""
 
     mask: Bool[Array, "b g r"]
     advantage: Float[Array, "b g r"]  # weights included

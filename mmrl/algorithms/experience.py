@@ -1,4 +1,4 @@
-"""What the pieces of an algorithm read: rewards and scores of one global batch."""
+"""Inputs of the pieces of an algorithm: rewards and scores of one global batch."""
 
 import jax.numpy as jnp
 from flax import struct

@@ -1,4 +1,4 @@
-"""What recipes share: pieces made from hyper-parameters, checked with errors that name the recipe."""
+"""Parts that recipes share: pieces made from hyper-parameters, checked with errors that name the recipe."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""How per-token losses become one number: a weight for each token, over the whole global batch."""
+"""Reductions of per-token losses to one number: a weight for each token, over the whole global batch."""
 
 from collections.abc import Callable
 

@@ -16,7 +16,7 @@ def constant(value: float) -> Schedule:
 
 
 def linear(start: float, end: float, fraction: float = 1.0) -> Schedule:
-    """From ``start`` at step 0 linearly to ``end`` after ``fraction`` of the run, then ``end``.
+    """A ramp from ``start`` at step 0 linearly to ``end`` after ``fraction`` of the run, then ``end``.
 
     The way takes ``max(1, floor(total_steps * fraction))`` steps. Source: PAPO's annealed perception
     coefficient (``AnnealingKLController`` of the released code, read before it is updated).
@@ -52,7 +52,7 @@ def adaptive_coefficient(
 
 
 def constant_with_warmup(peak: float, warmup_steps: int) -> optax.Schedule:
-    """From 0 at step 0 linearly to ``peak`` at ``warmup_steps``, then constant; 0 steps start at the peak."""
+    """A linear warm-up from 0 to ``peak`` at ``warmup_steps``, then constant; 0 steps start at the peak."""
     return _after_warmup(peak, warmup_steps, optax.constant_schedule(peak))
 
 

@@ -23,7 +23,7 @@ class Weight:
 
 
 def dependency_k3(experience: Experience) -> Float[Array, "b g r"]:
-    """How much each sampled token depends on the image: k3 of (image corrupted) against (image present).
+    """Dependence of each sampled token on the image: k3 of (image corrupted) against (image present).
 
     In [0, 10]. Source: VPPO's released code, which uses this one-sample estimate for its equation 2.
     """

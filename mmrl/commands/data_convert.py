@@ -80,7 +80,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "--agreed",
         type=int,
         metavar="N",
-        help="of several answers, take those that N people gave (default: 1), and the commonest",
+        help="of several answers, take those that N annotators gave (default: 1), and the commonest",
     )
 
 

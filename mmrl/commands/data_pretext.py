@@ -77,7 +77,9 @@ def _material(options: argparse.Namespace) -> "Material":
         pictures=find_pictures(options.images),
         tasks=tasks,
         options=choices,
-        captioned=captioned_pictures(options.images, [one.image for one in captions]) if captions else None,
+        captioned=captioned_pictures(options.images, [caption.image for caption in captions])
+        if captions
+        else None,
         captions=captions,
     )
 

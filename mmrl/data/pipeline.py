@@ -55,7 +55,7 @@ class PromptFormat:
 
 @dataclass(frozen=True)
 class Readers:
-    """Who reads and preprocesses ahead of need: threads of this process, or of so many other processes."""
+    """Readers and preprocessors ahead of need: threads of this process, or of so many other processes."""
 
     threads: int = 4
     processes: int = 0

@@ -25,7 +25,7 @@ Rows = dict[str, Array]  # by name, one number per token: float32 [t]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to compute besides the normalizers and the logits of the tokens; static under jit."""
+    """Statistics to compute besides the normalizers and the logits of the tokens; static under jit."""
 
     temperature: float
     entropy: bool

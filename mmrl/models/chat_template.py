@@ -109,7 +109,7 @@ def _check_numbers(text: str) -> None:
 
 
 def _bounded(render: Callable[[], Any], most: int) -> Any:
-    """What ``render`` returns. Raises ValueError if it takes more than ``most`` steps, or memory."""
+    """The text that ``render`` returns. Raises ValueError if it takes more than ``most`` steps, or memory."""
     steps, before, start = 0, sys.gettrace(), _peak_bytes()
 
     def count(frame, event, argument):

@@ -61,7 +61,7 @@ def load(
 
 
 def check(directory: str | Path, description: dict) -> dict[str, Stored]:
-    """Where the weights of ``description`` lie, by name: looks at names, types and shapes, reads no weight.
+    """The files of the weights of ``description``, by name: checks names, types and shapes, reads no weight.
 
     Raises ValueError as `load` does, but for values that are no finite numbers.
     """

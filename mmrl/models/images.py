@@ -1,4 +1,4 @@
-"""From an encoded image to rows of raw pixel bytes, equal to transformers' Qwen2-VL image processor.
+"""Encoded images to rows of raw pixel bytes, equal to transformers' Qwen2-VL image processor.
 
 The number of tokens follows from (height, width), which an image's header states; pixels are decoded only by
 `patchify`. Patches stay bytes until they are on the device, an eighth of the size of the normalised,
@@ -45,7 +45,7 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How images become patches: limits in pixels, sizes in pixels (patch) or patches (merge)."""
+    """Sizes of images and patches: limits in pixels, sizes in pixels (patch) or patches (merge)."""
 
     min_pixels: int
     max_pixels: int
@@ -97,7 +97,7 @@ def image_size(image: bytes | str | os.PathLike | Image.Image, name: str) -> tup
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as people see it: `PIL.ImageOps.exif_transpose`, which a damaged EXIF block does not stop.
+    """An image turned upright: `PIL.ImageOps.exif_transpose`, which a damaged EXIF block does not stop.
 
     Decodes it; Pillow raises what it likes where the pixels are damaged.
     """
@@ -128,7 +128,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _metadata_after_pixels(png: Any) -> bool:
-    """Whether a PNG has EXIF or XMP behind its pixels, as ExifTool writes it; Pillow reads that with them."""
+    """True if a PNG has EXIF or XMP behind its pixels, as ExifTool writes it; Pillow reads that with them."""
     place, pixels, found = png.tell(), False, False
     png.seek(8)
     while not found and len(head := png.read(8)) == 8:

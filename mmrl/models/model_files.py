@@ -26,7 +26,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, absent: str) -> bytes:
-    """What a file holds. Raises ValueError: ``absent`` if it is not there, else one that names it."""
+    """The object in a JSON file. Raises ValueError: ``absent`` if it is not there, else one that names it."""
     check_whole(path)
     try:
         if path.stat().st_size > MOST_JSON_BYTES:

@@ -41,7 +41,7 @@ class Param:
 
     @property
     def stacked(self) -> bool:
-        """Whether the first axis stacks the layers of the model."""
+        """True if the first axis stacks the layers of the model."""
         return self.axes[0] == "layers"
 
     @property

@@ -1,4 +1,4 @@
-"""Where tokens and patches stand: mRoPE positions of a prompt, and the window slots of an image's patches."""
+"""Positions: mRoPE positions of the tokens of a prompt, and window slots of the patches of an image."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any, top: int) ->
     path = folder / "generation_config.json"
     listed = (read_json(folder, path.name) if path.is_file() else config).get("eos_token_id")
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    wrong = [one for one in ids if not _is_token(one, top)]
+    wrong = [number for number in ids if not _is_token(number, top)]
     if wrong:
         named = path if path.is_file() else folder / "config.json"
         raise ValueError(

@@ -137,7 +137,7 @@ def measure(
 
 
 def budget(buckets: Sequence[int]) -> int | None:
-    """What the largest of ``buckets`` holds; None, no limit, where there are none."""
+    """The largest of ``buckets``; None, no limit, where there are none."""
     return max(buckets, default=None)
 
 
@@ -165,7 +165,7 @@ def padded(
     prompt_buckets: Sequence[int],
     patch_buckets: Sequence[int],
 ) -> tuple[int, int]:
-    """What a batch is padded to whose prompts have at most so many tokens and slots. Raises OverBudget."""
+    """Tokens and slots of a batch, padded, by the most that a prompt of it has. Raises OverBudget."""
     return bucket(tokens, prompt_buckets, TOKEN_STEP), bucket(patches, patch_buckets, processor.slots)
 
 
@@ -288,13 +288,15 @@ def _rendered(processor: Processor, conversation: Messages, name: str) -> tuple[
     if any(_makes_up(outside, token) for token in processor.control):
         edges = sorted({edge for token in processor.control for edge in (token[0], token[-1])})
         taken = set(map(ord, outside))
-        private = (one for one in range(0x10FFFD, 0x20000, -1) if one not in taken)
+        private = (code for code in range(0x10FFFD, 0x20000, -1) if code not in taken)
         hidden = dict(zip(private, edges, strict=False))
     hiding = str.maketrans({edge: chr(one) for one, edge in hidden.items()})
-    told = [{"role": one["role"], "content": _told(one["content"], hiding)} for one in conversation]
+    shown = [
+        {"role": turn["role"], "content": _hidden_content(turn["content"], hiding)} for turn in conversation
+    ]
     template = processor.tokenizer.apply_chat_template
     try:
-        return template(told, tokenize=False, add_generation_prompt=True), hidden
+        return template(shown, tokenize=False, add_generation_prompt=True), hidden
     except Exception as error:  # whatever a template raises, that was tried on another conversation
         raise ValueError(f"{name}: the chat template does not work: {one_line(error)}") from error
 
@@ -303,7 +305,9 @@ def _texts(content: str | Sequence[dict[str, Any]]) -> list[str]:
     return [content] if isinstance(content, str) else [part.get("text", "") for part in content]
 
 
-def _told(content: str | Sequence[dict[str, Any]], hiding: dict[int, str]) -> str | list[dict[str, str]]:
+def _hidden_content(
+    content: str | Sequence[dict[str, Any]], hiding: dict[int, str]
+) -> str | list[dict[str, str]]:
     """A content of which a template sees no more than kinds of parts, and texts."""
     if isinstance(content, str):
         return content.translate(hiding)
@@ -314,7 +318,7 @@ def _told(content: str | Sequence[dict[str, Any]], hiding: dict[int, str]) -> st
 
 
 def _makes_up(text: str, token: str) -> bool:
-    """Whether a token is left of a text if some of its characters are taken out, as a template may do."""
+    """True if a token is left of a text if some of its characters are taken out, as a template may do."""
     rest = iter(text)
     return set(token) <= set(text) and all(character in rest for character in token)
 

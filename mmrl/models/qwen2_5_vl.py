@@ -160,7 +160,7 @@ def _through_layers(
 def _slots(
     start: Int[Array, "b g"], mask: Bool[Array, "b g s"], cache: Cache
 ) -> tuple[Int[Array, "b g s"], Bool[Array, "b g s t"]]:
-    """Where new tokens go in the cache (past its end if they are not real), and which slots each may read."""
+    """The cache slots of new tokens (past its end if they are not real), and the slots that each may read."""
     slot = start[..., None] + jnp.arange(mask.shape[-1])
     size = cache.key[0].shape[3]
     return jnp.where(mask, slot, size), slot[..., None] >= jnp.arange(size)

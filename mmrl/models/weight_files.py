@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face directory hold its weights, and what their headers say.
+"""The weight files of a Hugging Face directory, and what their headers say.
 
 The same file wins as in transformers: model.safetensors, then model.safetensors.index.json with all that its
 shards hold. What transformers would read otherwise, or what it would have to guess, is refused.
@@ -56,7 +56,7 @@ class Stored(NamedTuple):
 
 
 def locate(directory: Path) -> dict[str, Stored]:
-    """Where each tensor lies, by its name on the hub; no tensor is read.
+    """The file of each tensor, by its name on the hub; no tensor is read.
 
     Raises ValueError naming the file: no weights that mmrl reads, a damaged file, a shard that is missing, an
     index that does not say what its shards hold, a tensor that is there twice.
@@ -80,7 +80,7 @@ def locate(directory: Path) -> dict[str, Stored]:
         check_whole(directory / file)
         if Path(file).name != file or not (directory / file).is_file():
             raise ValueError(f"{directory}: the shard {one_line(file)} named by {INDEX} is missing")
-    stored = [one for file in names for one in header(directory / file)]
+    stored = [tensor for file in names for tensor in header(directory / file)]
     where = _unique(stored, directory)
     _check_index(listed, stored)
     return where
@@ -118,7 +118,7 @@ def check_type(stored: Stored, name: str) -> None:
 
 
 def finite(array: np.ndarray) -> bool:
-    """Whether all values of an array are finite numbers, and stay so in bfloat16."""
+    """True if all values of an array are finite numbers, and stay so in bfloat16."""
     if array.dtype == np.float64:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
@@ -151,7 +151,7 @@ def _read_index(directory: Path) -> dict[str, str]:
 
 def _check_index(listed: Mapping[str, str], stored: list[Stored]) -> None:
     """Raises ValueError unless index and shards say the same: transformers reads all that shards hold."""
-    files = {one.key: one.path for one in stored}
+    files = {tensor.key: tensor.path for tensor in stored}
     for name, file in listed.items():
         if name not in files or files[name].name != file:
             there = f"it is in {files[name].name}" if name in files else "it is in none"
@@ -159,7 +159,7 @@ def _check_index(listed: Mapping[str, str], stored: list[Stored]) -> None:
             raise ValueError(
                 f"{path}: the weight {one_line(name)} is not in the shard that {INDEX} names for it; {there}"
             )
-    extra = [one for one in stored if one.key not in listed]
+    extra = [tensor for tensor in stored if tensor.key not in listed]
     if extra:
         raise ValueError(
             f"{extra[0].path}: {INDEX} does not list the weight {one_line(extra[0].key)}; the files are of "

@@ -236,7 +236,7 @@ def _fused(module: _Module, fusion: _Instruction) -> CallCost:
     (Its channel does not tell: copies of a loop's body share it.)
     """
     here, cost = module.computations[fusion.called("calls")], CallCost()
-    starts = any("AsyncCollectiveStart" in one.attributes for one in here.instructions.values())
+    starts = any("AsyncCollectiveStart" in each.attributes for each in here.instructions.values())
     for one in here.instructions.values():
         if "async_collective_fusion_config" in one.attributes and not starts:
             continue
@@ -288,9 +288,9 @@ def _trip_count(module: _Module, here: _Computation, loop: _Instruction) -> int 
         inner = module.computations[test.called("calls")]
         test = inner.instructions[inner.root]
         order = [inner.instructions[name] for name in test.operands]
-        if len(order) != 2 or any(one.opcode != "parameter" for one in order):
+        if len(order) != 2 or any(operand.opcode != "parameter" for operand in order):
             return None
-        left, right = ((left, right)[int(one.arguments)] for one in order)
+        left, right = ((left, right)[int(operand.arguments)] for operand in order)
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
     counter, bound = _index(condition, left), _index(condition, right)

@@ -29,7 +29,7 @@ _SMALLEST_CACHE = 256  # response tokens that a slot's KV cache has room for at 
 
 @dataclass(frozen=True)
 class RolloutShape:
-    """How much is decoded at once; the shapes of all programs of a rollout follow from it."""
+    """Numbers of slots that are decoded at once; the shapes of all programs of a rollout follow from it."""
 
     prompt_slots: int  # prompts
     slots_per_prompt: int  # responses of a prompt
@@ -102,7 +102,7 @@ class SlotCommands:
 
 @struct.dataclass
 class DecodedTokens:
-    """What one call of `decode` has sampled; ``s`` steps, of which ``steps`` were taken."""
+    """Tokens that one call of `decode` has sampled; ``s`` steps, of which ``steps`` were taken."""
 
     tokens: Int[Array, "l w s"]
     logprob: Float[Array, "l w s"]

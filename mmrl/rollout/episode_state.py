@@ -94,7 +94,7 @@ class EpisodeState:
         self.pieces, self.texts = [], []
 
     def trajectory(self, facts: dict[str, float]) -> Trajectory:
-        """What the running context holds."""
+        """The pieces of the running context."""
         return assemble(
             self.pieces,
             group=self.group,
@@ -182,7 +182,7 @@ def end_turn(member: EpisodeState, completed: bool, text: Callable[[Sequence[int
 
 
 def fits(member: EpisodeState, observation: Encoded, shape: RolloutShape) -> bool:
-    """Whether an observation and one token after it fit the response.
+    """True if an observation and one token after it fit the response.
 
     Raises:
       ValueError: it is larger than any observation may be.

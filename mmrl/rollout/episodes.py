@@ -1,4 +1,4 @@
-"""What happens around generation: an episode is a generator that asks for tokens and gets them.
+"""Episodes, turns of writing and reading: an episode is a generator that asks for tokens and gets them.
 
 It yields a `Request` and receives the `Turn` that the policy has written, or yields a `Call` and receives
 what the tool answered; it returns facts, which are logged and shown to the reward. The first thing it yields
@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Turn:
-    """What the policy has written."""
+    """Text and tokens of one turn of the policy."""
 
     text: str  # special tokens left out
     tokens: tuple[int, ...]  # with the one that stopped it
@@ -149,7 +149,7 @@ def second_look(
 
 
 def _answer(found: Found, images: Sequence[bytes | str] | None) -> Generator[Call, Any, Answer]:
-    """What a call gives; ``images`` None: no more may be seen."""
+    """The result of a tool call; ``images`` None: no more may be seen."""
     if found.error is not None:
         return Answer(error=found.error)
     if found.tool != "zoom":

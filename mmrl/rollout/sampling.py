@@ -16,7 +16,7 @@ from mmrl.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample a response.
+    """Sampling options of a response.
 
     ``temperature`` 0 takes the most likely token. ``top_k``, ``top_p`` and ``min_p``, in this order, truncate
     the tempered distribution; 0, 1 and 0 switch them off. A response ends with the first of ``stop_ids``, or
@@ -85,12 +85,12 @@ def sampling_arrays(samplings: Sequence[Sampling], max_stop_ids: int) -> Samplin
     Raises:
       ValueError: a row has more than ``max_stop_ids`` stop ids.
     """
-    most = max((len(one.stop_ids) for one in samplings), default=0)
+    most = max((len(sampling.stop_ids) for sampling in samplings), default=0)
     if most > max_stop_ids:
         raise ValueError(f"a request has {most} stop ids; there is room for {max_stop_ids}")
 
     def column(name: str, dtype: Any) -> Any:
-        return np.array([getattr(one, name) for one in samplings], dtype)
+        return np.array([getattr(sampling, name) for sampling in samplings], dtype)
 
     ids: Any = np.full((len(samplings), max_stop_ids), -1, np.int32)
     for row, one in zip(ids, samplings, strict=True):

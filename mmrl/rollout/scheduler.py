@@ -40,7 +40,7 @@ _PATIENCE = 4  # chunks for which observations wait for others to be read with t
 
 @dataclass
 class Stats:
-    """What a rollout did, and where its time went."""
+    """Counts and times of a rollout."""
 
     prompt_tokens: int = 0
     padded_prompt_tokens: int = 0  # tokens that prefill computed, padding included
@@ -97,7 +97,7 @@ class _PromptSlot:
 
     def free(self) -> bool:
         """No active sequence, and none queued for its prompt."""
-        return all(one is None for one in self.slots) and not (self.context and self.context.waiting)
+        return all(slot is None for slot in self.slots) and not (self.context and self.context.waiting)
 
 
 @dataclass
@@ -126,7 +126,7 @@ class _Rollout:
     mark: float = 0.0
 
     def members(self) -> Iterator[EpisodeState]:
-        return (one for prompt_slot in self.prompt_slots for one in prompt_slot.slots if one is not None)
+        return (slot for prompt_slot in self.prompt_slots for slot in prompt_slot.slots if slot is not None)
 
     def lap(self, name: str) -> None:
         """Book the time since the last call under ``name``."""
@@ -294,7 +294,7 @@ def _replicate_prompts(run: _Rollout, free: list[_PromptSlot]) -> list[EpisodeSt
         prompt_slot for prompt_slot in run.prompt_slots if prompt_slot not in free
     ]  # what they hold is on the device
     for prompt_slot in free:
-        crowded = [one for one in have if one.context and one.context.waiting]
+        crowded = [slot for slot in have if slot.context and slot.context.waiting]
         if not crowded:
             break
         helped = max(crowded, key=lambda one: len(one.context.waiting) if one.context else 0)

@@ -1,4 +1,4 @@
-"""What an episode leaves behind: the tokens of a context in order, some written by the policy, some read."""
+"""Trajectories of episodes: the tokens of a context in order, some written by the policy, some read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

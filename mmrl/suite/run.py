@@ -124,7 +124,7 @@ def run_suite(
     computed.
     """
     weights = weights_hash(params)
-    hashes = {one.name: hashes_of(one.settings, weights) for one in opened}
+    hashes = {each.name: hashes_of(each.settings, weights) for each in opened}
     before = read_results(out) if (out / "results.json").is_file() else {}
     for where, rows in {**expected, str(out): before.get("rows", ())}.items():
         _check_same(rows, hashes, where)
@@ -163,7 +163,7 @@ def run_suite(
         rest = [kept[later.name] for later in opened[number:] if later.name in kept]
         content = {**results, "rows": [*results["rows"], *rest]}
         atomic_write(out / "results.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    write_layouts(results, out, {one.name: one.categories for one in opened})
+    write_layouts(results, out, {each.name: each.categories for each in opened})
     return results
 
 

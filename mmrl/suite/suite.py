@@ -83,7 +83,7 @@ def from_dict(values: Mapping[str, Any], what: str) -> Suite:
 
 def override_fields(suite: Suite, given: Mapping[str, Any]) -> Suite:
     """The suite with some fields of all benchmarks replaced, as by options of the command line; checked."""
-    changed = replace(suite, benchmarks=tuple(replace(one, **given) for one in suite.benchmarks))
+    changed = replace(suite, benchmarks=tuple(replace(benchmark, **given) for benchmark in suite.benchmarks))
     _check(changed)
     return changed
 
@@ -141,7 +141,7 @@ def _check(suite: Suite) -> None:
         raise ValueError(f"the suite's name {suite.name!r} should be of letters, digits, '_', '-' and '.'")
     if not suite.benchmarks:
         raise ValueError(f"the suite {suite.name!r} has no benchmark")
-    names = [one.name for one in suite.benchmarks]
+    names = [benchmark.name for benchmark in suite.benchmarks]
     for one in suite.benchmarks:
         # A name beside another's "NAME.masked.jsonl" or "results.json" would share its file.
         if not _NAME.fullmatch(one.name) or one.name in _TAKEN or one.name.endswith(".masked"):

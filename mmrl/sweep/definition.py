@@ -131,7 +131,7 @@ def labels(arms: Arms) -> tuple[str, ...]:
 
     Raises ValueError if two arms would have one label, or a name cannot be that of a folder.
     """
-    keys = {key for one in arms for key in one.changes}
+    keys = {key for arm in arms for key in arm.changes}
     ends = {key: [".".join(key.split(".")[k:]) for k in range(key.count("."), -1, -1)] for key in keys}
     shared = Counter(end for key in keys for end in ends[key])
     short = {key: next((end for end in ends[key] if shared[end] == 1), key) for key in keys}
@@ -140,9 +140,9 @@ def labels(arms: Arms) -> tuple[str, ...]:
         for key in keys
         if len(arms) > 1 and all(key in a.changes and a.changes[key] == arms[0].changes[key] for a in arms)
     }
-    found = [_label(one, short, same) for one in arms]
+    found = [_label(arm, short, same) for arm in arms]
     if not all(found):
-        found = [_label(one, short, ()) for one in arms]
+        found = [_label(arm, short, ()) for arm in arms]
     if not all(found):
         raise ValueError('an arm that changes nothing needs a label: arm({}, "base")')
     for label in found:
@@ -193,7 +193,7 @@ def _check(sweep: Sweep) -> None:
         raise ValueError(f"baseline={sweep.baseline!r} is no arm{suggest(sweep.baseline, known)}")
     if not sweep.metrics or not all(isinstance(name, str) and name for name in sweep.metrics):
         raise ValueError(f"metrics={sweep.metrics!r} should be a tuple of names")
-    if any("seed" in one.changes for one in sweep.arms):
+    if any("seed" in arm.changes for arm in sweep.arms):
         raise ValueError("an arm changes 'seed': name them in seeds, which all arms are run with")
 
 
@@ -240,7 +240,7 @@ def plan_runs(sweep: Sweep, directory: Path, overrides: Sequence[str] = ()) -> t
       ValueError: an arm's config does not resolve (whichever arm it is: all are), an arm does not change what
         it says, two arms are the same run, or ``overrides`` change what the sweep varies.
     """
-    arms = dict(zip(labels(sweep.arms), (one.changes for one in sweep.arms), strict=True))
+    arms = dict(zip(labels(sweep.arms), (arm.changes for arm in sweep.arms), strict=True))
     varied = {"seed"}.union(*arms.values())
     for override in overrides:
         key = override.removeprefix("--config.").partition("=")[0]

@@ -1,4 +1,4 @@
-"""What a config leaves to data and memory is chosen here, and a run for which there is no room is refused."""
+"""Choice of what a config leaves to data and memory, and refusal of a run that has no room."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -67,7 +67,7 @@ class Fitted:
         return estimate(self.config, self.model, self.mesh, self.widths, cpu=on_cpu(self.mesh))
 
     def stated(self) -> str:
-        """What was chosen and what it takes, in a line for people."""
+        """One line that says what was chosen and the memory it takes."""
         keys = ", ".join(f"config.{key}={_shown(value)}" for key, value in self.chosen.items())
         there = "" if self.limit is None else f" of {self.limit / GIB:.2f} that are free"
         return (
@@ -130,7 +130,7 @@ def fit(
         made, keys = again, []
     for key in keys:
         larger = (_with(made, {key: value}) for value in _choices(key, made, shards))
-        made = next((one for one in larger if fits(one)), made)
+        made = next((config for config in larger if fits(config)), made)
     if limit is not None and not fits(made, room=1.0):
         raise ValueError(refusal(made, model, mesh, widths, limit))
     chosen = {key: _get(made, key) for key in _OPEN if not _get(config, key)}
@@ -199,7 +199,7 @@ def refusal(
     why: str = "",
     room: float = ROOM,
 ) -> str:
-    """What to say of a run for which there is no room: the keys, the bytes of each part, and what would do.
+    """The message that refuses a run without room: the keys, the bytes of each part, and the fix.
 
     ``room``: the share of ``limit`` that what would do may take.
     """

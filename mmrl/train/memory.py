@@ -1,4 +1,4 @@
-"""How many bytes of a device a run takes, before it takes any.
+"""Estimate of the bytes of a device that a run takes, before it takes any.
 
 `estimate` counts the arrays that a run holds, by what they are. How many temporary ones of a kind a program
 holds at once is the compiler's choice: the factors are those of XLA on the CPU, rounded up.
@@ -38,7 +38,7 @@ Parts = dict[str, int]  # bytes of a device, by what they hold
 
 @dataclass(frozen=True)
 class Widths:
-    """What the data decides: the size of its largest prompt, padded."""
+    """Size of the largest prompt of the data, padded."""
 
     prompt: int  # tokens
     patches: int  # patch slots
@@ -57,7 +57,7 @@ class Estimate:
         return sum(self.always.values()) + max(sum(parts.values()) for parts in self.stages.values())
 
     def table(self, limit: int) -> str:
-        """All parts and their sums in GiB, for people; ``limit``, bytes that there are."""
+        """All parts and their sums in GiB, as a table; ``limit``, bytes that there are."""
         always = sum(self.always.values())
         lines = ["", "GiB of one device"]
         for stage, parts in (("always", self.always), *self.stages.items()):
@@ -97,7 +97,7 @@ def estimate(
 def sampling(
     config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, widths: Widths, cpu: bool
 ) -> Parts:
-    """What prefill and decoding hold beside the weights."""
+    """Bytes that prefill and decoding hold beside the weights."""
     rollout, tensor, shards = config.rollout, mesh.shape["tensor"], batch_shards(mesh)
     prompt_slots = -(-rollout.prompt_slots // shards)
     cache = cache_bytes(
@@ -120,7 +120,7 @@ def _update(
     cpu: bool,
     branches: int,
 ) -> Parts:
-    """What the update holds beside weights and optimizer, with gradients through so many ``branches``."""
+    """Bytes that the update holds beside weights and optimizer; ``branches`` have gradients."""
     rollout, train, limits = config.rollout, config.train, config.episode
     tensor, shards, wide = mesh.shape["tensor"], batch_shards(mesh), _wide(model, cpu)
     micro = -(-train.micro_prompts // shards)
@@ -148,7 +148,7 @@ def _wide(model: ModelConfig, cpu: bool) -> int:
 
 
 def _copies(model: ModelConfig, cpu: bool) -> int:
-    """How often an array that products read takes its bytes: once, or also for the same in 32 bits."""
+    """The number of copies of an array that products read: one, or also for the same in 32 bits."""
     return 3 if _wide(model, cpu) > np.dtype(model.dtype).itemsize else 1
 
 
@@ -194,7 +194,7 @@ class _Pass:
         return 4 * self.prompts * heads * whole, self.prompts * others
 
     def parts(self, scores: tuple[float, float], others: int) -> Parts:
-        """What is held of the layer that is computed, text and images taking turns."""
+        """Bytes of the layer that is computed, text and images taking turns."""
         worst, held, rest = max(
             (
                 ("text", scores[0] * self._text()[0], others * self._text()[1]),
@@ -204,7 +204,7 @@ class _Pass:
         )
         m = self.model
         stacks = traverse_util.flatten_dict(describe(m)["layers"]).values()
-        layer = sum(math.prod(one.shape[1:]) for one in stacks)
+        layer = sum(math.prod(stack.shape[1:]) for stack in stacks)
         return {
             f"attention scores of {worst}": int(held),
             f"a layer's activations, {worst}": rest,
@@ -212,7 +212,7 @@ class _Pass:
         }
 
     def kept(self) -> int:
-        """What all layers keep of the forward pass for the backward pass, by ``model.remat``."""
+        """Bytes that all layers keep of the forward pass for the backward pass, by ``model.remat``."""
         # Between layers, tensor cuts the tokens.
         m, (scores, others), (image_scores, image_others) = self.model, self._text(), self._images()
         if m.remat == "none":
@@ -294,10 +294,10 @@ def _free_on_host(root: Path = Path("/")) -> int | None:
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Whether the devices are the host's own."""
+    """True if the devices are the host's own."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice."""
+    """True if an error says that memory does not suffice."""
     return isinstance(error, MemoryError) or bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))
