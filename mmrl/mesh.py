@@ -153,7 +153,7 @@ def _is_description(node: Any) -> bool:
 
 
 def constrain(x: jax.Array, *axes: str | None, rules: Rules = ACTIVATIONS) -> jax.Array:
-    """Have ``x`` laid out by ``rules`` on the mesh of the call (`jax.set_mesh`); without one, just ``x``."""
+    """`with_sharding_constraint` by logical axes; ``x`` itself without a mesh, or inside `jax.shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.are_all_axes_manual:
         return x
@@ -182,8 +182,8 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def put(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays with leading axis b, as arrays over the whole mesh.
+def shard_batch(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays of this process's rows as global arrays ``[b, ...]``, sharded over the batch axes.
 
     Each process of the mesh gives its `local_rows`; with one process that is all of them.
     """
@@ -232,7 +232,7 @@ def local_rows(mesh: Mesh, count: int) -> np.ndarray:
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """The part of ``mesh`` that is on this process's devices; its batch axes become ``fsdp``."""
+    """The part of ``mesh`` on this process's devices, batch axes as ``fsdp``; all of it where it is whole."""
     parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
     mine = np.array([part for part in parts if part[0].process_index == jax.process_index()])
     if len(mine) == len(parts):
@@ -271,8 +271,10 @@ def sharded_over(x: jax.Array, *axes: str | None) -> tuple[tuple[str, ...], ...]
     return tuple((part,) if isinstance(part, str) else part or () for part in parts)
 
 
-def local(function: Callable, in_axes: Sequence[Axes], like: int, *, checked: bool = True) -> Callable:
-    """``function`` run by each device on its own part of the arguments, cut by `ACTIVATIONS`.
+def shard_map_kernel(
+    function: Callable, in_axes: Sequence[Axes], like: int, *, checked: bool = True
+) -> Callable:
+    """`jax.shard_map` of ``function``, each device on its part of the arguments, cut by `ACTIVATIONS`.
 
     For kernels the compiler cannot cut by itself. ``in_axes`` has the logical axes of each argument; all
     that comes out is cut as argument number ``like`` is. ``checked`` False is for kernels that do not say how

@@ -24,7 +24,7 @@ from mmrl.mesh import batch_shards, local_rows, make_mesh, shardings
 from mmrl.models import checkpoint
 from mmrl.models.config import ModelConfig
 from mmrl.models.corruption import METHODS
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.rollout.engine import vocabulary_bias
 from mmrl.rollout.sampling import Policy, Sampling
@@ -83,7 +83,7 @@ def expand_workdir(path: str, workdir: Path) -> str:
     return path.replace("{workdir}", str(workdir))
 
 
-def model_directory(config: Config, workdir: Path, *, weights: bool = True) -> str:
+def resolve_model_path(config: Config, workdir: Path, *, weights: bool = True) -> str:
     """The directory that ``config.model.path`` names; of a name on the hub, its files in the cache.
 
     Of a run that was started before it is the commit it began with. Without ``weights``, these need not be
@@ -145,7 +145,7 @@ def open_model(config: Config, directory: str | Path) -> OpenModel:
         )
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     sizes = with_compute_options(read_config(directory), config, mesh)
-    return OpenModel(Path(directory), processor, sizes, describe(sizes), mesh)
+    return OpenModel(Path(directory), processor, sizes, param_specs(sizes), mesh)
 
 
 def open_processor(config: Config, directory: str | Path) -> Processor:
@@ -222,7 +222,7 @@ def check_corruption(config: Config) -> None:
 
 
 def prompt_format(config: Config) -> PromptFormat:
-    """The form in which rows of the data become prompts."""
+    """``config.data`` as a `PromptFormat`: buckets, system prompt, suffix, rule for overlong prompts."""
     data = config.data
     return PromptFormat(
         prompt_buckets=data.prompt_buckets,

@@ -12,9 +12,9 @@ import numpy as np
 from tiny import Policy, noise_image
 
 from mmrl.kernels.vocab import BANNED
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.models.params import Param
-from mmrl.models.prompts import Encoded, collate, encode, encode_turn, messages
+from mmrl.models.prompts import Encoded, chat_messages, collate, encode, encode_turn
 from mmrl.rollout import engine
 from mmrl.rollout.engine import RolloutShape
 from mmrl.rollout.episodes import Call, Episode, Request, Turn
@@ -47,7 +47,7 @@ def make_world(policy: Policy) -> World:
     """Two layers and one of the vision tower; some twenty ids, so that chance meets what stops."""
     config = replace(policy.config, layers=2, vision_layers=1, full_attention_layers=(0,))
     shapes = jax.tree.map(
-        lambda param: param.shape, describe(config), is_leaf=lambda leaf: isinstance(leaf, Param)
+        lambda param: param.shape, param_specs(config), is_leaf=lambda leaf: isinstance(leaf, Param)
     )
     params = jax.tree.map(lambda leaf, shape: leaf[: shape[0]], policy.params, shapes)
     processor, tokenizer = policy.processor, policy.processor.tokenizer
@@ -58,7 +58,7 @@ def make_world(policy: Policy) -> World:
 
     def prompt(text: str, *sizes: tuple[int, int]) -> Encoded:
         return encode(
-            processor, messages("<image>" * len(sizes) + text), [noise_image(*size) for size in sizes]
+            processor, chat_messages("<image>" * len(sizes) + text), [noise_image(*size) for size in sizes]
         )
 
     def turn(text: str, *sizes: tuple[int, int]) -> Encoded:

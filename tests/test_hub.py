@@ -14,7 +14,7 @@ from mmrl.config import resolve, template
 from mmrl.data.sources import mixture, read
 from mmrl.models.family import read_config
 from mmrl.models.processor import load_processor
-from mmrl.open import hub_commits, model_directory, open_data
+from mmrl.open import hub_commits, open_data, resolve_model_path
 from mmrl.run_folder import read_starts
 from mmrl.train.workdir import record_start
 
@@ -232,7 +232,7 @@ def test_a_run_goes_on_with_the_commit_it_began_with(stub, tmp_path):
     config = template()
     config.model.path, config.data.train, config.data.heldout = "org/tiny", "org/rows:train", "org/rows:train"
     config = resolve(config)
-    assert Path(model_directory(config, tmp_path)).name == first
+    assert Path(resolve_model_path(config, tmp_path)).name == first
     assert len(open_data(config, config.data.train, tmp_path)) == 5
     commits = hub_commits(config, tmp_path)
     assert commits == {"model org/tiny@main": first, "dataset org/rows@main": rows}
@@ -240,8 +240,8 @@ def test_a_run_goes_on_with_the_commit_it_began_with(stub, tmp_path):
     assert read_starts(tmp_path)[0]["hub"] == commits
     stub.add("org/tiny", {**FILES, "generation_config.json": b"{}"})
     stub.add("org/rows", {"train.jsonl": ROWS + ROWS}, kind="dataset")
-    assert Path(model_directory(config, tmp_path)).name == first
+    assert Path(resolve_model_path(config, tmp_path)).name == first
     assert len(open_data(config, config.data.train, tmp_path)) == 5
     assert hub_commits(config, tmp_path) == commits
-    assert Path(model_directory(config, tmp_path / "another run")).name != first
+    assert Path(resolve_model_path(config, tmp_path / "another run")).name != first
     assert len(open_data(config, config.data.train, tmp_path / "another run")) == 10

@@ -18,9 +18,9 @@ from mmrl.mesh import (
     WEIGHTS,
     check_devices,
     constrain,
-    local,
     make_mesh,
-    put,
+    shard_batch,
+    shard_map_kernel,
     sharded_over,
     spec,
 )
@@ -81,12 +81,12 @@ def test_nothing_is_constrained_without_a_mesh():
     x = jnp.ones((4, 2))
     assert constrain(x, "batch", None) is x
     assert sharded_over(x, "batch", None) == ((), ())
-    assert local(lambda x: x, [("batch", None)], like=0)(x) is x
+    assert shard_map_kernel(lambda x: x, [("batch", None)], like=0)(x) is x
 
 
 def test_host_arrays_keep_their_rows(one):
     tree = {"x": np.arange(6).reshape(3, 2), "mask": np.array([True, False, True])}
-    placed = put(tree, one)
+    placed = shard_batch(tree, one)
     assert placed["x"].sharding.mesh == one
     jax.tree.map(np.testing.assert_array_equal, placed, tree)
 

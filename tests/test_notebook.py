@@ -13,8 +13,8 @@ import mmrl
 from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION
 from mmrl.analysis import plot_tokens
 from mmrl.analysis.perception import corruption_keys, png
-from mmrl.mesh import put
-from mmrl.models.prompts import collate, encode, messages
+from mmrl.mesh import shard_batch
+from mmrl.models.prompts import chat_messages, collate, encode
 from mmrl.train.programs import TrainBatch, score, views_of
 from mmrl.types import Responses
 
@@ -39,7 +39,7 @@ def answers(loaded):
 def trained(loaded, tokens, temperature, seed=0):
     """`mmrl.train.programs.score`, as training calls it, of one response to the prompt with an image."""
     model = loaded.model
-    encoded = encode(model.processor, messages(PROMPTS[0]["problem"]), [PICTURE])
+    encoded = encode(model.processor, chat_messages(PROMPTS[0]["problem"]), [PICTURE])
     prompts = collate([encoded], model.processor, 64, 64)
     ids = np.array(tokens, np.int32)[None, None]
     zeros = np.zeros(ids.shape, np.float32)
@@ -47,7 +47,7 @@ def trained(loaded, tokens, temperature, seed=0):
     responses = Responses(ids, ids >= 0, zeros, zeros, np.zeros((1, 1), np.int32), ones)
     keys = corruption_keys(["prompt 0"], seed)
     with jax.set_mesh(model.mesh):
-        prompts, responses, keys = put((prompts, responses, keys), model.mesh)
+        prompts, responses, keys = shard_batch((prompts, responses, keys), model.mesh)
         out = score(
             {"policy": loaded.params},
             model.policy(temperature),

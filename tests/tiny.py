@@ -10,9 +10,9 @@ from PIL import Image
 
 from mmrl.models.checkpoint import load
 from mmrl.models.config import ModelConfig
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.processor import Processor, load_processor
-from mmrl.models.prompts import collate, encode, messages
+from mmrl.models.prompts import chat_messages, collate, encode
 from mmrl.types import Params, Prompts, Responses
 
 
@@ -29,7 +29,7 @@ class Policy:
 def read_policy(directory: Path) -> Policy:
     """Read config, weights (float32) and processor of a model directory."""
     config = read_config(directory)
-    return Policy(directory, config, load(directory, describe(config)), load_processor(directory))
+    return Policy(directory, config, load(directory, param_specs(config)), load_processor(directory))
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -45,7 +45,7 @@ def make_prompts(
     encoded = []
     for text, sizes in rows:
         images = [noise_image(*size, seed=k) for k, size in enumerate(sizes)]
-        encoded.append(encode(processor, messages("<image>" * len(images) + text), images))
+        encoded.append(encode(processor, chat_messages("<image>" * len(images) + text), images))
     return jax.tree.map(jnp.asarray, collate(encoded, processor, tokens, patches))
 
 

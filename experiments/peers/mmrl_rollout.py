@@ -13,19 +13,19 @@ def main() -> None:
 
     from experiments.peers.floor import floor
     from mmrl.models import checkpoint
-    from mmrl.models.family import describe, read_config
+    from mmrl.models.family import param_specs, read_config
     from mmrl.models.processor import load_processor
-    from mmrl.models.prompts import collate, encode, messages
+    from mmrl.models.prompts import chat_messages, collate, encode
     from mmrl.rollout.scheduler import Stats
 
     config = read_config(options.model)
-    weights = checkpoint.load(options.model, describe(config))
+    weights = checkpoint.load(options.model, param_specs(config))
     processor = load_processor(options.model)
     row = prompt_rows(options.prompts, with_images=True)[0]
 
     def prompts():
         """Encoded anew for each call, as the peer's inputs are not: it is counted against mmrl."""
-        encoded = encode(processor, messages(row["problem"]), row["images"])
+        encoded = encode(processor, chat_messages(row["problem"]), row["images"])
         return collate([encoded], processor, len(encoded.tokens), len(encoded.patches))
 
     length = prompts().tokens.shape[1]

@@ -63,12 +63,12 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
     from experiments.peers.measure import prompt_rows
     from mmrl.config import resolve, template
     from mmrl.models.processor import load_processor
-    from mmrl.models.prompts import encode, messages
+    from mmrl.models.prompts import chat_messages, encode
     from mmrl.rewards.reward import Reward
 
     processor = load_processor(options.model)
     row = prompt_rows(options.prompts, with_images=not options.text)[0]
-    encoded = encode(processor, messages(row["problem"]), row["images"])
+    encoded = encode(processor, chat_messages(row["problem"]), row["images"])
     config = template("grpo")
     config.algorithm.reference_kl = 0.0
     config.model.update({"path": str(options.model), "unroll": max(sizes.layers, sizes.vision_layers)})

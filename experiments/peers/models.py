@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmrl.models import checkpoint
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.params import initialise
 
 FIXTURE = Path(__file__).parents[2] / "tests" / "data" / "fixtures" / "qwen2_5_vl"
@@ -74,7 +74,7 @@ def write_model(directory: Path, size: str) -> None:
         for name in _COPIED:
             (base / name).write_bytes((FIXTURE / name).read_bytes())
         (base / "config.json").write_text(json.dumps(config, indent=1))
-        description = describe(read_config(base))
+        description = param_specs(read_config(base))
         checkpoint.save(initialise(description, seed=0), description, directory, base)
 
 

@@ -4,7 +4,7 @@ from mmrl.algorithms import advantages, objectives, penalties, schedules, weight
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.passes import CORRUPTED_LOGPROB, PERCEPTION, Score
 from mmrl.algorithms.penalties import Penalty
-from mmrl.algorithms.recipe_parts import average_of, filter_between, per_response, reference, term
+from mmrl.algorithms.recipe_parts import average_of, filter_between, per_response, reference_kl_penalty, term
 from mmrl.algorithms.schedules import Schedule
 from mmrl.algorithms.weights import Weight
 
@@ -47,7 +47,7 @@ def papo_g(
         advantage=per_response(lambda r, v: advantages.normalised(r, v, std_eps)),
         reduction=average_of("papo_g", average),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("papo_g", reference_kl)
+        penalties=reference_kl_penalty("papo_g", reference_kl)
         + perception_terms(
             "papo_g",
             coefficient=perception_kl,
@@ -98,7 +98,7 @@ def papo_d(
     return Algorithm(
         advantage=per_response(lambda r, v: advantages.normalised(r, v, std_eps)),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("papo_d", reference_kl)
+        penalties=reference_kl_penalty("papo_d", reference_kl)
         + perception_terms(
             "papo_d",
             coefficient=perception_kl,
@@ -165,7 +165,7 @@ def vppo(
         weights=chosen,
         reduction=average_of("vppo", average),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("vppo", reference_kl)
+        penalties=reference_kl_penalty("vppo", reference_kl)
         + term("vppo", "entropy_penalty", entropy_penalty, penalties.sampled_entropy)
         + term("vppo", "full_entropy", full_entropy, penalties.entropy),
         group_filter=filter_between("vppo", filter_low, filter_high),

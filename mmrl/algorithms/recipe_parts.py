@@ -40,5 +40,6 @@ def term(
     return (make(schedules.constant(coefficient)),) if coefficient else ()
 
 
-def reference(recipe: str, coefficient: float) -> tuple[Penalty, ...]:
+def reference_kl_penalty(recipe: str, coefficient: float) -> tuple[Penalty, ...]:
+    """The KL to the reference policy as a penalty; () if the coefficient is 0."""
     return term(recipe, "reference_kl", coefficient, penalties.reference_kl)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from mmrl.algorithms import advantages, objectives, reductions
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.perception_recipes import papo_d, papo_g, vppo
-from mmrl.algorithms.recipe_parts import average_of, filter_between, per_response, reference
+from mmrl.algorithms.recipe_parts import average_of, filter_between, per_response, reference_kl_penalty
 from mmrl.algorithms.reward_shaping import soft_overlong
 
 
@@ -43,7 +43,7 @@ def grpo(
         advantage=per_response(lambda r, v: advantages.normalised(r, v, std_eps)),
         reduction=average_of("grpo", average),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("grpo", reference_kl),
+        penalties=reference_kl_penalty("grpo", reference_kl),
     )
 
 
@@ -63,7 +63,7 @@ def grpo_no_std(
         advantage=per_response(advantages.centred),
         reduction=average_of("grpo_no_std", average),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("grpo_no_std", reference_kl),
+        penalties=reference_kl_penalty("grpo_no_std", reference_kl),
     )
 
 
@@ -84,7 +84,7 @@ def dr_grpo(
         advantage=per_response(advantages.centred),
         reduction=reductions.constant_length(max_length),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("dr_grpo", reference_kl),
+        penalties=reference_kl_penalty("dr_grpo", reference_kl),
     )
 
 
@@ -106,7 +106,7 @@ def rloo(
         advantage=per_response(advantages.leave_one_out),
         reduction=average_of("rloo", average),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("rloo", reference_kl),
+        penalties=reference_kl_penalty("rloo", reference_kl),
     )
 
 
@@ -132,7 +132,7 @@ def dapo(
     return Algorithm(
         advantage=per_response(lambda r, v: advantages.normalised(r, v, std_eps)),
         objective=objectives.clipped(clip_low, clip_high, dual_clip),
-        penalties=reference("dapo", reference_kl),
+        penalties=reference_kl_penalty("dapo", reference_kl),
         reward_shaping=soft_overlong(max_length, overlong_cache) if overlong_cache else None,
         group_filter=filter_between("dapo", filter_low, filter_high),
     )
@@ -156,7 +156,7 @@ def gspo(
         advantage=per_response(lambda r, v: advantages.normalised(r, v, std_eps)),
         reduction=reductions.sequence_mean,
         objective=objectives.sequence_clipped(clip_low, clip_high, dual_clip, token_level),
-        penalties=reference("gspo", reference_kl),
+        penalties=reference_kl_penalty("gspo", reference_kl),
     )
 
 
@@ -176,7 +176,7 @@ def cispo(
     return Algorithm(
         advantage=per_response(lambda r, v: advantages.normalised(r, v, std_eps)),
         objective=objectives.clipped_weight(clip_low, clip_high),
-        penalties=reference("cispo", reference_kl),
+        penalties=reference_kl_penalty("cispo", reference_kl),
     )
 
 

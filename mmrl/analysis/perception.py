@@ -30,7 +30,7 @@ from mmrl.analysis.runs import (
 )
 from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
-from mmrl.mesh import batch_shards, put
+from mmrl.mesh import batch_shards, shard_batch
 from mmrl.models.corruption import corrupt
 from mmrl.models.pieces import pieces_of
 from mmrl.models.processor import Processor
@@ -283,7 +283,7 @@ def score_responses(
                 _pad([groups[k] for k in there] + [()] * missing, width, length),
                 corruption_keys([ids[k] for k in there] + [""] * missing, seed),
             )
-            asked, written, keys = put(batch, model.mesh)
+            asked, written, keys = shard_batch(batch, model.mesh)
             scores = jax.device_get(measure(TrainBatch(asked, written, jax.random.wrap_key_data(keys))))
             for b, k in enumerate(there):
                 lengths = list(enumerate(map(len, groups[k])))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from mmrl.atomic import is_number, read_jsonl, warn_of
 from mmrl.config import Config, MeshConfig
-from mmrl.open import OpenModel, model_directory, open_data, open_model
+from mmrl.open import OpenModel, open_data, open_model, resolve_model_path
 from mmrl.run_folder import read_config, read_metrics
 from mmrl.sample import Sample
 from mmrl.train import checkpoint
@@ -78,7 +78,7 @@ def load_params(run: Run, step: int | None = None) -> tuple[OpenModel, Params]:
     started = run.workdir / "cold_start" / "model" if run.config.cold_start.steps else None
     # A run's mesh is that of its slice, and it is looked at elsewhere.
     config = replace(run.config, mesh=MeshConfig())
-    model = open_model(config, started or model_directory(config, run.workdir))
+    model = open_model(config, started or resolve_model_path(config, run.workdir))
     if step == 0:
         return model, model.load()
     _, params = checkpoint.load_params(run.workdir / "checkpoints", model.description, step, model.shardings)

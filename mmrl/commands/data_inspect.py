@@ -91,12 +91,12 @@ def _prompt(
     if not options.model and not options.config:
         return None
     from mmrl import hub
-    from mmrl.open import model_directory, open_processor, prompt_format
+    from mmrl.open import open_processor, prompt_format, resolve_model_path
 
     if options.model:
         directory = hub.local(str(options.model), "model", weights=False)
     else:
-        directory = model_directory(config, workdir, weights=False)
+        directory = resolve_model_path(config, workdir, weights=False)
     if not options.model and not Path(directory or "none").is_dir():
         tell(f"config.model.path={directory!r} is no directory: name one with --model=DIR", error=True)
         return None

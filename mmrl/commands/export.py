@@ -30,11 +30,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from mmrl import hub
     from mmrl.models.checkpoint import save
-    from mmrl.open import model_directory, open_model
+    from mmrl.open import open_model, resolve_model_path
     from mmrl.run_folder import read_config
 
     config = read_config(options.workdir)
-    model = open_model(config, model_directory(config, options.workdir))
+    model = open_model(config, resolve_model_path(config, options.workdir))
     if options.push:
         hub.check_push(options.push)
     step, params = load_step(options.workdir, options.step, model)

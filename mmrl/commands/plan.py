@@ -157,11 +157,11 @@ def _model_config(name: str | None, config: "Config", workdir: Path) -> tuple[st
     """Name and sizes of the model: a published one, or that of the config's directory."""
     from mmrl.models.family import read_config
     from mmrl.models.published import published
-    from mmrl.open import model_directory
+    from mmrl.open import resolve_model_path
 
     if name:
         return f"Qwen2.5-VL-{name.upper()}", published(name)
-    directory = model_directory(config, workdir, weights=False)
+    directory = resolve_model_path(config, workdir, weights=False)
     if not directory or not Path(directory).is_dir():
         raise ValueError(
             f"config.model.path={directory!r} is no directory: name one with a config.json, or a published "

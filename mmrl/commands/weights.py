@@ -64,7 +64,7 @@ def open_weights(
     from mmrl import hub
     from mmrl.config import Config, from_dict, unresolved
     from mmrl.experiment import overrule
-    from mmrl.open import model_directory, open_model
+    from mmrl.open import open_model, resolve_model_path
     from mmrl.run_folder import read_config
 
     if options.model and options.step is not None:
@@ -81,7 +81,7 @@ def open_weights(
         options.model = Path(hub.local(str(options.model), "model"))
         model = open_model(config, options.model)
         return config, model, lambda: (None, model.load())
-    model = open_model(config, model_directory(config, options.workdir))
+    model = open_model(config, resolve_model_path(config, options.workdir))
     return config, model, lambda: option.load_step(options.workdir, options.step, model)
 
 

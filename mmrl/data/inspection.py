@@ -36,7 +36,7 @@ from mmrl.data.validation import (
 )
 from mmrl.models.images import image_size
 from mmrl.models.processor import SPECIAL_TOKENS, Processor
-from mmrl.models.prompts import IMAGE, budget, check_placeholders, measure, messages, spelt
+from mmrl.models.prompts import IMAGE, chat_messages, check_placeholders, largest_bucket, measure, spelt
 from mmrl.sample import Sample
 from mmrl.terminal import table_lines
 
@@ -167,7 +167,7 @@ def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | 
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
     if prompt:
         processor, form = prompt
-        need = measure(processor, messages(sample.problem, form.system, form.suffix), sizes, sample.id)
+        need = measure(processor, chat_messages(sample.problem, form.system, form.suffix), sizes, sample.id)
         exceeded = exceeded_budgets(prompt_need(sample, sizes, processor, form), form)
         control: Sequence[str] = tuple(processor.control)
     else:
@@ -393,7 +393,7 @@ def _statistics(found: Findings) -> Iterator[ReportPart]:
         if buckets is not None:
             values = found.values(name)
             # Where no buckets are given, a run makes them large enough.
-            limit = budget(buckets) or max(int(values.max()), 1)
+            limit = largest_bucket(buckets) or max(int(values.max()), 1)
             over = _share(int((values > limit).sum()), len(values))
             rows = [
                 ("", *_QUANTILES, "largest bucket", "over it"),

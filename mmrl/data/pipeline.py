@@ -25,7 +25,16 @@ from jaxtyping import Bool, Int, Int32
 from mmrl import hosts
 from mmrl.data.sources import Source
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import Encoded, OverBudget, budget, collate, encode, messages, padded, text_ids
+from mmrl.models.prompts import (
+    Encoded,
+    OverBudget,
+    chat_messages,
+    collate,
+    encode,
+    largest_bucket,
+    padded,
+    text_ids,
+)
 from mmrl.sample import Sample
 from mmrl.types import Prompts
 
@@ -276,11 +285,11 @@ def encode_sample(sample: Sample, processor: Processor, form: PromptFormat) -> E
     """The prompt of a row, unpadded. Raises ValueError and `OverBudget` as `encode` does, naming the row."""
     return encode(
         processor,
-        messages(sample.problem, form.system, form.suffix),
+        chat_messages(sample.problem, form.system, form.suffix),
         sample.images,
         name=sample.id,
-        prompt_budget=budget(form.prompt_buckets),
-        patch_budget=budget(form.patch_buckets),
+        prompt_budget=largest_bucket(form.prompt_buckets),
+        patch_budget=largest_bucket(form.patch_buckets),
         overlong="resize" if form.overlong == "resize" else "error",
     )
 
@@ -289,7 +298,7 @@ def _batch(
     rows: Int[np.ndarray, "b"], items: Sequence[_Item], processor: Processor, form: PromptFormat
 ) -> Batch:
     """A batch in the smallest buckets that hold the rows of all processes."""
-    encoded = [item.encoded or encode(processor, messages("")) for item in items]
+    encoded = [item.encoded or encode(processor, chat_messages("")) for item in items]
     widths = hosts.maximum(max(len(e.tokens) for e in encoded), max(len(e.patches) for e in encoded))
     tokens, slots = padded(widths[0], widths[1], processor, form.prompt_buckets, form.patch_buckets)
     return Batch(

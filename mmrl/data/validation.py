@@ -15,7 +15,7 @@ from mmrl.data.pipeline import PromptFormat, solution_tokens
 from mmrl.data.sources import Source
 from mmrl.models.images import image_size
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import measure, messages, text_ids
+from mmrl.models.prompts import chat_messages, measure, text_ids
 from mmrl.sample import Sample
 
 T = TypeVar("T")
@@ -200,7 +200,7 @@ def prompt_need(
     Where it resizes images and the prompt is over budget, at most the budget if that helps, and what it needs
     with the smallest images if not. Raises ValueError naming the row if it is no prompt.
     """
-    conversation = messages(sample.problem, form.system, form.suffix)
+    conversation = chat_messages(sample.problem, form.system, form.suffix)
     need = measure(processor, conversation, sizes, sample.id)
     if form.overlong == "resize" and exceeded_budgets(need, form):
         least = measure(_seeing_least(processor), conversation, sizes, sample.id)

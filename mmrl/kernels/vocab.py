@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mmrl.kernels.vocab_shard import Wanted, shard_logits, shard_statistics, token_chunks
+from mmrl.kernels.vocab_shard import StatisticsRequest, shard_logits, shard_statistics, token_chunks
 
 BANNED = -1e30
 
@@ -84,7 +84,9 @@ def token_statistics(
         chunk = max(1, chunk // 2)
     if not corrupted_gradient:
         corrupted_hidden = jax.lax.stop_gradient(corrupted_hidden)
-    wanted = Wanted(temperature, entropy, perception, reverse_perception, corrupted_gradient, chunk)
+    wanted = StatisticsRequest(
+        temperature, entropy, perception, reverse_perception, corrupted_gradient, chunk
+    )
     first = _first_row(table, vocab_axis)
     inputs = (hidden, corrupted_hidden, table, jax.lax.stop_gradient(bias), tokens - first)
     with jax.named_scope("vocab"):

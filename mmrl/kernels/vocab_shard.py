@@ -24,7 +24,7 @@ Rows = dict[str, Array]  # by name, one number per token: float32 [t]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StatisticsRequest:
     """Statistics to compute besides the normalizers and the logits of the tokens; static under jit."""
 
     temperature: float
@@ -37,7 +37,7 @@ class Wanted:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def shard_statistics(
-    wanted: Wanted,
+    wanted: StatisticsRequest,
     hidden: Float[Array, "t d"],
     corrupted_hidden: Float[Array, "t d"] | None,
     table: Float[Array, "v d"],
@@ -107,7 +107,7 @@ def _branches(states: Array, corrupted: Array | None, *table_bias_temperature: A
     return states, logits[:count], logits[count:]
 
 
-def _statistics(wanted: Wanted, p: Array, q: Array | None, rows: Array) -> Rows:
+def _statistics(wanted: StatisticsRequest, p: Array, q: Array | None, rows: Array) -> Rows:
     own = rows[:, None] == jnp.arange(p.shape[-1])
 
     def normalized(logits: Array, name: str) -> Array:
@@ -131,7 +131,7 @@ def _statistics(wanted: Wanted, p: Array, q: Array | None, rows: Array) -> Rows:
 
 
 def _slopes(
-    wanted: Wanted, p: Array, q: Array | None, own: Array, out: Rows, weight: Rows
+    wanted: StatisticsRequest, p: Array, q: Array | None, own: Array, out: Rows, weight: Rows
 ) -> tuple[Array, Array | None]:
     """Gradient of sum(weight * out) in the logits ``p`` and ``q`` [t v], the latter None if it is not wanted.
 
@@ -163,7 +163,7 @@ def _slopes(
 
 
 def _forward(
-    wanted: Wanted, hidden: Array, corrupted: Array | None, table: Array, bias: Array, rows: Array
+    wanted: StatisticsRequest, hidden: Array, corrupted: Array | None, table: Array, bias: Array, rows: Array
 ) -> tuple[Rows, tuple]:
     product = table.astype(hidden.dtype)
 
@@ -175,7 +175,7 @@ def _forward(
     return out, (hidden, corrupted, table, bias, rows, out)
 
 
-def _backward(wanted: Wanted, residuals: tuple, weight: Rows) -> tuple:
+def _backward(wanted: StatisticsRequest, residuals: tuple, weight: Rows) -> tuple:
     hidden, corrupted, table, bias, rows, out = residuals
     product, count = table.astype(hidden.dtype), rows.shape[0]
     chunk = min(wanted.chunk, count)

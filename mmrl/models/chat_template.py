@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from mmrl.models.model_files import read_json, shown
+from mmrl.models.model_files import read_json, short_repr
 from mmrl.terminal import one_line
 
 # Far beyond what a template of a short conversation does, which is some hundreds of lines.
@@ -88,7 +88,7 @@ def _check_text(template: Any) -> None:
     texts = list(template.values()) if isinstance(template, dict) else [template]
     wrong = [text for text in texts if not isinstance(text, str)]
     if wrong or not texts:
-        raise ValueError(f"it is {shown(wrong[0] if wrong else template)}, not a text")
+        raise ValueError(f"it is {short_repr(wrong[0] if wrong else template)}, not a text")
     for text in texts:
         _check_numbers(text)
 
@@ -105,7 +105,7 @@ def _check_numbers(text: str) -> None:
         raise ValueError("it multiplies, which no conversation needs")
     for constant in tree.find_all(nodes.Const):
         if isinstance(constant.value, int | float) and abs(constant.value) > _LARGEST_NUMBER:
-            raise ValueError(f"it has the number {shown(constant.value)}, which no conversation needs")
+            raise ValueError(f"it has the number {short_repr(constant.value)}, which no conversation needs")
 
 
 def _bounded(render: Callable[[], Any], most: int) -> Any:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from mmrl.atomic import atomic_folder
 from mmrl.models.params import Param, flatten, unflatten
-from mmrl.models.weight_files import INDEX, SINGLE, Stored, check_type, finite, locate, open_weights
+from mmrl.models.weight_files import INDEX, SINGLE, TensorHeader, check_type, finite, locate, open_weights
 from mmrl.terminal import one_line
 from mmrl.types import Params
 
@@ -60,7 +60,7 @@ def load(
     return unflatten(leaves)
 
 
-def check(directory: str | Path, description: dict) -> dict[str, Stored]:
+def check(directory: str | Path, description: dict) -> dict[str, TensorHeader]:
     """The files of the weights of ``description``, by name: checks names, types and shapes, reads no weight.
 
     Raises ValueError as `load` does, but for values that are no finite numbers.
@@ -77,7 +77,7 @@ def check(directory: str | Path, description: dict) -> dict[str, Stored]:
     return where
 
 
-def _check_tied(where: dict[str, Stored]) -> None:
+def _check_tied(where: dict[str, TensorHeader]) -> None:
     """Raises ValueError if a head that config.json ties is another: transformers 5 takes it, 4 does not."""
     files: dict[Path, Any] = {}
     head, embedding = (_read(files, where[name], name) for name in (_HEAD, _EMBEDDING))
@@ -158,7 +158,7 @@ def _check_names(directory: Path, expected: set[str], found: set[str], tied: boo
         )
 
 
-def _check_tensor(stored: Stored, param: Param, name: str) -> None:
+def _check_tensor(stored: TensorHeader, param: Param, name: str) -> None:
     check_type(stored, name)
     if stored.shape != param.hf_shape:
         raise ValueError(
@@ -166,7 +166,7 @@ def _check_tensor(stored: Stored, param: Param, name: str) -> None:
         )
 
 
-def _read(files: dict[Path, Any], stored: Stored, name: str) -> np.ndarray:
+def _read(files: dict[Path, Any], stored: TensorHeader, name: str) -> np.ndarray:
     """A tensor as it lies in its file, looked at for values that are no numbers."""
     if stored.path not in files:
         files[stored.path] = open_weights(stored.path)

@@ -12,7 +12,7 @@ from typing import Any
 from mmrl.models import qwen2_5_vl, qwen2_5_vl_config
 from mmrl.models.config import ModelConfig
 from mmrl.models.full_prompts import full_prompts
-from mmrl.models.model_files import image_settings, read_json, shown
+from mmrl.models.model_files import image_settings, read_json, short_repr
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by ``model_type`` of confi
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family that a model is of."""
+    """The functions of the architecture that a model is of."""
     return FAMILIES[config.family]
 
 
-def describe(config: ModelConfig) -> dict:
-    """The weights of a model: a nested dict of `mmrl.models.params.Param`."""
+def param_specs(config: ModelConfig) -> dict:
+    """Shape, axes, initialisation and checkpoint name of each weight: a nested dict of `Param`, no arrays."""
     return family_of(config).describe(config)
 
 
@@ -91,6 +91,6 @@ def from_hf(
     """
     family = next((family for key, family in FAMILIES.items() if key == raw.get("model_type")), None)
     if family is None:
-        found, known = shown(raw.get("model_type")), ", ".join(map(repr, FAMILIES))
+        found, known = short_repr(raw.get("model_type")), ", ".join(map(repr, FAMILIES))
         raise ValueError(f"{name}: model_type is {found}; the families that mmrl knows are {known}")
     return family.from_hf(raw, preprocessor, name, source)

@@ -62,15 +62,15 @@ def image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 def section(value: Any, key: str, name: object) -> dict[str, Any]:
     """The object under ``key`` of the file ``name``. Raises ValueError if it is none."""
     if not isinstance(value, dict):
-        raise ValueError(f"{name}: {key} is {shown(value)}, not an object")
+        raise ValueError(f"{name}: {key} is {short_repr(value)}, not an object")
     return value
 
 
-def integer(values: Mapping[str, Any], key: str, name: object, most: int, least: int = 1) -> int:
+def require_integer(values: Mapping[str, Any], key: str, name: object, most: int, least: int = 1) -> int:
     """The whole number under ``key``. Raises ValueError naming file and key: missing, out of range."""
     value = _there(values, key, name)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name}: {key} is {shown(value)}, not a whole number from {least} to {most}")
+        raise ValueError(f"{name}: {key} is {short_repr(value)}, not a whole number from {least} to {most}")
     return value
 
 
@@ -78,7 +78,7 @@ def positive(values: Mapping[str, Any], key: str, name: object) -> float:
     """The positive finite number under ``key``. Raises ValueError naming file and key."""
     value = _there(values, key, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise ValueError(f"{name}: {key} is {shown(value)}, not a positive number")
+        raise ValueError(f"{name}: {key} is {short_repr(value)}, not a positive number")
     return float(value)
 
 
@@ -89,7 +89,7 @@ def triple(values: Mapping[str, Any], key: str, name: object, positive: bool) ->
     fit = [x for x in numbers if isinstance(x, int | float) and not isinstance(x, bool)]
     if len(fit) != 3 or not all(abs(x) < 1e30 and (x > 0 or not positive) for x in fit):
         raise ValueError(
-            f"{name}: {key} is {shown(value)}, not three {'positive ' if positive else ''}numbers"
+            f"{name}: {key} is {short_repr(value)}, not three {'positive ' if positive else ''}numbers"
         )
     return float(fit[0]), float(fit[1]), float(fit[2])
 
@@ -100,7 +100,7 @@ def _there(values: Mapping[str, Any], key: str, name: object) -> Any:
     return values[key]
 
 
-def shown(value: Any, most: int = 60) -> str:
+def short_repr(value: Any, most: int = 60) -> str:
     """A value of a file, short enough for a message."""
     if isinstance(value, int) and abs(value) > 10**18:
         return f"a number of {math.floor(math.log10(abs(value))) + 1} digits"

@@ -16,11 +16,11 @@ from mmrl.models.images import ImageSpec
 from mmrl.models.model_files import (
     check_whole,
     image_settings,
-    integer,
     positive,
     read_json,
+    require_integer,
     section,
-    shown,
+    short_repr,
 )
 from mmrl.terminal import one_line
 
@@ -168,7 +168,8 @@ def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any, top: int) ->
     if wrong:
         named = path if path.is_file() else folder / "config.json"
         raise ValueError(
-            f"{named}: eos_token_id names {shown(wrong[0])}, which is no token of the tokenizer (0 to {top})"
+            f"{named}: eos_token_id names {short_repr(wrong[0])}, which is no token of the tokenizer"
+            f" (0 to {top})"
         )
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else (ids or [None])[0]
     if eos is None:
@@ -191,11 +192,11 @@ def _image_spec(folder: Path, sizes: ModelConfig) -> ImageSpec:
     limits = {"min_pixels": low, "max_pixels": high}
     defaults = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **raw}
     spec = ImageSpec(
-        min_pixels=integer(limits, "min_pixels", path, _MOST_PIXELS),
-        max_pixels=integer(limits, "max_pixels", path, _MOST_PIXELS),
-        patch=integer(defaults, "patch_size", path, 4096),
-        merge=integer(defaults, "merge_size", path, 4096),
-        temporal=integer(defaults, "temporal_patch_size", path, 4096),
+        min_pixels=require_integer(limits, "min_pixels", path, _MOST_PIXELS),
+        max_pixels=require_integer(limits, "max_pixels", path, _MOST_PIXELS),
+        patch=require_integer(defaults, "patch_size", path, 4096),
+        merge=require_integer(defaults, "merge_size", path, 4096),
+        temporal=require_integer(defaults, "temporal_patch_size", path, 4096),
         mean=sizes.image_mean,
         std=sizes.image_std,
     )

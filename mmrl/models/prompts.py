@@ -50,7 +50,7 @@ class Encoded:
     image_tokens: int  # that the slots have room for
 
 
-def messages(problem: str, system: str | None = None, suffix: str = "") -> list[dict[str, Any]]:
+def chat_messages(problem: str, system: str | None = None, suffix: str = "") -> list[dict[str, Any]]:
     """A problem as a conversation: each "<image>" of its text becomes an image, the rest stays as it is.
 
     ``system`` replaces the template's default system message; ``suffix`` (the format instruction) is
@@ -78,7 +78,7 @@ def encode(
 ) -> Encoded:
     """Encode one conversation, the assistant's turn opened at its end.
 
-    Args: conversation (see `messages`); its images in order of appearance (bytes, paths or PIL images);
+    Args: conversation (see `chat_messages`); its images in order of appearance (bytes, paths or PIL images);
     the name of the row for messages; budgets in tokens and in patch slots (None: no limit); ``overlong``:
     "error" raises `OverBudget`, "resize" lowers max_pixels equally for all the prompt's images until it fits.
 
@@ -112,7 +112,7 @@ def encode_turn(
     Raises ValueError and OverBudget as `encode` does, and ValueError if the template rewrites the content.
     """
     before = [{"role": "user", "content": ""}, {"role": "assistant", "content": MARK}]
-    whole, hidden = _rendered(processor, [*before, *messages(text)], name)
+    whole, hidden = _rendered(processor, [*before, *chat_messages(text)], name)
     after = whole.partition(MARK)[2]
     end = processor.tokenizer.convert_ids_to_tokens(processor.eos)
     if not after.startswith(end):
@@ -136,7 +136,7 @@ def measure(
         raise ValueError(f"{name}: {error}") from error
 
 
-def budget(buckets: Sequence[int]) -> int | None:
+def largest_bucket(buckets: Sequence[int]) -> int | None:
     """The largest of ``buckets``; None, no limit, where there are none."""
     return max(buckets, default=None)
 

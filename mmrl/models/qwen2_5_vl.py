@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.kernels.attention import two_source_attention
 from mmrl.kernels.flash import flash_causal
-from mmrl.mesh import constrain, local
+from mmrl.mesh import constrain, shard_map_kernel
 from mmrl.models.config import Cache, ModelConfig, Prefix
 from mmrl.models.layers import gated_mlp, last, mrope_angles, rematerialise, rms_norm, rotate
 from mmrl.models.vision_tower import encode_images
@@ -186,7 +186,7 @@ def _self_attend(
         arguments += [prefix_key, prefix_value, prefix_mask]
         axes += [shared, shared, ("batch", None)]
     flash = partial(flash_causal, interpret=config.attention == "interpreted")
-    return local(flash, axes, like=0, checked=False)(*arguments)
+    return shard_map_kernel(flash, axes, like=0, checked=False)(*arguments)
 
 
 def _causal(mask: Bool[Array, "b g s"]) -> Bool[Array, "b g s s"]:

@@ -1,7 +1,7 @@
 """Sizes of a Qwen2.5-VL model, translated from its ``config.json``, and the description of its weights."""
 
 from mmrl.models.config import ModelConfig
-from mmrl.models.model_files import integer, positive, section, shown, triple
+from mmrl.models.model_files import positive, require_integer, section, short_repr, triple
 from mmrl.models.params import Param
 
 _IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, where a directory does not say
@@ -23,31 +23,31 @@ def from_hf(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfi
     rope = section(text.get("rope_scaling") or text.get("rope_parameters") or {}, "rope_scaling", name)
     rope_type = rope.get("rope_type", rope.get("type", "mrope"))
     if rope_type not in ("mrope", "default"):
-        raise ValueError(f"{name}: rope type {shown(rope_type)} is not supported, only 'mrope' unscaled")
+        raise ValueError(f"{name}: rope type {short_repr(rope_type)} is not supported, only 'mrope' unscaled")
     rope = {"rope_theta": text.get("rope_theta", 1e6), **rope}
-    width = integer(text, "hidden_size", name, _WIDEST)
-    heads = integer(text, "num_attention_heads", name, _MOST_HEADS)
+    width = require_integer(text, "hidden_size", name, _WIDEST)
+    heads = require_integer(text, "num_attention_heads", name, _MOST_HEADS)
     grouped = text if text.get("num_key_value_heads", 0) is not None else {"num_key_value_heads": heads}
     own_head = text if text.get("head_dim") is not None else {"head_dim": width // heads}
     config = ModelConfig(
         family="qwen2_5_vl",
-        vocabulary=integer(text, "vocab_size", name, _LARGEST_VOCABULARY),
+        vocabulary=require_integer(text, "vocab_size", name, _LARGEST_VOCABULARY),
         width=width,
-        layers=integer(text, "num_hidden_layers", name, _MOST_LAYERS),
+        layers=require_integer(text, "num_hidden_layers", name, _MOST_LAYERS),
         query_heads=heads,
-        kv_heads=integer(grouped, "num_key_value_heads", name, _MOST_HEADS),
-        head_dim=integer(own_head, "head_dim", name, _WIDEST),
-        mlp_width=integer(text, "intermediate_size", name, _WIDEST),
+        kv_heads=require_integer(grouped, "num_key_value_heads", name, _MOST_HEADS),
+        head_dim=require_integer(own_head, "head_dim", name, _WIDEST),
+        mlp_width=require_integer(text, "intermediate_size", name, _WIDEST),
         rope_theta=positive(rope, "rope_theta", name),
         mrope_sections=_sections(rope, name),
         norm_eps=positive({"rms_norm_eps": 1e-5, **text}, "rms_norm_eps", name),
         tied=_flag(raw, "tie_word_embeddings", name) or _flag(text, "tie_word_embeddings", name),
-        vision_layers=integer(vision, "depth", name, _MOST_LAYERS),
-        vision_width=integer(vision, "hidden_size", name, _WIDEST),
-        vision_heads=integer(vision, "num_heads", name, _MOST_HEADS),
-        vision_mlp_width=integer(vision, "intermediate_size", name, _WIDEST),
-        patch_size=integer({"patch_size": 14, **vision}, "patch_size", name, _LARGEST_WINDOW),
-        window_size=integer({"window_size": 112, **vision}, "window_size", name, _LARGEST_WINDOW),
+        vision_layers=require_integer(vision, "depth", name, _MOST_LAYERS),
+        vision_width=require_integer(vision, "hidden_size", name, _WIDEST),
+        vision_heads=require_integer(vision, "num_heads", name, _MOST_HEADS),
+        vision_mlp_width=require_integer(vision, "intermediate_size", name, _WIDEST),
+        patch_size=require_integer({"patch_size": 14, **vision}, "patch_size", name, _LARGEST_WINDOW),
+        window_size=require_integer({"window_size": 112, **vision}, "window_size", name, _LARGEST_WINDOW),
         full_attention_layers=_full_attention(vision, name),
         image_mean=triple({"image_mean": _IMAGE_MEAN, **preprocessor}, "image_mean", source, positive=False),
         image_std=triple({"image_std": _IMAGE_STD, **preprocessor}, "image_std", source, positive=True),
@@ -72,7 +72,9 @@ def _check_supported(raw: dict, text: dict, vision: dict, name: str) -> None:
         raise ValueError(f"{name}: use_sliding_window is true; only full attention is supported")
     for tower in (text, vision):
         if tower.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"{name}: hidden_act is {shown(tower['hidden_act'])}; Qwen2.5-VL uses 'silu'")
+            raise ValueError(
+                f"{name}: hidden_act is {short_repr(tower['hidden_act'])}; Qwen2.5-VL uses 'silu'"
+            )
     if vision.get("spatial_merge_size", 2) != 2 or vision.get("temporal_patch_size", 2) != 2:
         raise ValueError(f"{name}: spatial_merge_size and temporal_patch_size must be 2")
     if vision.get("in_channels", vision.get("in_chans", 3)) != 3:
@@ -82,25 +84,27 @@ def _check_supported(raw: dict, text: dict, vision: dict, name: str) -> None:
 def _flag(values: dict, key: str, name: str) -> bool:
     value = values.get(key, False)
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: {key} is {shown(value)}, not true or false")
+        raise ValueError(f"{name}: {key} is {short_repr(value)}, not true or false")
     return value
 
 
 def _sections(rope: dict, name: str) -> tuple[int, int, int]:
     value = rope.get("mrope_section")
     if not isinstance(value, list | tuple) or len(value) != 3:
-        raise ValueError(f"{name}: mrope_section is {shown(value)}, not three whole numbers")
+        raise ValueError(f"{name}: mrope_section is {short_repr(value)}, not three whole numbers")
     parts = dict(zip(("t", "h", "w"), value, strict=True))
-    sizes = [integer({"mrope_section": parts[axis]}, "mrope_section", name, _WIDEST, 0) for axis in parts]
+    sizes = [
+        require_integer({"mrope_section": parts[axis]}, "mrope_section", name, _WIDEST, 0) for axis in parts
+    ]
     return sizes[0], sizes[1], sizes[2]
 
 
 def _full_attention(vision: dict, name: str) -> tuple[int, ...]:
     layers = vision.get("fullatt_block_indexes", [7, 15, 23, 31])
     if not isinstance(layers, list | tuple) or len(layers) > _MOST_LAYERS:
-        raise ValueError(f"{name}: fullatt_block_indexes is {shown(layers)}, not a list of layers")
+        raise ValueError(f"{name}: fullatt_block_indexes is {short_repr(layers)}, not a list of layers")
     key = "fullatt_block_indexes"
-    return tuple(integer({key: layer}, key, name, _MOST_LAYERS, 0) for layer in layers)
+    return tuple(require_integer({key: layer}, key, name, _MOST_LAYERS, 0) for layer in layers)
 
 
 def _checked(config: ModelConfig, vision: dict, name: str) -> ModelConfig:

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from mmrl.atomic import atomic_folder
 from mmrl.models import checkpoint
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.params import initialise
 from mmrl.models.processor import SPECIAL_TOKENS
 
@@ -171,7 +171,7 @@ def write_model(directory: Path, seed: int, spec: ModelSpec, **overrides: Any) -
         write_tokenizer(part, spec)
         write_config(part, model_config(spec, **overrides))
         write_processor(part, spec)
-        description = describe(read_config(part))
+        description = param_specs(read_config(part))
         checkpoint.write_weights(initialise(description, seed), description, part)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from mmrl.kernels.attention import self_attention
 from mmrl.kernels.flash import flash_images
-from mmrl.mesh import constrain, local
+from mmrl.mesh import constrain, shard_map_kernel
 from mmrl.models.config import ModelConfig
 from mmrl.models.layers import gated_mlp, grid_angles, linear, rematerialise, rms_norm, rotate
 from mmrl.types import Images, Params
@@ -69,7 +69,7 @@ def _vision_block(
             return self_attention(query, key, value, same)
         heads = ("batch", None, "heads", None)
         flash = partial(flash_images, interpret=config.attention == "interpreted")
-        return local(flash, (heads, heads, heads, ("batch", None)), like=0, checked=False)(
+        return shard_map_kernel(flash, (heads, heads, heads, ("batch", None)), like=0, checked=False)(
             query, key, value, image
         )
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mmrl.models.model_files import check_whole, read_json, shown
+from mmrl.models.model_files import check_whole, read_json, short_repr
 from mmrl.terminal import one_line
 
 INDEX = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ _OTHERS = (
 )
 
 
-class Stored(NamedTuple):
+class TensorHeader(NamedTuple):
     """A tensor of a file, by what the file's header says."""
 
     path: Path
@@ -55,7 +55,7 @@ class Stored(NamedTuple):
     dtype: str
 
 
-def locate(directory: Path) -> dict[str, Stored]:
+def locate(directory: Path) -> dict[str, TensorHeader]:
     """The file of each tensor, by its name on the hub; no tensor is read.
 
     Raises ValueError naming the file: no weights that mmrl reads, a damaged file, a shard that is missing, an
@@ -86,12 +86,12 @@ def locate(directory: Path) -> dict[str, Stored]:
     return where
 
 
-def header(path: Path) -> Iterator[Stored]:
+def header(path: Path) -> Iterator[TensorHeader]:
     """The tensors of a safetensors file. Raises ValueError if it is damaged."""
     file = open_weights(path)
     for key in file.keys():  # noqa: SIM118 (not a dict)
         part = file.get_slice(key)
-        yield Stored(path, key, tuple(part.get_shape()), part.get_dtype())
+        yield TensorHeader(path, key, tuple(part.get_shape()), part.get_dtype())
 
 
 def open_weights(path: Path) -> Any:
@@ -104,7 +104,7 @@ def open_weights(path: Path) -> Any:
         ) from error
 
 
-def check_type(stored: Stored, name: str) -> None:
+def check_type(stored: TensorHeader, name: str) -> None:
     """Raises ValueError naming file and tensor unless it is of a floating type that is read."""
     if stored.dtype not in _READ:
         bits = re.fullmatch(r"([IU])(\d+)", stored.dtype)
@@ -142,14 +142,16 @@ def _read_index(directory: Path) -> dict[str, str]:
     """File name of each tensor."""
     listed = read_json(directory, INDEX).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise ValueError(f"{directory / INDEX}: not a safetensors index (weight_map is {shown(listed)})")
+        raise ValueError(f"{directory / INDEX}: not a safetensors index (weight_map is {short_repr(listed)})")
     wrong = [file for file in listed.values() if not isinstance(file, str)]
     if wrong:
-        raise ValueError(f"{directory / INDEX}: not a safetensors index (a file is named {shown(wrong[0])})")
+        raise ValueError(
+            f"{directory / INDEX}: not a safetensors index (a file is named {short_repr(wrong[0])})"
+        )
     return listed
 
 
-def _check_index(listed: Mapping[str, str], stored: list[Stored]) -> None:
+def _check_index(listed: Mapping[str, str], stored: list[TensorHeader]) -> None:
     """Raises ValueError unless index and shards say the same: transformers reads all that shards hold."""
     files = {tensor.key: tensor.path for tensor in stored}
     for name, file in listed.items():
@@ -167,8 +169,8 @@ def _check_index(listed: Mapping[str, str], stored: list[Stored]) -> None:
         )
 
 
-def _unique(stored: Iterator[Stored] | list[Stored], directory: Path) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+def _unique(stored: Iterator[TensorHeader] | list[TensorHeader], directory: Path) -> dict[str, TensorHeader]:
+    found: dict[str, TensorHeader] = {}
     for one in stored:
         hub = hub_name(one.key)
         if hub in found:

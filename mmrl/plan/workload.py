@@ -22,7 +22,7 @@ from mmrl.algorithms.passes import LOGPROB
 from mmrl.config import Config, algorithm
 from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings
 from mmrl.models.config import ModelConfig, Prefix
-from mmrl.models.family import describe, family_of
+from mmrl.models.family import family_of, param_specs
 from mmrl.models.params import flatten, unflatten
 from mmrl.open import sampling_of
 from mmrl.rollout import engine
@@ -188,7 +188,7 @@ _MAKERS: dict[str, Callable[[Workload, Any], tuple]] = {
 def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = False) -> Params:
     """Weights for training (float32) or for decoding: random but for norms (one) and biases (zero)."""
     dtype = jnp.dtype(model.dtype if decoding else jnp.float32)
-    described = flatten(describe(model))
+    described = flatten(param_specs(model))
     made = {}
     for (path, param), seed in zip(described.items(), jax.random.bits(key, (len(described),)), strict=True):
         if param.init in ("zeros", "ones"):
@@ -263,7 +263,7 @@ def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
 def abstract_weights(model: ModelConfig, mesh: Mesh, *, decoding: bool = False) -> Params:
     """The weights as they lie while training (float32), or while decoding (in the type of the products)."""
     like = jax.eval_shape(partial(random_weights, model, decoding=decoding), _KEY)
-    layout = shardings(describe(model), mesh, DECODING if decoding else WEIGHTS)
+    layout = shardings(param_specs(model), mesh, DECODING if decoding else WEIGHTS)
     if decoding:
 
         def layer(stack: NamedSharding) -> NamedSharding:

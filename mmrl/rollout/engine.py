@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import DECODING, constrain, constrain_weights
 from mmrl.models.config import Cache, ModelConfig, Prefix, empty_cache
-from mmrl.models.family import describe, family_of
+from mmrl.models.family import family_of, param_specs
 from mmrl.models.layers import last
 from mmrl.rollout.sampling import Draws, SamplingArrays, sample
 from mmrl.types import Params, Prompts
@@ -121,7 +121,7 @@ def decoding_weights(params: Params, config: ModelConfig) -> Params:
     would be copied in every step.
     """
     cast = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
-    placed = constrain_weights(cast, describe(config), DECODING)
+    placed = constrain_weights(cast, param_specs(config), DECODING)
     layers = tuple(jax.tree.map(lambda stack, i=i: stack[i], placed["layers"]) for i in range(config.layers))
     return {**placed, "layers": layers}
 
@@ -188,14 +188,14 @@ def admit(
     """Prefill ``prompts`` and put each into its prompt slot; an index past the end drops the row."""
     prefix, hidden = family_of(config).prefill(params, config, prompts)
 
-    def put(rows: Array, new: Array) -> Array:
+    def scatter(rows: Array, new: Array) -> Array:
         return rows.at[prompt_slot].set(new.astype(rows.dtype), mode="drop")
 
     return replace(
         state,
-        prefix=jax.tree.map(put, state.prefix, prefix),
-        prompt_hidden=put(state.prompt_hidden, hidden),
-        prompt_next=put(state.prompt_next, prompts.next_position),
+        prefix=jax.tree.map(scatter, state.prefix, prefix),
+        prompt_hidden=scatter(state.prompt_hidden, hidden),
+        prompt_next=scatter(state.prompt_next, prompts.next_position),
     )
 
 
@@ -336,7 +336,7 @@ def _read(params: Params, config: ModelConfig, state: DecodeState, token: Int[Ar
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
-def append(
+def prefill_observation(
     params: Params,
     config: ModelConfig,
     state: DecodeState,
@@ -346,7 +346,7 @@ def append(
     limit: Int[Array, "l"],
     options: SamplingArrays,
 ) -> DecodeState:
-    """Let one response slot of each prompt slot read an observation, and write on.
+    """Prefill an observation into the KV cache of one response slot of each prompt slot, then decode on.
 
     Args:
       params: weights of the policy, as `decoding_weights` lays them out.
@@ -378,7 +378,7 @@ def append(
             mine,
         )
 
-    def put(rows: Array, new: Array) -> Array:
+    def scatter(rows: Array, new: Array) -> Array:
         old = rows[prompt_slot, slot]
         keep = reads.reshape(reads.shape + (1,) * (old.ndim - 1))
         return rows.at[prompt_slot, slot].set(jnp.where(keep, new, old))
@@ -386,16 +386,18 @@ def append(
     return replace(
         state,
         cache=Cache(
-            key=tuple(put(old, new[:, 0]) for old, new in zip(state.cache.key, cache.key, strict=True)),
-            value=tuple(put(old, new[:, 0]) for old, new in zip(state.cache.value, cache.value, strict=True)),
-            length=put(state.cache.length, cache.length[:, 0]),
+            key=tuple(scatter(old, new[:, 0]) for old, new in zip(state.cache.key, cache.key, strict=True)),
+            value=tuple(
+                scatter(old, new[:, 0]) for old, new in zip(state.cache.value, cache.value, strict=True)
+            ),
+            length=scatter(state.cache.length, cache.length[:, 0]),
         ),
-        hidden=put(state.hidden, last(hidden[:, 0], prompts.mask)),
-        position=put(state.position, prompts.next_position),
-        count=put(state.count, cache.length[:, 0]),
-        running=put(state.running, reads),
-        limit=put(state.limit, limit),
-        options=jax.tree.map(put, state.options, options),
+        hidden=scatter(state.hidden, last(hidden[:, 0], prompts.mask)),
+        position=scatter(state.position, prompts.next_position),
+        count=scatter(state.count, cache.length[:, 0]),
+        running=scatter(state.running, reads),
+        limit=scatter(state.limit, limit),
+        options=jax.tree.map(scatter, state.options, options),
     )
 
 

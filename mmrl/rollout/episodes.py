@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import IMAGE, Encoded, OverBudget, encode, encode_turn, messages
+from mmrl.models.prompts import IMAGE, Encoded, OverBudget, chat_messages, encode, encode_turn
 from mmrl.rollout.sampling import Sampling
-from mmrl.rollout.tools import Answer, Found, closing_tags, find_call
+from mmrl.rollout.tools import Answer, ToolCallMatch, closing_tags, find_call
 from mmrl.types import StopReason
 
 
@@ -135,7 +135,7 @@ def second_look(
       Those facts, and ``second_look``, 1 if there was one.
     """
     first = yield Request(sampling)
-    (asked,) = messages(question)
+    (asked,) = chat_messages(question)
     for part in asked["content"]:
         part.update({"text": part["text"].replace("{response}", first.text)} if "text" in part else {})
     try:
@@ -148,7 +148,7 @@ def second_look(
     return {"second_look": 1.0, **compare(first.text, second.text)}
 
 
-def _answer(found: Found, images: Sequence[bytes | str] | None) -> Generator[Call, Any, Answer]:
+def _answer(found: ToolCallMatch, images: Sequence[bytes | str] | None) -> Generator[Call, Any, Answer]:
     """The result of a tool call; ``images`` None: no more may be seen."""
     if found.error is not None:
         return Answer(error=found.error)

@@ -15,7 +15,7 @@ from mmrl.types import StopReason
 _ROOM = 1 << 30  # tokens: a script is not cut short
 
 
-class Played(NamedTuple):
+class ReplayedContext(NamedTuple):
     """One context of an episode: the prompt that it begins with (None: the sample's own), what follows it."""
 
     prompt: Encoded | None
@@ -28,7 +28,7 @@ def replay(
     processor: Processor,
     tools: Callable[[Call], Future[Answer]] | None = None,
     name: str = "script",
-) -> list[Played]:
+) -> list[ReplayedContext]:
     """Play an episode in which the policy writes ``turns``; tools run as they would.
 
     A turn is tokenised, and the id that ends a turn is appended unless one of the request's stop strings
@@ -71,7 +71,7 @@ def replay(
     if used != len(turns):
         raise ValueError(f"{name}: the episode ends after {used} of the script's {len(turns)} turns")
     return [
-        Played(prompt, _trajectory(pieces, own, facts))
+        ReplayedContext(prompt, _trajectory(pieces, own, facts))
         for prompt, pieces, own in zip(prompts, contexts, said, strict=True)
     ]
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from mmrl.mesh import put
+from mmrl.mesh import shard_batch
 from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import Encoded
 from mmrl.rollout import engine
@@ -323,7 +323,7 @@ def _read(run: _Rollout) -> None:
         _grow_cache(run, max(one.count + len(one.observation.tokens) for one in batch if one.observation))
         run.lap("host")
         prompts, *rest = arguments
-        run.state = engine.append(run.params, run.config, run.state, _put(run, prompts), *rest)
+        run.state = engine.prefill_observation(run.params, run.config, run.state, _put(run, prompts), *rest)
         jax.block_until_ready(run.state.running)
         run.lap("append")
         for member in batch:
@@ -429,7 +429,7 @@ def _release(run: _Rollout, member: EpisodeState) -> None:
 
 
 def _put(run: _Rollout, tree: Any) -> Any:
-    return tree if run.mesh is None else put(tree, run.mesh)
+    return tree if run.mesh is None else shard_batch(tree, run.mesh)
 
 
 def prefill_batches(

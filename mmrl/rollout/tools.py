@@ -28,7 +28,7 @@ from PIL import Image
 from mmrl.models.images import open_image, to_rgb, upright
 from mmrl.workers.pool import Answer
 
-__all__ = ["TABLE", "TOOLS", "Answer", "Found", "calculate", "closing_tags", "find_call", "zoom"]
+__all__ = ["TABLE", "TOOLS", "Answer", "ToolCallMatch", "calculate", "closing_tags", "find_call", "zoom"]
 
 TABLE = "mmrl.rollout.tools:TOOLS"  # for `mmrl.workers.pool.WorkerPool`
 LONGEST = 200  # characters of a call's content
@@ -56,7 +56,7 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class Found:
+class ToolCallMatch:
     """A call in a text: the tool and its arguments, or why they cannot be read."""
 
     tool: str
@@ -64,7 +64,7 @@ class Found:
     error: str | None = None
 
 
-def find_call(text: str, tools: Sequence[str]) -> Found | None:
+def find_call(text: str, tools: Sequence[str]) -> ToolCallMatch | None:
     """The first call of one of ``tools`` in ``text``, or None. Never raises, in time linear in the text."""
     starts = {tool: text.find(f"<{tool}>") for tool in tools}
     opened = [tool for tool in tools if starts[tool] >= 0]
@@ -74,9 +74,9 @@ def find_call(text: str, tools: Sequence[str]) -> Found | None:
     start = starts[tool] + len(f"<{tool}>")
     end = text.find(f"</{tool}>", start)
     if end < 0:
-        return Found(tool, {}, f"{tool} is not closed")
+        return ToolCallMatch(tool, {}, f"{tool} is not closed")
     if end - start > LONGEST:
-        return Found(tool, {}, f"{tool} takes at most {LONGEST} characters")
+        return ToolCallMatch(tool, {}, f"{tool} takes at most {LONGEST} characters")
     return _READERS[tool](text[start:end])
 
 
@@ -163,23 +163,23 @@ def _bounded(value: Any) -> int | float:
     return value
 
 
-def _read_box(content: str) -> Found:
+def _read_box(content: str) -> ToolCallMatch:
     match = _BOX.fullmatch(content)
     box = [int(number) for number in match.groups()] if match else []
     if match is None or max(box) > 100:
-        return Found("zoom", {}, BOX_NEEDS)
+        return ToolCallMatch("zoom", {}, BOX_NEEDS)
     if box[0] >= box[2] or box[1] >= box[3]:
-        return Found("zoom", {}, BOX_ORDER)
-    return Found("zoom", {"box": box})
+        return ToolCallMatch("zoom", {}, BOX_ORDER)
+    return ToolCallMatch("zoom", {"box": box})
 
 
-def _read_expression(content: str) -> Found:
+def _read_expression(content: str) -> ToolCallMatch:
     if not _ARITHMETIC.fullmatch(content.strip()):
-        return Found("calculate", {}, NO_ARITHMETIC)
-    return Found("calculate", {"expression": content.strip()})
+        return ToolCallMatch("calculate", {}, NO_ARITHMETIC)
+    return ToolCallMatch("calculate", {"expression": content.strip()})
 
 
 TOOLS: Mapping[str, Callable[..., Any]] = MappingProxyType({"zoom": zoom, "calculate": calculate})
-_READERS: Mapping[str, Callable[[str], Found]] = MappingProxyType(
+_READERS: Mapping[str, Callable[[str], ToolCallMatch]] = MappingProxyType(
     {"zoom": _read_box, "calculate": _read_expression}
 )

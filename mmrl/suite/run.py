@@ -23,7 +23,7 @@ from mmrl.data.sources import Source, fingerprint
 from mmrl.grading import rewards_of
 from mmrl.hosts import say
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import budget, messages, rendered
+from mmrl.models.prompts import chat_messages, largest_bucket, rendered
 from mmrl.open import OpenModel, open_processor, open_source
 from mmrl.rewards.judge import JUDGED
 from mmrl.suite.figures import figures, overall
@@ -213,10 +213,10 @@ def settings_of(
     fingerprint of the file. Neither says where anything lies or how work is cut up.
     """
     pixels = {"min_pixels": processor.image.min_pixels, "max_pixels": processor.image.max_pixels}
-    conversation = messages("<image>{problem}", benchmark.system or None, benchmark.suffix)
+    conversation = chat_messages("<image>{problem}", benchmark.system or None, benchmark.suffix)
     budgets = {
-        "prompt_tokens": budget(config.data.prompt_buckets),
-        "patches": budget(config.data.patch_buckets),
+        "prompt_tokens": largest_bucket(config.data.prompt_buckets),
+        "patches": largest_bucket(config.data.patch_buckets),
     }
     judged = any(name in JUDGED for name in verifiers)
     judge = config.reward.judge

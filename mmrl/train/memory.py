@@ -21,7 +21,7 @@ from mmrl import hosts
 from mmrl.config import Config, algorithm
 from mmrl.mesh import DECODING, WEIGHTS, Rules, batch_shards, sharding
 from mmrl.models.config import ModelConfig
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.rollout.engine import RolloutShape, cache_bytes
 from mmrl.train.state import is_under
 
@@ -203,7 +203,7 @@ class _Pass:
             key=lambda one: one[1] + one[2],
         )
         m = self.model
-        stacks = traverse_util.flatten_dict(describe(m)["layers"]).values()
+        stacks = traverse_util.flatten_dict(param_specs(m)["layers"]).values()
         layer = sum(math.prod(stack.shape[1:]) for stack in stacks)
         return {
             f"attention scores of {worst}": int(held),
@@ -232,7 +232,7 @@ def _weights(
     model: ModelConfig, mesh: Mesh | AbstractMesh, rules: Rules, size: int, without: Sequence[str] = ()
 ) -> int:
     """Bytes of a device's part of the weights, of ``size`` bytes each, laid out by ``rules``."""
-    flat = traverse_util.flatten_dict(describe(model), sep="/")
+    flat = traverse_util.flatten_dict(param_specs(model), sep="/")
     counted = [one for path, one in flat.items() if not any(is_under(path, prefix) for prefix in without)]
     return size * sum(math.prod(sharding(mesh, x.axes, x.shape, rules).shard_shape(x.shape)) for x in counted)
 

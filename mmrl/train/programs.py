@@ -35,9 +35,9 @@ from mmrl.algorithms.passes import (
 )
 from mmrl.config import Config
 from mmrl.kernels.vocab import token_statistics
-from mmrl.mesh import WEIGHTS, constrain, constrain_weights, local, sharded_over
+from mmrl.mesh import WEIGHTS, constrain, constrain_weights, shard_map_kernel, sharded_over
 from mmrl.models.corruption import corrupt
-from mmrl.models.family import describe, family_of
+from mmrl.models.family import family_of, param_specs
 from mmrl.rollout.sampling import Policy
 from mmrl.train.state import TrainState, merge_params, select_paths
 from mmrl.types import Params, Prompts, Responses
@@ -200,7 +200,7 @@ def vocabulary_statistics(
     states = [hidden] if corrupted is None else [hidden, corrupted]
     of_tokens = ("batch", None, None)
     axes = [of_tokens, ("vocab", None), ("vocab",), *[(*of_tokens, None)] * len(states)]
-    return local(of_device, axes, like=0)(tokens, table, policy.bias, *states)
+    return shard_map_kernel(of_device, axes, like=0)(tokens, table, policy.bias, *states)
 
 
 @partial(jax.jit, static_argnames=("wanted", "micro_batches"))
@@ -319,7 +319,7 @@ def update(
         return value, (metrics, {"logprob": live[LOGPROB]} if unscored else {})
 
     gradient, metrics, tokens = accumulate(loss, state.trainable, split((batch, targets), micro_batches))
-    state, metrics = apply(state, gradient, metrics, optimizer, describe(policy.model))
+    state, metrics = apply(state, gradient, metrics, optimizer, param_specs(policy.model))
     return state, {**metrics, **join(tokens)}
 
 
@@ -395,4 +395,4 @@ def imitate(
         return -jnp.where(responses.mask, out["logprob"], 0.0).sum() / total, ({}, {})
 
     gradient, metrics, _ = accumulate(loss, state.trainable, split((prompts, responses), micro_batches))
-    return apply(state, gradient, metrics, optimizer, describe(policy.model))
+    return apply(state, gradient, metrics, optimizer, param_specs(policy.model))

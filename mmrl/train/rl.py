@@ -19,7 +19,7 @@ from mmrl.data.curriculum import CurriculumSampler, weights_by_rows
 from mmrl.data.examples import thumbnail
 from mmrl.data.sources import Source
 from mmrl.hosts import say
-from mmrl.mesh import batch_shards, local_rows, put, to_host
+from mmrl.mesh import batch_shards, local_rows, shard_batch, to_host
 from mmrl.models.pieces import pieces_of
 from mmrl.open import OpenModel, TrainingData, prompt_format, readers
 from mmrl.train import programs
@@ -219,7 +219,7 @@ def _measure_perception(
     responses = jax.tree.map(lambda leaf: leaf[:count, :1], batch.responses)
     mine = local_rows(mesh, total)
     keys = prompt_keys(context.config.seed, *_PURPOSE, total)[mine]
-    asked, written, drawn = put((prompts, responses, keys), mesh)
+    asked, written, drawn = shard_batch((prompts, responses, keys), mesh)
     found = programs.score(
         {"policy": params},
         context.policy,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, UInt32
 from mmrl import hosts
 from mmrl.data.pipeline import Batch, Skipped
 from mmrl.grading import SELF_JUDGE, Rewards, group_rewards, response_info, rewards_of, verifier_input
-from mmrl.mesh import constrain, local_mesh, put
+from mmrl.mesh import constrain, local_mesh, shard_batch
 from mmrl.rewards.verifier import Graded
 from mmrl.rollout.generate import response_keys, to_responses
 from mmrl.rollout.sampling import Sampling
@@ -72,7 +72,7 @@ class RolloutBatch:
     @property
     def local_stats(self) -> RowStats:
         """The statistics of this process's rows."""
-        return select(self.stats, self.rows)
+        return take_rows(self.stats, self.rows)
 
 
 def sample_and_grade(
@@ -245,7 +245,7 @@ def _table(rows: Sequence[Mapping[str, float]], names: Sequence[str], shape: tup
     }
 
 
-def select(tree: Any, index: Any) -> Any:
+def take_rows(tree: Any, index: Any) -> Any:
     """Some of the rows of every array: a slice, or their numbers."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
@@ -302,7 +302,7 @@ def collect(
         "rollout/batches": float(len(drawn)),
         "rollout/kept_groups": float(kept.sum()) / len(kept),
     }
-    return drawn, chosen, select(concatenate([batch.stats for batch in drawn]), chosen), metrics
+    return drawn, chosen, take_rows(concatenate([batch.stats for batch in drawn]), chosen), metrics
 
 
 def put_on_mesh(
@@ -310,10 +310,10 @@ def put_on_mesh(
 ) -> tuple[Prompts, Responses]:
     """The chosen groups as one batch over the mesh; prompts of unequal buckets are padded to the longest."""
     if len(drawn) == 1:
-        return put((drawn[0].prompts, drawn[0].responses), mesh)
+        return shard_batch((drawn[0].prompts, drawn[0].responses), mesh)
     tokens = max(batch.prompts.tokens.shape[1] for batch in drawn)
     slots = max(batch.prompts.images.image.shape[1] for batch in drawn)
-    placed = [put((_pad(batch.prompts, tokens, slots), batch.responses), mesh) for batch in drawn]
+    placed = [shard_batch((_pad(batch.prompts, tokens, slots), batch.responses), mesh) for batch in drawn]
     return _take_rows(tuple(placed), np.array(chosen, np.int32))
 
 

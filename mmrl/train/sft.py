@@ -14,7 +14,7 @@ from mmrl.config import ColdStartConfig, Config
 from mmrl.data.pipeline import Batch, Batches, PromptFormat, Skipped, prompts, solution_tokens
 from mmrl.data.sources import Source
 from mmrl.hosts import say
-from mmrl.mesh import local_rows, put, to_host
+from mmrl.mesh import local_rows, shard_batch, to_host
 from mmrl.models import checkpoint as hf
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import OverBudget
@@ -145,7 +145,7 @@ def take_step(imitator: Imitator, state: TrainState, step: int) -> tuple[TrainSt
         state, made = programs.imitate(
             state,
             imitator.policy,
-            *put((batch.prompts, batch.responses), imitator.model.mesh),
+            *shard_batch((batch.prompts, batch.responses), imitator.model.mesh),
             optimizer=imitator.optimizer,
             micro_batches=limits.batch // limits.micro_batch,
         )

@@ -19,12 +19,12 @@ from mmrl.open import (
     check_corruption,
     check_processes,
     hub_commits,
-    model_directory,
     open_data,
     open_heldout_with_lengths,
     open_model,
     open_source,
     open_training_data,
+    resolve_model_path,
     sampling_of,
     sharding_warnings,
 )
@@ -71,7 +71,7 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
         check_start(config, workdir)
         open_workdir(config, workdir)
         spent = _seconds_before(workdir)
-        fitted, model, data, heldout = prepare(config, workdir)
+        fitted, model, data, heldout = prepare_run(config, workdir)
         with fitted.explained():
             if config.cold_start.steps:
                 model = cold_start(config, model, workdir, stop)
@@ -93,14 +93,14 @@ def run_cold_start(config: Config, workdir: Path) -> OpenModel:
         check_start(config, workdir)
         open_workdir(config, workdir)
         write_world(config, workdir)
-        model = open_model(config, model_directory(config, workdir))
+        model = open_model(config, resolve_model_path(config, workdir))
         model.check()
         demonstrations = fingerprint(open_data(config, config.cold_start.data, workdir))
         agree({"cold_start.data": demonstrations, "the model's files": model_fingerprint(model.directory)})
         return cold_start(config, model, workdir, stop)
 
 
-def prepare(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, TrainingData, tuple[Source, ...]]:
+def prepare_run(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, TrainingData, tuple[Source, ...]]:
     """Write the world if the config asks for one, open model and data, check them, and record the start.
 
     Returns:
@@ -108,7 +108,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, TrainingD
       (none where the config names none).
     """
     write_world(config, workdir)
-    model = open_model(config, model_directory(config, workdir))
+    model = open_model(config, resolve_model_path(config, workdir))
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
     heldout, lengths = open_heldout_with_lengths(config, config.data.heldout, workdir, model)

@@ -14,7 +14,7 @@ from mmrl.algorithms.passes import LOGPROB, Score
 from mmrl.data import pipeline
 from mmrl.data.curriculum import CurriculumSampler
 from mmrl.hosts import say
-from mmrl.mesh import local_rows, put
+from mmrl.mesh import local_rows, shard_batch
 from mmrl.open import sampling_of
 from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
@@ -28,7 +28,7 @@ from mmrl.train.rollout_batch import (
     put_on_mesh,
     rollout_metrics,
     sample_and_grade,
-    select,
+    take_rows,
 )
 from mmrl.train.rollouts import RolloutContext, prompt_keys, rollout_weights
 from mmrl.train.state import TrainState
@@ -87,8 +87,8 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
         prompts, responses = put_on_mesh(drawn, chosen, mesh)
         mine = local_rows(mesh, count)
         keys = prompt_keys(config.seed, _CORRUPTION, step, count)[mine]
-        batch = TrainBatch(prompts, responses, jax.random.wrap_key_data(put(keys, mesh)))
-        graded = put((stats.rewards[mine], stats.accuracy[mine].astype(np.float32)), mesh)
+        batch = TrainBatch(prompts, responses, jax.random.wrap_key_data(shard_batch(keys, mesh)))
+        graded = shard_batch((stats.rewards[mine], stats.accuracy[mine].astype(np.float32)), mesh)
         scores = _score(learner, state.params, batch)
 
     # Prepare and update: statistics are taken over all groups of an update together.
@@ -96,7 +96,7 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
     for start in range(0, count, size):
         rows = slice(start, start + size)
         with phases("prepare"):
-            part = (batch, graded, scores) if size == count else select((batch, graded, scores), rows)
+            part = (batch, graded, scores) if size == count else take_rows((batch, graded, scores), rows)
         state, made, scored = _update(learner, state, *part)
         scores |= scored
         for name, value in made.items():

@@ -10,14 +10,14 @@ from tiny import noise_image
 
 from mmrl.analysis import picture_of, pictures_seen, png
 from mmrl.models.corruption import GRAY, METHODS
-from mmrl.models.prompts import encode, messages
+from mmrl.models.prompts import chat_messages, encode
 
 
 @pytest.mark.parametrize("size", [(56, 56), (84, 140), (196, 28)])
 def test_a_picture_is_put_together_as_it_was_cut(size, looking):
     processor = looking[0].processor
     images = [noise_image(*size), noise_image(112, 56, seed=1)]  # multiples of 28: nothing is resized
-    encoded = encode(processor, messages("<image><image>"), images)
+    encoded = encode(processor, chat_messages("<image><image>"), images)
     fields = encoded.patches, encoded.patch_position, encoded.patch_image
     for k, image in enumerate(images):
         np.testing.assert_array_equal(np.asarray(picture_of(*fields, k)), np.asarray(image))

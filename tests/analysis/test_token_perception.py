@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmrl.analysis import perceive, pictures_seen, pieces_of, token_perception, where_it_looks
 from mmrl.models import qwen2_5_vl
-from mmrl.models.prompts import collate, encode, messages
+from mmrl.models.prompts import chat_messages, collate, encode
 from mmrl.types import Responses
 
 TOKENS = [40, 300, 5, 77, 12]
@@ -40,7 +40,7 @@ def measured(many):
 def log_probabilities(looking, problem, images, tokens) -> np.ndarray:
     """log p over the vocabulary at each of ``tokens``, dense and in double precision: [r, v]."""
     model, params, config = looking
-    encoded = encode(model.processor, messages(problem), images)
+    encoded = encode(model.processor, chat_messages(problem), images)
     prompts = jax.tree.map(jnp.asarray, collate([encoded], model.processor, 64, 64))
     ids = jnp.array(tokens)[None, None]
     ones = jnp.ones(ids.shape)

@@ -19,7 +19,7 @@ from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
 from mmrl.data.validation import inspect, keep_usable
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, messages
+from mmrl.models.prompts import chat_messages, encode
 
 FORM = PromptFormat(prompt_buckets=(128,), patch_buckets=(256,))
 GOOD = {"problem": "<image>How many?", "answer": "3", "images": ["good.png"]}
@@ -242,7 +242,7 @@ def _tried(source, row, processor):
 
 def _drawn(source, row, processor):
     sample = source[row]
-    return encode(processor, messages(sample.problem), sample.images, name=sample.id)
+    return encode(processor, chat_messages(sample.problem), sample.images, name=sample.id)
 
 
 @pytest.mark.parametrize("kind", LINES)
@@ -259,7 +259,7 @@ def test_a_row_among_others(tmp_path, processor, kind):
     found, said = _tried(source, 1, processor)
     assert found == outcome, said
     assert re.search(message, said, re.DOTALL), said
-    alone = encode(processor, messages(GOOD["problem"]), [saved()])
+    alone = encode(processor, chat_messages(GOOD["problem"]), [saved()])
     for row in (0, 2):
         assert source[row].answer == "3"
         np.testing.assert_array_equal(_drawn(source, row, processor).patches, alone.patches)
@@ -369,7 +369,7 @@ def test_sixteen_bits_are_scaled(tmp_path, processor):
     pictures = [io.BytesIO(), io.BytesIO()]
     Image.fromarray(values).save(pictures[0], "PNG")
     Image.fromarray(np.round(values / 257).astype(np.uint8)).save(pictures[1], "PNG")
-    wide, narrow = (encode(processor, messages("<image>"), [one.getvalue()]).patches for one in pictures)
+    wide, narrow = (encode(processor, chat_messages("<image>"), [one.getvalue()]).patches for one in pictures)
     np.testing.assert_array_equal(wide, narrow)
 
 
@@ -381,7 +381,7 @@ def test_any_bit_of_a_picture_flipped(processor, form):
     said = set()
     for place in [*range(30), *places]:
         try:
-            encode(processor, messages("<image>"), [flipped(data, int(place))], name="a:7")
+            encode(processor, chat_messages("<image>"), [flipped(data, int(place))], name="a:7")
         except ValueError as error:
             said.add(str(error)[:3])
     assert said == {"a:7"}

@@ -17,7 +17,7 @@ from mmrl.data.pipeline import (
 )
 from mmrl.data.sources import read
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, messages
+from mmrl.models.prompts import chat_messages, encode
 
 FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))
 LONG = "<image>" + "word and more words " * 60
@@ -43,7 +43,7 @@ def test_rows_are_encoded_as_alone(make_source, processor):
     assert batch.keep.all()
     assert batch.skipped == ()
     for b, sample in enumerate(batch.samples):
-        alone = encode(processor, messages(sample.problem), sample.images)
+        alone = encode(processor, chat_messages(sample.problem), sample.images)
         size = len(alone.tokens)
         np.testing.assert_array_equal(batch.prompts.tokens[b, :size], alone.tokens)
         np.testing.assert_array_equal(batch.prompts.mask[b], np.arange(batch.prompts.mask.shape[1]) < size)

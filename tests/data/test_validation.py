@@ -12,7 +12,7 @@ from mmrl.data.pipeline import PromptFormat
 from mmrl.data.sources import read
 from mmrl.data.validation import Broken, Report, inspect, keep_usable
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import OverBudget, encode, messages
+from mmrl.models.prompts import OverBudget, chat_messages, encode
 
 FORM = PromptFormat(prompt_buckets=(64, 128), patch_buckets=(64, 256))
 LONG = "word and more words " * 60
@@ -116,7 +116,7 @@ def _refused(source, processor, form):
         try:
             encode(
                 processor,
-                messages(sample.problem),
+                chat_messages(sample.problem),
                 sample.images,
                 prompt_budget=max(form.prompt_buckets),
                 patch_budget=max(form.patch_buckets),

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mmrl.models import checkpoint
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import measure, messages
+from mmrl.models.prompts import chat_messages, measure
 
 MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,8 +48,8 @@ def open_both(folder):
     """A prompt can be measured, and the weights are described, with sizes that a tower can have."""
     processor = load_processor(folder)
     assert processor.slots > 0
-    measure(processor, messages("<image>How many?"), [(300, 400)], "model:0")
-    sizes = [param.shape for param in jax.tree.leaves(describe(read_config(folder)))]
+    measure(processor, chat_messages("<image>How many?"), [(300, 400)], "model:0")
+    sizes = [param.shape for param in jax.tree.leaves(param_specs(read_config(folder)))]
     assert all(all(type(size) is int and size > 0 for size in shape) for shape in sizes)
 
 
@@ -87,7 +87,7 @@ def test_tokenizer_files_of_old(fuzz, model, name):
     fuzz(damaged((MODEL / name).read_bytes()), file_of(model, name, load_processor), names="model", share=0.4)
 
 
-DESCRIPTION = describe(read_config(MODEL))
+DESCRIPTION = param_specs(read_config(MODEL))
 
 
 def load_weights(folder):

@@ -14,7 +14,7 @@ from PIL import Image
 from mmrl.data.pipeline import solution_tokens
 from mmrl.models.images import image_size
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, encode_turn, measure, messages, text_ids
+from mmrl.models.prompts import chat_messages, encode, encode_turn, measure, text_ids
 from mmrl.sample import Sample
 
 MODEL = Path(__file__).parents[1] / "data" / "fixtures" / "qwen2_5_vl"
@@ -47,7 +47,7 @@ def long_texts():
 def test_texts_of_prompts(fuzz, processor):
     def go(given):
         problem, system, suffix, extra = given
-        conversation = messages(problem, system, suffix)
+        conversation = chat_messages(problem, system, suffix)
         images = [picture()] * max(0, (problem + suffix).count("<image>") + extra)
         sizes = [(image.height, image.width) for image in images]
         made = encode(processor, conversation, images, name="a:7")
@@ -95,8 +95,10 @@ def test_pictures(fuzz, processor, form):
         path.write_bytes(data)
         for given in (data, str(path)):
             size = image_size(given, "a:7")
-            made = encode(processor, messages("<image>"), [given], name="a:7")
-            assert (len(made.tokens), len(made.patches)) == measure(processor, messages("<image>"), [size])
+            made = encode(processor, chat_messages("<image>"), [given], name="a:7")
+            assert (len(made.tokens), len(made.patches)) == measure(
+                processor, chat_messages("<image>"), [size]
+            )
 
     fuzz(damaged(saved(form, **options)), go, names="a:7", share=0.6)
 
@@ -146,7 +148,7 @@ def test_templates(fuzz):
     def go(template):
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
         processor = load_processor(folder)
-        measure(processor, messages("<image>How many?"), [(30, 40)], "model:0")
+        measure(processor, chat_messages("<image>How many?"), [(30, 40)], "model:0")
         encode_turn(processor, "<image>And now?", [picture()], ended=True, name="model:0", token_budget=4000)
 
     fuzz(TEMPLATES, go, names="model")

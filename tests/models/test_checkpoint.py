@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmrl.models.checkpoint import load, save
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.params import flatten
 
 NAME = "model.layers.1.mlp.up_proj.weight"
@@ -21,13 +21,13 @@ SMALL = 300_000  # bytes: several shards
 @pytest.fixture
 def directory(policy, tmp_path):
     """A copy of the model in one float32 file."""
-    save(policy.params, describe(policy.config), tmp_path / "model", base=policy.directory)
+    save(policy.params, param_specs(policy.config), tmp_path / "model", base=policy.directory)
     return tmp_path / "model"
 
 
 @pytest.fixture
 def sharded(policy, tmp_path):
-    save(policy.params, describe(policy.config), tmp_path / "sharded", policy.directory, shard_bytes=SMALL)
+    save(policy.params, param_specs(policy.config), tmp_path / "sharded", policy.directory, shard_bytes=SMALL)
     return tmp_path / "sharded"
 
 
@@ -47,14 +47,14 @@ def _equal(a, b):
 
 def _fails(directory, policy, *words):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words are checked below)
-        load(directory, describe(policy.config))
+        load(directory, param_specs(policy.config))
     for word in (str(directory), *words):
         assert word in str(caught.value)
 
 
 def test_one_file_round_trip(policy, directory):
     assert read_config(directory) == policy.config
-    _equal(load(directory, describe(policy.config)), policy.params)
+    _equal(load(directory, param_specs(policy.config)), policy.params)
 
 
 def test_sharded_round_trip(policy, sharded):
@@ -67,17 +67,17 @@ def test_sharded_round_trip(policy, sharded):
     for file in files:
         arrays = load_file(file)
         assert len(arrays) == 1 or sum(array.nbytes for array in arrays.values()) <= SMALL
-    _equal(load(sharded, describe(policy.config)), policy.params)
+    _equal(load(sharded, param_specs(policy.config)), policy.params)
 
 
 def test_bfloat16_round_trip(policy, tmp_path):
     """The fixture's weights are exact in bfloat16."""
-    save(policy.params, describe(policy.config), tmp_path / "half", policy.directory, dtype=jnp.bfloat16)
+    save(policy.params, param_specs(policy.config), tmp_path / "half", policy.directory, dtype=jnp.bfloat16)
     arrays = load_file(tmp_path / "half" / "model.safetensors")
     assert {array.dtype for array in arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    _equal(load(tmp_path / "half", describe(policy.config)), policy.params)
-    half = load(tmp_path / "half", describe(policy.config), jnp.bfloat16)
+    _equal(load(tmp_path / "half", param_specs(policy.config)), policy.params)
+    half = load(tmp_path / "half", param_specs(policy.config), jnp.bfloat16)
     _equal(half, jax.tree.map(lambda a: a.astype(jnp.bfloat16), policy.params))
 
 
@@ -87,11 +87,11 @@ def test_tied_model_has_no_lm_head(policy, directory, tmp_path):
     config = read_config(directory)
     assert config.tied
     _rewrite(directory, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
-    tied = load(directory, describe(config))  # a superfluous lm_head.weight is passed over
+    tied = load(directory, param_specs(config))  # a superfluous lm_head.weight is passed over
     assert "lm_head" not in tied
-    save(tied, describe(config), tmp_path / "tied", base=directory)
+    save(tied, param_specs(config), tmp_path / "tied", base=directory)
     assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
-    _equal(load(tmp_path / "tied", describe(config)), tied)
+    _equal(load(tmp_path / "tied", param_specs(config)), tied)
 
 
 def test_a_head_that_is_tied_and_another(policy, directory):
@@ -99,7 +99,7 @@ def test_a_head_that_is_tied_and_another(policy, directory):
     raw = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
     (directory / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=r"lm_head.weight is not model.embed_tokens.weight"):
-        load(directory, describe(read_config(directory)))
+        load(directory, param_specs(read_config(directory)))
 
 
 def test_names_of_transformers_5(policy, directory):
@@ -111,7 +111,7 @@ def test_names_of_transformers_5(policy, directory):
                     break
 
     _rewrite(directory, nest)
-    _equal(load(directory, describe(policy.config)), policy.params)
+    _equal(load(directory, param_specs(policy.config)), policy.params)
 
 
 def test_both_config_layouts_say_the_same(policy, tmp_path):
@@ -128,16 +128,16 @@ def test_save_copies_what_is_not_weights(policy, directory):
 
 def test_save_replaces_and_leaves_nothing_else(policy, sharded):
     """From several shards to one file, over the directory the model came from."""
-    save(policy.params, describe(policy.config), sharded, base=sharded)
+    save(policy.params, param_specs(policy.config), sharded, base=sharded)
     assert [file.name for file in sharded.glob("*.safetensors*")] == ["model.safetensors"]
     assert [path.name for path in sharded.parent.iterdir()] == [sharded.name]
-    _equal(load(sharded, describe(policy.config)), policy.params)
+    _equal(load(sharded, param_specs(policy.config)), policy.params)
 
 
 def test_a_killed_save_is_cleared_by_the_next_and_modes_are_ordinary(policy, directory):
     (directory.parent / ".model.part").mkdir()
     (directory.parent / ".model.part" / "model.safetensors").write_text("all weights")
-    save(policy.params, describe(policy.config), directory, base=policy.directory)
+    save(policy.params, param_specs(policy.config), directory, base=policy.directory)
     assert [path.name for path in directory.parent.iterdir()] == ["model"]
     ordinary = directory.stat().st_mode & 0o666
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {ordinary}
@@ -146,9 +146,9 @@ def test_a_killed_save_is_cleared_by_the_next_and_modes_are_ordinary(policy, dir
 def test_failed_save_leaves_the_old_model(policy, directory):
     broken = {**policy.params, "final_norm": None}
     with pytest.raises(Exception):  # noqa: B017, PT011
-        save(broken, describe(policy.config), directory, base=policy.directory)
+        save(broken, param_specs(policy.config), directory, base=policy.directory)
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
-    _equal(load(directory, describe(policy.config)), policy.params)
+    _equal(load(directory, param_specs(policy.config)), policy.params)
 
 
 def test_missing_directory(policy, tmp_path):

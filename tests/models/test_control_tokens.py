@@ -18,7 +18,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from mmrl.models.processor import SPECIAL_TOKENS, load_processor
-from mmrl.models.prompts import encode, encode_turn, messages, rendered, spelt, text_ids
+from mmrl.models.prompts import chat_messages, encode, encode_turn, rendered, spelt, text_ids
 
 MODEL = Path(__file__).parent.parent / "data" / "fixtures" / "qwen2_5_vl"
 PICTURE = Image.new("RGB", (60, 60))
@@ -56,8 +56,8 @@ def test_all_control_tokens_are_known():
 @settings(max_examples=60, deadline=None)
 @given(problem=TEXTS, system=TEXTS, suffix=TEXTS, pictures=st.integers(0, 2))
 def test_a_conversation_has_the_control_tokens_of_its_template(problem, system, suffix, pictures):
-    conversation = messages("<image>" * pictures + problem, system or None, suffix)
-    clean = messages("<image>" * pictures + "Q", "S" if system else None)
+    conversation = chat_messages("<image>" * pictures + problem, system or None, suffix)
+    clean = chat_messages("<image>" * pictures + "Q", "S" if system else None)
     images = [PICTURE] * pictures
     ours = encode(PROCESSOR, conversation, images)
     assert control_ids(ours.tokens) == control_ids(encode(PROCESSOR, clean, images).tokens)
@@ -71,7 +71,7 @@ def test_a_conversation_has_the_control_tokens_of_its_template(problem, system, 
 @settings(max_examples=60, deadline=None)
 @given(problem=CLEAN, system=CLEAN)
 def test_clean_text_has_the_ids_of_transformers(problem, system):
-    conversation = messages(problem, system or None)
+    conversation = chat_messages(problem, system or None)
     theirs = PLAIN.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
     np.testing.assert_array_equal(encode(PROCESSOR, conversation).tokens, theirs)
     assert text_ids(PROCESSOR, problem) == PLAIN(problem, add_special_tokens=False)["input_ids"]
@@ -94,7 +94,7 @@ def test_a_token_in_two_parts_of_a_content(token, place):
     cut = [1, len(token) // 2, len(token) - 1][place]
     parts = [{"type": "text", "text": text} for text in (token[:cut], "", token[cut:])]
     ids = encode(PROCESSOR, [{"role": "user", "content": parts}]).tokens
-    assert control_ids(ids) == control_ids(encode(PROCESSOR, messages("Q")).tokens)
+    assert control_ids(ids) == control_ids(encode(PROCESSOR, chat_messages("Q")).tokens)
     assert f"user\n{token}<|im_end|>" in PROCESSOR.tokenizer.decode(ids)
 
 
@@ -148,8 +148,8 @@ def test_unicode_forms_that_a_tokenizer_makes_one():
     processor = replace(PROCESSOR, tokenizer=tokenizer)
     wide = "".join(chr(ord(one) + 0xFEE0) for one in "<|im_end|>")
     for text in (wide, "<\uff5cim_end|>", "<|im_end|>"):
-        ids = encode(processor, messages(text)).tokens
-        assert control_ids(ids) == control_ids(encode(processor, messages("Q")).tokens)
+        ids = encode(processor, chat_messages(text)).tokens
+        assert control_ids(ids) == control_ids(encode(processor, chat_messages("Q")).tokens)
         assert "user\n<|im_end|><|im_end|>" in processor.tokenizer.decode(ids)
 
 
@@ -186,7 +186,7 @@ def test_a_tokenizer_that_asks_to_be_cut_or_padded_is_not(tmp_path):
         "pad_type_id": 0, "pad_token": "<|endoftext|>",
     }  # fmt: skip
     path.write_text(json.dumps(stored))
-    conversation = messages("one two three four five six seven")
+    conversation = chat_messages("one two three four five six seven")
     for processor in (load_processor(tmp_path / "m"), pickle.loads(pickle.dumps(PROCESSOR))):
         ids = encode(processor, conversation).tokens
         np.testing.assert_array_equal(ids, encode(PROCESSOR, conversation).tokens)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from mmrl.models import chat_template
 from mmrl.models.chat_template import attach_chat_template
 from mmrl.models.checkpoint import check, load
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.processor import load_processor
 
 MODEL = Path(__file__).parent.parent / "data" / "fixtures" / "qwen2_5_vl"
@@ -53,7 +53,7 @@ def folder(tmp_path):
 def read(directory):
     """All that opening a model reads of its directory."""
     load_processor(directory)
-    return load(directory, describe(read_config(directory)))
+    return load(directory, param_specs(read_config(directory)))
 
 
 def refused(directory, *words):
@@ -327,7 +327,7 @@ def test_configs_that_are_refused(folder, changes):
 def test_a_config_of_other_weights(folder, layers):
     edit(folder, "config.json", num_hidden_layers=layers)
     with pytest.raises(ValueError, match=r"does config\.json belong to these files"):
-        check(folder, describe(read_config(folder)))
+        check(folder, param_specs(read_config(folder)))
 
 
 def test_a_config_of_absurd_sizes_allocates_nothing(folder):

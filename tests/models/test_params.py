@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrl.models.family import describe, from_hf, read_config
+from mmrl.models.family import from_hf, param_specs, read_config
 from mmrl.models.params import Param, abstract, flatten, initialise, unflatten
 
 
 def test_description_abstract_and_initialisation_agree(policy):
-    description = describe(policy.config)
+    description = param_specs(policy.config)
     shapes = abstract(description)
     drawn = initialise(description, 0)
     for tree in (drawn, policy.params):
@@ -27,8 +27,8 @@ def test_description_abstract_and_initialisation_agree(policy):
 
 
 def test_initial_scale(policy):
-    description = flatten(describe(policy.config))
-    drawn = flatten(initialise(describe(policy.config), 1))
+    description = flatten(param_specs(policy.config))
+    drawn = flatten(initialise(param_specs(policy.config), 1))
     for path, param in description.items():
         array = np.asarray(drawn[path])
         if param.init in ("zeros", "ones"):
@@ -41,9 +41,9 @@ def test_initial_scale(policy):
 
 def test_initialisation_is_stable(policy):
     """A weight depends on key and path alone: other weights may come and go."""
-    description = describe(policy.config)
+    description = param_specs(policy.config)
     drawn = flatten(initialise(description, 0))
-    tied = flatten(initialise(describe(replace(policy.config, tied=True)), 0))
+    tied = flatten(initialise(param_specs(replace(policy.config, tied=True)), 0))
     assert set(drawn) - set(tied) == {"lm_head"}
     for path in tied:
         np.testing.assert_array_equal(drawn[path], tied[path])

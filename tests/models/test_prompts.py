@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import OverBudget, bucket, collate, encode, encode_turn, measure, messages
+from mmrl.models.prompts import OverBudget, bucket, chat_messages, collate, encode, encode_turn, measure
 
 FIXTURES = Path(__file__).parent.parent / "data" / "fixtures"
 
@@ -25,7 +25,7 @@ def _picture(width, height, seed=0):
 
 
 def test_messages():
-    assert messages("Look: <image>\nand <image>?", suffix=" Box it.") == [
+    assert chat_messages("Look: <image>\nand <image>?", suffix=" Box it.") == [
         {
             "role": "user",
             "content": [
@@ -37,7 +37,7 @@ def test_messages():
             ],
         }
     ]
-    assert messages("Hi", system="Be brief.")[0] == {
+    assert chat_messages("Hi", system="Be brief.")[0] == {
         "role": "system",
         "content": [{"type": "text", "text": "Be brief."}],
     }
@@ -45,7 +45,7 @@ def test_messages():
 
 def test_system_message_replaces_the_default(processor):
     texts = [
-        processor.tokenizer.decode(encode(processor, messages("Hi", system)).tokens)
+        processor.tokenizer.decode(encode(processor, chat_messages("Hi", system)).tokens)
         for system in (None, "Be brief.")
     ]
     assert "You are a helpful assistant." in texts[0]
@@ -54,7 +54,7 @@ def test_system_message_replaces_the_default(processor):
 
 
 def test_one_token_pads_are_the_images(processor):
-    e = encode(processor, messages("a <image> b <image> c"), [_picture(100, 60), _picture(60, 140, 1)])
+    e = encode(processor, chat_messages("a <image> b <image> c"), [_picture(100, 60), _picture(60, 140, 1)])
     np.testing.assert_array_equal(e.image_token >= 0, e.tokens == processor.image_pad)
     merged = e.image_token[e.image_token >= 0]
     assert len(set(merged.tolist())) == len(merged)
@@ -71,7 +71,7 @@ def test_one_token_pads_are_the_images(processor):
 
 def test_slots(processor):
     """A window holds patches of one image and one square of the grid; empty slots are last, and zero."""
-    e = encode(processor, messages("<image><image>"), [_picture(140, 84), _picture(90, 200, 1)])
+    e = encode(processor, chat_messages("<image><image>"), [_picture(140, 84), _picture(90, 200, 1)])
     assert len(e.patches) % processor.slots == 0
     side = processor.window * processor.image.merge
     for first in range(0, len(e.patches), processor.slots):
@@ -87,7 +87,7 @@ def test_slots(processor):
 
 
 def test_measure_agrees_with_encode(processor):
-    conversation = messages("Is <image> larger than <image>?")
+    conversation = chat_messages("Is <image> larger than <image>?")
     images = [_picture(33, 207), _picture(151, 64)]
     need = measure(processor, conversation, [(image.height, image.width) for image in images])
     encoded = encode(processor, conversation, images)
@@ -97,41 +97,41 @@ def test_measure_agrees_with_encode(processor):
 @pytest.mark.parametrize(("problem", "images"), [("<image>", 0), ("none", 1), ("<image><image>", 1)])
 def test_counts_must_match(processor, problem, images):
     with pytest.raises(ValueError, match=rf"row 5: {images} images but \d placeholders"):
-        encode(processor, messages(problem), [_picture(30, 30)] * images, name="row 5")
+        encode(processor, chat_messages(problem), [_picture(30, 30)] * images, name="row 5")
     with pytest.raises(ValueError, match=rf"row 5: {images} images but \d placeholders"):
-        measure(processor, messages(problem), [(30, 30)] * images, "row 5")
+        measure(processor, chat_messages(problem), [(30, 30)] * images, "row 5")
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|vision_start|>", "<|video_pad|>", "<|vision_pad|>"])
 def test_vision_tokens_in_text(processor, token):
     """They are text: "<image>" alone marks an image."""
-    plain = encode(processor, messages("<image>?", system="S"), [_picture(30, 30)])
-    e = encode(processor, messages(f"<image>What is {token}?", system=token), [_picture(30, 30)])
+    plain = encode(processor, chat_messages("<image>?", system="S"), [_picture(30, 30)])
+    e = encode(processor, chat_messages(f"<image>What is {token}?", system=token), [_picture(30, 30)])
     (number,) = processor.tokenizer.convert_tokens_to_ids([token])
     assert (e.tokens == number).sum() == (plain.tokens == number).sum()
     assert (e.image_token >= 0).sum() == (plain.image_token >= 0).sum()
     with pytest.raises(ValueError, match="row 5: 1 images but 0 placeholders"):
-        encode(processor, messages(f"What is {token}?"), [_picture(30, 30)], name="row 5")
+        encode(processor, chat_messages(f"What is {token}?"), [_picture(30, 30)], name="row 5")
 
 
 def test_sliver_is_named(processor):
     with pytest.raises(ValueError, match="row 5: an image of 500x2 pixels: one side is over 200 times"):
-        encode(processor, messages("<image>"), [_picture(500, 2)], name="row 5")
+        encode(processor, chat_messages("<image>"), [_picture(500, 2)], name="row 5")
 
 
 def test_over_budget_before_pixels(processor):
     """The image's data are cut off: the budget is checked on the header alone."""
     data = (FIXTURES / "images" / "square224.png").read_bytes()[:100]
     with pytest.raises(OverBudget, match=r"row 5: the prompt has 94 tokens and 256 patch slots"):
-        encode(processor, messages("<image>?"), [data], name="row 5", prompt_budget=50)
+        encode(processor, chat_messages("<image>?"), [data], name="row 5", prompt_budget=50)
     with pytest.raises(OverBudget, match="256 patch slots"):
-        encode(processor, messages("<image>?"), [data], name="row 5", patch_budget=240)
+        encode(processor, chat_messages("<image>?"), [data], name="row 5", patch_budget=240)
 
 
 @pytest.mark.parametrize(("prompt_budget", "patch_budget"), [(60, None), (None, 96), (50, 64), (45, 4096)])
 def test_resize_to_fit(processor, prompt_budget, patch_budget):
     images = [_picture(224, 224), _picture(300, 100), _picture(60, 60)]
-    conversation = messages("<image><image><image>?")
+    conversation = chat_messages("<image><image><image>?")
     limits = {"prompt_budget": prompt_budget, "patch_budget": patch_budget}
     with pytest.raises(OverBudget):
         encode(processor, conversation, images, **limits)
@@ -145,18 +145,18 @@ def test_resize_to_fit(processor, prompt_budget, patch_budget):
 
 def test_resize_leaves_what_fits(processor):
     image = _picture(100, 120)
-    plain = encode(processor, messages("<image>?"), [image])
-    resized = encode(processor, messages("<image>?"), [image], prompt_budget=100, overlong="resize")
+    plain = encode(processor, chat_messages("<image>?"), [image])
+    resized = encode(processor, chat_messages("<image>?"), [image], prompt_budget=100, overlong="resize")
     np.testing.assert_array_equal(plain.patches, resized.patches)
 
 
 def test_resize_is_no_help_to_text(processor):
     with pytest.raises(OverBudget):
-        encode(processor, messages("<image>?"), [_picture(99, 99)], prompt_budget=20, overlong="resize")
+        encode(processor, chat_messages("<image>?"), [_picture(99, 99)], prompt_budget=20, overlong="resize")
     with pytest.raises(OverBudget):
-        encode(processor, messages("word " * 50), prompt_budget=20, overlong="resize")
+        encode(processor, chat_messages("word " * 50), prompt_budget=20, overlong="resize")
     with pytest.raises(ValueError, match="overlong is 'cut'"):
-        encode(processor, messages("word"), overlong="cut")
+        encode(processor, chat_messages("word"), overlong="cut")
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -164,12 +164,12 @@ def test_resize_is_no_help_to_text(processor):
 def test_a_turn_is_a_slice_of_the_conversation(processor, text, sizes, ended):
     """The first prompt has an image of its own, so patches, positions and image tokens are all shifted."""
     answer = "<zoom>1 2 3 4</zoom>"
-    first, images = messages("<image>What is it?"), [_picture(90, 140)]
+    first, images = chat_messages("<image>What is it?"), [_picture(90, 140)]
     seen = [_picture(width, height, 1) for width, height in sizes]
     start = encode(processor, first, images)
     said = processor.tokenizer(answer, add_special_tokens=False)["input_ids"] + [processor.eos] * ended
     whole = encode(
-        processor, [*first, {"role": "assistant", "content": answer}, *messages(text)], images + seen
+        processor, [*first, {"role": "assistant", "content": answer}, *chat_messages(text)], images + seen
     )
     turn = encode_turn(processor, text, seen, ended=ended)
     at, after = len(start.tokens) + len(said), start.next_position + len(said)
@@ -226,7 +226,10 @@ def test_without_buckets_lengths_are_rounded_to_few():
 
 
 def test_collate(processor):
-    rows = [encode(processor, messages("Hello")), encode(processor, messages("<image>"), [_picture(80, 80)])]
+    rows = [
+        encode(processor, chat_messages("Hello")),
+        encode(processor, chat_messages("<image>"), [_picture(80, 80)]),
+    ]
     batch = collate(rows, processor, 96, 64)
     assert batch.tokens.shape == batch.mask.shape == batch.image_token.shape == (2, 96)
     assert batch.position.shape == (2, 96, 3)
@@ -245,7 +248,7 @@ def test_collate(processor):
 
 
 def test_collate_refuses(processor):
-    rows = [encode(processor, messages("<image>"), [_picture(80, 80)])]
+    rows = [encode(processor, chat_messages("<image>"), [_picture(80, 80)])]
     with pytest.raises(ValueError, match="patch bucket 40 is not a multiple of 16"):
         collate(rows, processor, 96, 40)
     with pytest.raises(OverBudget):

@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.models.params import abstract
 from mmrl.models.published import PUBLISHED, published
 
@@ -16,7 +16,7 @@ from mmrl.models.published import PUBLISHED, published
 )
 def test_number_of_weights(name, weights):
     """As the hub shows for each checkpoint: 3.75, 8.29, 33.5 and 73.4 billion."""
-    leaves = jax.tree.leaves(abstract(describe(published(name)), "bfloat16"))
+    leaves = jax.tree.leaves(abstract(param_specs(published(name)), "bfloat16"))
     assert sum(math.prod(leaf.shape) for leaf in leaves) == weights
 
 

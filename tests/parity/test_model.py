@@ -16,7 +16,7 @@ from tiny import read_policy
 from mmrl.kernels.vocab import token_statistics
 from mmrl.models import checkpoint
 from mmrl.models import qwen2_5_vl as model
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.models.prompts import collate, encode
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling
@@ -153,7 +153,7 @@ def test_gradients(policies, prompts, tmp_path, directory, remat):
 
     value, gradient = jax.value_and_grad(loss)(policy.params)
     assert float(value) == pytest.approx(stored["loss"], abs=TOLERANCE)
-    checkpoint.save(gradient, describe(config), tmp_path / "gradient", base=directory)
+    checkpoint.save(gradient, param_specs(config), tmp_path / "gradient", base=directory)
     ours = load_file(tmp_path / "gradient" / "model.safetensors")
     names = {
         name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): name

@@ -12,7 +12,7 @@ from tiny import make_prompts, read_policy
 
 from mmrl.models import checkpoint
 from mmrl.models import qwen2_5_vl as model
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.models.images import grid_of
 
 torch = pytest.importorskip("torch")
@@ -181,7 +181,7 @@ def test_transformers_loads_what_we_save(case, tmp_path, shard_bytes):
     theirs, policy, _ = case
     moved = jax.tree.map(lambda a: a * 1.25, policy.params)
     checkpoint.save(
-        moved, describe(policy.config), tmp_path / "saved", policy.directory, shard_bytes=shard_bytes
+        moved, param_specs(policy.config), tmp_path / "saved", policy.directory, shard_bytes=shard_bytes
     )
     loaded, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         tmp_path / "saved", dtype="auto", attn_implementation="eager", output_loading_info=True

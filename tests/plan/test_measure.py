@@ -15,7 +15,7 @@ from mmrl.config import from_dict
 from mmrl.mesh import make_mesh
 from mmrl.models.family import read_config
 from mmrl.models.full_prompts import full_prompts
-from mmrl.models.prompts import collate, encode, messages
+from mmrl.models.prompts import chat_messages, collate, encode
 from mmrl.plan import flops
 from mmrl.plan.measure import (
     Executable,
@@ -100,7 +100,7 @@ def test_prompts_are_those_of_the_processor(policy):
     image = noise_image(2 * side * unit, 2 * side * unit)
     spec = replace(processor.image, min_pixels=1, max_pixels=10**8)
     processor = replace(processor, image=spec)
-    encoded = encode(processor, messages("<image>How many?"), [image])
+    encoded = encode(processor, chat_messages("<image>How many?"), [image])
     p, n = len(encoded.tokens), len(encoded.patches)
     theirs = collate([encoded], processor, p, n)
     ours = jax.device_get(full_prompts(sizes, 1, p, n))

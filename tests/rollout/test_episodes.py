@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, encode_turn, messages
+from mmrl.models.prompts import chat_messages, encode, encode_turn
 from mmrl.rollout.episodes import Call, Request, Turn, second_look, single_turn, with_tools
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.tools import Answer
@@ -138,7 +138,7 @@ def test_second_look(processor):
     )
     assert next(episode) == Request(SAMPLING)
     request = episode.send(turn(processor, "An <image> {response}", StopReason.EOS))
-    asked = messages("<image>Is this right? [..]")
+    asked = chat_messages("<image>Is this right? [..]")
     asked[0]["content"][1]["text"] = "Is this right? An <image> {response}"
     assert request.observation is None
     same(request.prompt, encode(processor, asked, [other.getvalue()]))
@@ -155,9 +155,9 @@ def test_a_second_look_at_a_control_token_sees_text(processor):
     episode = second_look(processor, SAMPLING, "Well: {response}", compare=lambda *_: {})
     next(episode)
     asked = episode.send(turn(processor, "<|im_end|>\n<|im_start|>assistant\n<|image_pad|>")).prompt
-    same(asked, encode(processor, messages("Well: <|im_end|>\n<|im_start|>assistant\n<|image_pad|>")))
+    same(asked, encode(processor, chat_messages("Well: <|im_end|>\n<|im_start|>assistant\n<|image_pad|>")))
     control = set(processor.control.values())
-    clean = encode(processor, messages("Well: a"))
+    clean = encode(processor, chat_messages("Well: a"))
     assert sum(one in control for one in asked.tokens.tolist()) == sum(
         one in control for one in clean.tokens.tolist()
     )

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, messages
+from mmrl.models.prompts import chat_messages, encode
 from mmrl.rollout.episodes import second_look, single_turn, with_tools
 from mmrl.rollout.replay import at_once, replay
 from mmrl.rollout.sampling import Sampling
@@ -36,13 +36,13 @@ def test_a_replay_is_the_whole_conversation(processor):
     episode = with_tools(processor, [PICTURE], SAMPLING)
     ((own, t),) = replay(episode, SCRIPT, processor, at_once)
     assert own is None
-    asked = messages("<image>What?")
+    asked = chat_messages("<image>What?")
     prompt = encode(processor, asked, [PICTURE])
     conversation, images = list(asked), [PICTURE]
     for text, box in zip(SCRIPT, ([0, 0, 50, 100], [50, 50, 100, 100], None), strict=True):
         conversation.append({"role": "assistant", "content": text})
         if box is not None:
-            conversation += messages("<image>")
+            conversation += chat_messages("<image>")
             images.append(TOOLS["zoom"](PICTURE, box))
     whole = encode(processor, conversation, images)
     end = len(prompt.tokens) + len(t.tokens)  # the template goes on after the last turn
@@ -95,7 +95,7 @@ def test_contexts_stand_apart(processor):
     first, second = replay(episode, ["7", "7"], processor)
     (seven,) = processor.tokenizer("7")["input_ids"]
     assert first.prompt is None
-    np.testing.assert_array_equal(second.prompt.tokens, encode(processor, messages("Right? 7")).tokens)
+    np.testing.assert_array_equal(second.prompt.tokens, encode(processor, chat_messages("Right? 7")).tokens)
     for played in (first, second):
         np.testing.assert_array_equal(played.trajectory.tokens, [seven, processor.eos])
         assert played.trajectory.facts == {"second_look": 1.0, "same": 1.0}

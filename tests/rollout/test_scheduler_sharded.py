@@ -9,7 +9,7 @@ from devices import run_on
 from scripted import assert_same, make_world, play, shape_of
 
 from mmrl.mesh import AXES, make_mesh, shardings
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.rollout import engine
 
 DEVICES = 8
@@ -32,7 +32,7 @@ def test_a_mesh_changes_nothing(policy):
     expected = play(world, groups, shape_of(3, 1, 5))
     mesh = make_mesh(dict(zip(AXES, (1, 2, 2, 2), strict=True)))
     config = world.policy.config
-    params = jax.device_put(world.policy.params, shardings(describe(config), mesh))
+    params = jax.device_put(world.policy.params, shardings(param_specs(config), mesh))
     with jax.set_mesh(mesh):
         weights = jax.jit(engine.decoding_weights, static_argnums=1)(params, config)
         played = play(replace(world, params=weights), groups, shape_of(3, 1, 5))

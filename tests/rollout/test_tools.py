@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrl.rollout.tools import TABLE, TOOLS, Found, calculate, closing_tags, find_call, zoom
+from mmrl.rollout.tools import TABLE, TOOLS, ToolCallMatch, calculate, closing_tags, find_call, zoom
 from mmrl.workers.pool import WorkerPool
 
 IMAGES = Path(__file__).parent.parent / "data" / "fixtures" / "images"
@@ -43,7 +43,7 @@ def noise():
     ],
 )
 def test_calls_are_read(text, tool, arguments):
-    assert find_call(text, tuple(TOOLS)) == Found(tool, arguments)
+    assert find_call(text, tuple(TOOLS)) == ToolCallMatch(tool, arguments)
 
 
 def test_text_without_a_call():

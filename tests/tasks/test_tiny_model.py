@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, messages
+from mmrl.models.prompts import chat_messages, encode
 from mmrl.models.tiny_model import (
     SPECIAL_TOKENS,
     build_tokenizer,
@@ -72,7 +72,7 @@ def test_prompts_and_solutions_are_short(directory, tokenizer):
     for split in SPLITS:
         for index in range(150):
             record = example(1, split, index)
-            encoded = encode(processor, messages(record["problem"]), [record["images"][0]["bytes"]])
+            encoded = encode(processor, chat_messages(record["problem"]), [record["images"][0]["bytes"]])
             ids = tokenizer(record["solution"])["input_ids"]
             assert len(encoded.tokens) <= 40
             assert len(ids) + 1 <= 11
@@ -84,7 +84,7 @@ def test_pictures_are_not_resized(directory):
     for level in LEVELS:
         for index in range(20):
             record = example(0, "train", index, levels=(level,))
-            encoded = encode(processor, messages(record["problem"]), [record["images"][0]["bytes"]])
+            encoded = encode(processor, chat_messages(record["problem"]), [record["images"][0]["bytes"]])
             rows, columns = json.loads(record["facts"])["grid"]
             assert (rows, columns) in GRIDS[level]
             assert (encoded.image_token >= 0).sum() == rows * columns

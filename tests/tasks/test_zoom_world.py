@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from mmrl.models.checkpoint import load
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.models.params import initialise
 from mmrl.models.processor import load_processor
-from mmrl.models.prompts import encode, encode_turn, messages
+from mmrl.models.prompts import chat_messages, encode, encode_turn
 from mmrl.models.tiny_model import model_config, write_config, write_processor, write_tokenizer
 from mmrl.rewards.verifiers import VERIFIERS
 from mmrl.rollout import episodes, tools
@@ -96,7 +96,7 @@ def test_all_pictures_are_one_for_who_does_not_zoom(processor):
     views = set()
     for index in range(200):
         row = example(0, "train", index)
-        prompt = encode(processor, messages(row["problem"]), [row["images"][0]["bytes"]])
+        prompt = encode(processor, chat_messages(row["problem"]), [row["images"][0]["bytes"]])
         assert (prompt.image_token >= 0).sum() == 4
         views.add(prompt.patches.tobytes())
     assert len(views) == 1
@@ -111,7 +111,7 @@ def test_a_reader_needs_the_zoom(processor):
         ((_, t),) = replay(with_tools(processor, [image], SAMPLING), row["turns"], processor, here)
         assert t.facts["images"] == 1.0
         with_zoom.append(nearest(as_picture(processor, t.patches, t.patch_position)) == row["answer"])
-        prompt = encode(processor, messages(row["problem"]), [image])
+        prompt = encode(processor, chat_messages(row["problem"]), [image])
         whole = as_picture(processor, prompt.patches, prompt.patch_position)
         left, top, _, _ = BOXES[json.loads(row["facts"])["cell"]]
         corner = whole[top * 56 // 100 :, left * 56 // 100 :][:28, :28]
@@ -192,7 +192,7 @@ def test_everything_is_few_tokens(processor):
     words = [*PATTERNS, "<zoom>", "</zoom>", "0", " 0", " 50", " 100", "\\boxed{", "}", " a1", " b2"]
     assert {word: count(word) for word in words} == dict.fromkeys(words, 1)
     row = example(0, "train", 0)
-    prompt = encode(processor, messages(row["problem"]), [row["images"][0]["bytes"]])
+    prompt = encode(processor, chat_messages(row["problem"]), [row["images"][0]["bytes"]])
     assert len(prompt.tokens) <= 20
     assert [count(turn) for turn in row["turns"]] == [6, 3]
     assert len(processor.tokenizer) <= 448
@@ -229,7 +229,7 @@ def test_files(tmp_path):
 
 def test_the_model_is_read(tmp_path, directory):
     write_model(tmp_path / "model", 0, num_hidden_layers=1)
-    description = describe(read_config(tmp_path / "model"))
+    description = param_specs(read_config(tmp_path / "model"))
     drawn, read = initialise(description, 0), load(tmp_path / "model", description)
     jax.tree.map(np.testing.assert_array_equal, read, drawn)
     for name in ("tokenizer.json", "preprocessor_config.json"):

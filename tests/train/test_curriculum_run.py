@@ -10,7 +10,7 @@ import pytest
 from runs import without_times
 
 from mmrl.config import from_dict
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.run_folder import read_metrics
 from mmrl.train import checkpoint, step
 from mmrl.train.stages import run
@@ -31,7 +31,7 @@ def config_of(smoke_config):
 
 
 def params_of(workdir):
-    description = describe(read_config(workdir / "world" / "model"))
+    description = param_specs(read_config(workdir / "world" / "model"))
     return checkpoint.load_params(workdir / "checkpoints", description)
 
 

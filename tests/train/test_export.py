@@ -13,7 +13,7 @@ import pytest
 from mmrl.cli import main
 from mmrl.config import resolve, template
 from mmrl.models.checkpoint import load
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.train import checkpoint
 from mmrl.train.state import TrainState, initial_state
 
@@ -52,7 +52,7 @@ def test_exports(workdir, policy, tmp_path, monkeypatch, capsys):
         os.umask(before)
     assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o644}
     assert out.stat().st_mode & 0o777 == 0o755
-    exported = load(out, describe(read_config(out)))
+    exported = load(out, param_specs(read_config(out)))
     jax.tree.map(np.testing.assert_array_equal, exported, policy.params)
     assert main(words) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmrl: ")]

@@ -12,7 +12,7 @@ from tiny import make_prompts, make_responses, noise_image
 from mmrl.algorithms.algorithm import loss as algorithm_loss
 from mmrl.algorithms.passes import CORRUPTED_LOGPROB, ENTROPY, LOGPROB, PERCEPTION, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.models.params import Param, initialise
 from mmrl.models.prompts import encode_turn
 from mmrl.rollout.engine import vocabulary_bias
@@ -33,7 +33,7 @@ def small(policy):
     from dataclasses import replace
 
     config = replace(policy.config, layers=1, vision_layers=1, full_attention_layers=(0,))
-    params = initialise(describe(config), 0)
+    params = initialise(param_specs(config), 0)
     rows = [("a", [(56, 56)]), ("bb", [(84, 56)]), ("c", []), ("dd", [(56, 84)])]
     prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
     lengths = [[5, 1, 3], [2, 5, 4], [1, 1, 5], [4, 3, 2]]

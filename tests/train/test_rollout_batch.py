@@ -16,7 +16,7 @@ from mmrl.algorithms.recipes import RECIPES
 from mmrl.config import SelfJudgeConfig
 from mmrl.data.pipeline import Batch, Skipped
 from mmrl.mesh import make_mesh
-from mmrl.models.family import describe as describe_weights
+from mmrl.models.family import param_specs as describe_weights
 from mmrl.open import OpenModel
 from mmrl.rewards.judge_client import Judge
 from mmrl.rewards.pool import RewardPool
@@ -30,7 +30,7 @@ from mmrl.train.rollout_batch import (
     make_rollout_batch,
     put_on_mesh,
     rollout_metrics,
-    select,
+    take_rows,
 )
 from mmrl.train.rollouts import RolloutContext, prompt_keys, reward_pool
 from mmrl.types import Images, Prompts, Responses, StopReason
@@ -127,7 +127,7 @@ def test_tables_of_different_batches_are_joined():
     joined = concatenate([first, second])
     assert [*joined.components] == ["accuracy", "format"]
     np.testing.assert_array_equal(np.isnan(joined.components["format"][:, 0]), [True] * 3 + [False] * 3)
-    chosen = select(joined, [4, 0])
+    chosen = take_rows(joined, [4, 0])
     assert chosen.ids.tolist() == ["1:1", "0:0"]
     np.testing.assert_array_equal(chosen.components["accuracy"][:, 0], [np.nan, 0.0])
 

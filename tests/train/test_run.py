@@ -15,7 +15,7 @@ from devices import IN_HASTE
 from runs import assert_same_run, without_times
 
 from mmrl.models.checkpoint import load
-from mmrl.models.family import describe, read_config
+from mmrl.models.family import param_specs, read_config
 from mmrl.run_folder import read_metrics
 from mmrl.train import checkpoint, rl
 from mmrl.train.stages import run
@@ -26,7 +26,7 @@ EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
 
 
 def params_of(workdir, step=None):
-    description = describe(read_config(workdir / "world" / "model"))
+    description = param_specs(read_config(workdir / "world" / "model"))
     return checkpoint.load_params(workdir / "checkpoints", description, step)
 
 
@@ -67,7 +67,7 @@ def test_phases_account_for_the_step(smoke_run):
 
 
 def test_updates_move_the_policy(smoke_run):
-    start = load(smoke_run / "cold_start" / "model", describe(read_config(smoke_run / "world" / "model")))
+    start = load(smoke_run / "cold_start" / "model", param_specs(read_config(smoke_run / "world" / "model")))
     _, end = params_of(smoke_run)
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (start, end)), strict=True))
 
@@ -129,7 +129,7 @@ def test_cold_start_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     shutil.copy(smoke_run / "cold_start" / "metrics.jsonl", resumed / "cold_start")
     model = open_model(smoke_config, resumed / "world" / "model")
     made = cold_start(smoke_config, model, resumed, StopSignal())
-    description = describe(read_config(smoke_run / "world" / "model"))
+    description = param_specs(read_config(smoke_run / "world" / "model"))
     assert_same(made.load(), load(smoke_run / "cold_start" / "model", description))
     steps = [row["step"] for row in read_metrics(resumed / "cold_start")]
     assert steps == list(range(1, smoke_config.cold_start.steps + 1))

@@ -12,7 +12,7 @@ from tiny import noise_image
 from mmrl.config import SelfJudgeConfig
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import make_mesh
-from mmrl.models.family import describe
+from mmrl.models.family import param_specs
 from mmrl.open import OpenModel
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.trajectory import Trajectory
@@ -33,7 +33,7 @@ def model(policy):
     """The fixture model, small enough to be compiled in no time."""
     config = replace(policy.config, layers=1, vision_layers=1, full_attention_layers=(0,))
     mesh = make_mesh({"replica": 1, "data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return OpenModel(policy.directory, policy.processor, config, describe(config), mesh)
+    return OpenModel(policy.directory, policy.processor, config, param_specs(config), mesh)
 
 
 @pytest.fixture(scope="module")

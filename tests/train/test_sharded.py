@@ -12,8 +12,8 @@ from tiny import make_prompts, make_responses
 from mmrl.algorithms.passes import ENTROPY, LOGPROB, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
 from mmrl.config import OptimizerConfig
-from mmrl.mesh import AXES, make_mesh, put, shardings
-from mmrl.models.family import describe
+from mmrl.mesh import AXES, make_mesh, shard_batch, shardings
+from mmrl.models.family import param_specs
 from mmrl.models.params import initialise
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
@@ -63,7 +63,7 @@ def small(policy):
         jax.random.split(jax.random.key(3), PROMPTS),
     )
     static = Policy(config, 1.0, engine.vocabulary_bias(config.vocabulary, 1822, ()))
-    return jax.device_get(initialise(describe(config), 0)), static, batch
+    return jax.device_get(initialise(param_specs(config), 0)), static, batch
 
 
 @pytest.fixture(scope="module", params=MESHES, ids=lambda shape: "x".join(map(str, shape)))
@@ -71,8 +71,8 @@ def cut(request, small):
     """A mesh, and weights and batch of `small` on it."""
     params, policy, batch = small
     mesh = make_mesh(dict(zip(AXES, request.param, strict=True)))
-    placed = jax.device_put(params, shardings(describe(policy.model), mesh))
-    rows, keys = put((batch.prompts, batch.responses), mesh), batch.view_keys
+    placed = jax.device_put(params, shardings(param_specs(policy.model), mesh))
+    rows, keys = shard_batch((batch.prompts, batch.responses), mesh), batch.view_keys
     return mesh, placed, TrainBatch(*rows, keys)
 
 
@@ -145,7 +145,7 @@ def test_update(name, cut, small, whole):
     (mesh, params, batch), (_, policy, _) = cut, small
     targets, (expected, expected_metrics) = whole[0][name]
     with jax.set_mesh(mesh):
-        state, metrics = updated(ALGORITHMS[name], policy, params, batch, put(targets, mesh))
+        state, metrics = updated(ALGORITHMS[name], policy, params, batch, shard_batch(targets, mesh))
     assert_close(jax.device_get(metrics), expected_metrics, "metrics")
     assert_close(jax.device_get(state), expected, "state")
     moments = [np.abs(leaf).max() for leaf in jax.tree.leaves(expected.optimizer) if np.ndim(leaf)]
