@@ -9,7 +9,7 @@ ARGS ?=
 DOCS_RUNS = $(CURDIR)/docs/_build/runs
 DOCS_ARMS = --arm=grpo --arm=perception_kl=0.02
 
-.PHONY: quickstart test newest exhaustive lint docs clean
+.PHONY: quickstart test newest exhaustive lint docs size clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,14 @@ docs: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/mmrl train --config=experiments/quickstart.py:smoke --workdir=$(DOCS_RUNS)/run
 	$(TEST_VENV)/bin/mmrl sweep experiments/sweeps/papo_coefficient.py:smoke --workdir=$(DOCS_RUNS)/sweep $(DOCS_ARMS)
 	MMRL_RUN=$(DOCS_RUNS)/run MMRL_SWEEP=$(DOCS_RUNS)/sweep $(TEST_VENV)/bin/python -m sphinx -E -W --keep-going -n -q docs docs/_build/html
+
+# Rooms of mmrl/ and launch/: files, lines, lines a file.
+size:
+	@git ls-files 'mmrl/*.py' 'launch/*.py' | while read -r file; do echo "$$file $$(wc -l < "$$file")"; done | awk ' \
+	  { split($$1, part, "/"); room = part[1] "/" (part[3] ? part[2] : "*.py"); \
+	    files[room]++; lines[room] += $$2; files["all of " part[1]]++; lines["all of " part[1]] += $$2 } \
+	  END { for (room in files) printf "%-20s %4d files %6d lines %5d a file\n", room, files[room], lines[room], \
+	    lines[room] / files[room] }' | sort
 
 clean:
 	rm -rf docs/_build $(VENV) $(TEST_VENV) .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache
