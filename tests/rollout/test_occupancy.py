@@ -57,7 +57,7 @@ def counting(monkeypatch):
         state = replace(state, count=state.count + drawn, running=running)
         return state, engine.DecodedTokens(zeros.astype(int), zeros, zeros, None, drawn, running, drawn.max())
 
-    def append(params, config, state, prompts, slot, length, limit, options):
+    def prefill_observation(params, config, state, prompts, slot, length, limit, options):
         count, most, running = state.count.copy(), state.limit.copy(), state.running.copy()
         for prompt_slot in np.flatnonzero(prompts.mask.any(axis=1)):
             at = prompt_slot, slot[prompt_slot]
@@ -69,7 +69,7 @@ def counting(monkeypatch):
         "init_decode_state": init_decode_state,
         "apply_commands": apply_commands,
         "decode": decode,
-        "append": append,
+        "prefill_observation": prefill_observation,
     }
     for name in ("admit", "copy_prompts", "grow_cache"):
         programs[name] = lambda *arguments: next(
