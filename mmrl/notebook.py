@@ -13,16 +13,14 @@ from mmrl import hub
 from mmrl.algorithms.passes import ENTROPY, LOGPROB
 from mmrl.analysis.perception import TokenPerception, ids_of, perceive, png, score_responses
 from mmrl.analysis.runs import load_params, load_run
-from mmrl.config import Config, RolloutConfig
+from mmrl.config import Config
 from mmrl.data.pipeline import encode_sample
 from mmrl.data.rows import PROMPT, sample_of
 from mmrl.models.images import to_rgb
-from mmrl.open import OpenModel, open_model, prompt_format
+from mmrl.open import OpenModel, config_without_run, open_model, prompt_format
 from mmrl.sample import Sample
 from mmrl.train.completions import choose_buckets, complete
 from mmrl.types import Params
-
-MAX_TOKENS = 512  # of a response, where no run says
 
 
 class Completion(NamedTuple):
@@ -169,7 +167,7 @@ def load(path: str | Path, *, step: int | None = None) -> LoadedModel:
         return LoadedModel(*load_params(run, step), run.config)
     if step is not None:
         raise ValueError(f"step={step}: {path} is no folder of a run, which alone has steps")
-    config = Config(rollout=RolloutConfig(max_tokens=MAX_TOKENS))
+    config = config_without_run()
     model = open_model(config, hub.local(str(path), "model"))
     return LoadedModel(model, model.load(), config)
 

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Float, Int
 
 from mmrl import hosts, hub
-from mmrl.config import Config
+from mmrl.config import Config, RolloutConfig
 from mmrl.data.curriculum import Mixture
 from mmrl.data.pipeline import PromptFormat, Readers, Skipped
 from mmrl.data.sources import Source, mixture, read
@@ -125,6 +125,11 @@ def hub_commits(config: Config, workdir: Path) -> dict[str, str]:
                     f" them: {key.split()[1].partition('@')[0]}@{commit}"
                 )
     return commits
+
+
+def config_without_run() -> Config:
+    """The config of a model that no run is named for: defaults, and responses of up to 512 tokens."""
+    return Config(rollout=RolloutConfig(max_tokens=512))
 
 
 def open_model(config: Config, directory: str | Path) -> OpenModel:

@@ -4,7 +4,6 @@ import argparse
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +61,14 @@ def open_weights(
     ``settings`` overrule keys of the config, as "--config.KEY=VALUE".
     """
     from mmrl import hub
-    from mmrl.config import Config, from_dict, unresolved
+    from mmrl.config import from_dict, unresolved
     from mmrl.experiment import overrule
-    from mmrl.open import open_model, resolve_model_path
+    from mmrl.open import config_without_run, open_model, resolve_model_path
     from mmrl.run_folder import read_config
 
     if options.model and options.step is not None:
         raise ValueError("--step is of a run: name that by --workdir, or leave --step out")
-    if options.model:
-        config = replace(Config(), rollout=replace(Config().rollout, max_tokens=512))
-    else:
-        config = read_config(options.workdir)
+    config = config_without_run() if options.model else read_config(options.workdir)
     if settings:
         values = unresolved(config)
         overrule(values, settings)
