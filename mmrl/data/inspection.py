@@ -36,7 +36,7 @@ from mmrl.data.validation import (
 )
 from mmrl.models.images import image_size
 from mmrl.models.processor import SPECIAL_TOKENS, Processor
-from mmrl.models.prompts import IMAGE, chat_messages, check_placeholders, largest_bucket, measure, spelt
+from mmrl.models.prompts import IMAGE, check_placeholders, largest_bucket, spelt
 from mmrl.sample import Sample
 from mmrl.terminal import table_lines
 
@@ -167,8 +167,8 @@ def _inspect(sample: Sample, row: int, prompt: tuple[Processor, PromptFormat] | 
     sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
     if prompt:
         processor, form = prompt
-        need = measure(processor, chat_messages(sample.problem, form.system, form.suffix), sizes, sample.id)
-        exceeded = exceeded_budgets(prompt_need(sample, sizes, processor, form), form)
+        need, used = prompt_need(sample, sizes, processor, form)
+        exceeded = exceeded_budgets(used, form)
         control: Sequence[str] = tuple(processor.control)
     else:
         check_placeholders(sample.problem.count(IMAGE), len(sizes), sample.id)

@@ -96,7 +96,7 @@ def inspect(
     def examine(row: int, sample: Sample) -> tuple[int, float | None, tuple[int, int], list[Budget]]:
         sizes = [image_size(image, f"{sample.id}, image {k}") for k, image in enumerate(sample.images)]
         written = 0 if longest is None else _demonstration_length(sample, processor)
-        need = prompt_need(sample, sizes, processor, form)
+        _, need = prompt_need(sample, sizes, processor, form)
         over = exceeded_budgets(need, form)
         if longest is not None and written > longest:
             over.append(Budget("tokens of a solution", "cold_start.max_tokens", longest, 1, written))
@@ -194,20 +194,21 @@ def _demonstration_length(sample: Sample, processor: Processor) -> int:
 
 def prompt_need(
     sample: Sample, sizes: Sequence[tuple[int, int]], processor: Processor, form: PromptFormat
-) -> tuple[int, int]:
-    """Tokens and patch slots of a prompt with images of these (height, width), as ``form.overlong`` has it.
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Tokens and patch slots of a prompt with images of these (height, width): as it is, and as it is used.
 
-    Where it resizes images and the prompt is over budget, at most the budget if that helps, and what it needs
-    with the smallest images if not. Raises ValueError naming the row if it is no prompt.
+    These differ where ``form.overlong`` resizes images and the prompt is over budget: it then uses at most
+    the budget if that helps, and what it needs with the smallest images if not. Raises ValueError naming the
+    row if it is no prompt.
     """
     conversation = chat_messages(sample.problem, form.system, form.suffix)
     need = measure(processor, conversation, sizes, sample.id)
     if form.overlong == "resize" and exceeded_budgets(need, form):
         least = measure(_seeing_least(processor), conversation, sizes, sample.id)
         if exceeded_budgets(least, form):
-            return least
-        return _within(need[0], form.prompt_buckets), _within(need[1], form.patch_buckets)
-    return need
+            return need, least
+        return need, (_within(need[0], form.prompt_buckets), _within(need[1], form.patch_buckets))
+    return need, need
 
 
 def _within(size: int, buckets: Sequence[int]) -> int:
