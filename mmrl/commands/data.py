@@ -42,8 +42,7 @@ def add_shapes_arguments(sub: argparse.ArgumentParser) -> None:
 
 def write_shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     """``mmrl data shapes``."""
-    from mmrl.atomic import atomic_file
-    from mmrl.data.examples import contact_sheet, example
+    from mmrl.data.examples import example, write_contact_sheet
     from mmrl.data.sources import read
     from mmrl.tasks.shapes_world import PRIOR, write_data, write_model
 
@@ -62,8 +61,7 @@ def write_shapes(options: argparse.Namespace, _: Sequence[str]) -> None:
     tell(f"{'model':<12}{options.out / 'model'}")
     if options.sheet:
         source = read(paths["train"])
-        with atomic_file(options.sheet) as part:
-            contact_sheet([example(source[k]) for k in range(min(24, len(source)))]).save(part, format="png")
+        write_contact_sheet(options.sheet, [example(source[k]) for k in range(min(24, len(source)))])
         tell(f"{'sheet':<12}{options.sheet}")
 
 

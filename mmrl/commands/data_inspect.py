@@ -115,8 +115,8 @@ def own_verifier_check() -> "Callable[[Sample], Any]":
 
 
 def _write_report(out: Path, source: "Source", found: "Findings", count: int) -> None:
-    from mmrl.atomic import atomic_file, atomic_write
-    from mmrl.data.examples import contact_sheet
+    from mmrl.atomic import atomic_write
+    from mmrl.data.examples import write_contact_sheet
     from mmrl.data.inspection import choose_examples, page
 
     chosen = choose_examples(source, found, count)
@@ -127,8 +127,7 @@ def _write_report(out: Path, source: "Source", found: "Findings", count: int) ->
         if file.suffix == ".html":
             atomic_write(file, page(found, chosen))
         else:
-            with atomic_file(file) as part:
-                contact_sheet(chosen).save(part, format="png")
+            write_contact_sheet(file, chosen)
         tell(f"{'report' if file.suffix == '.html' else 'sheet':<12}{file}")
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mmrl.atomic import atomic_file
 from mmrl.models.images import open_image, to_rgb
 from mmrl.models.prompts import IMAGE
 from mmrl.sample import Sample
@@ -93,6 +94,12 @@ def encode_picture(picture: Image.Image) -> tuple[str, bytes]:
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=85)
     return "image/jpeg", out.getvalue()
+
+
+def write_contact_sheet(path: Path, examples: Sequence[Example]) -> None:
+    """Draw examples to a PNG file, whole or not at all."""
+    with atomic_file(path) as part:
+        contact_sheet(examples).save(part, format="png")
 
 
 def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
