@@ -42,6 +42,7 @@ from mmrl.types import Images, Params, Responses
 
 ESTIMATES = ("exact", "k3")
 TOP = (0.05, 0.1, 0.2, 0.4)
+MOST_REGIONS = 64  # of an image, where the caller does not say how large they are
 _PURPOSE = 4  # of random keys, apart from those of a run and of `mmrl generate`
 
 TokenScores = dict[Score, Float[np.ndarray, "r"]]  # of one response
@@ -313,9 +314,6 @@ def _round_up(count: int, most: int) -> int:
     """The power of two from ``count``, but ``most`` where that lies between: few shapes are compiled."""
     power = 1 << max(count - 1, 0).bit_length()
     return most if count <= most < power else power
-
-
-MOST_REGIONS = 64  # of an image, where the caller does not say how large they are
 
 
 @dataclass(frozen=True)
