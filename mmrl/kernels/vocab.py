@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from mmrl.kernels.vocab_shard import StatisticsRequest, shard_logits, shard_statistics, token_chunks
 
 BANNED = -1e30
+CHUNK = 1024  # states whose logits are held at a time
 
 
 def log_distribution(
@@ -45,7 +46,8 @@ def token_statistics(
     perception: bool = False,
     reverse_perception: bool = False,
     corrupted_gradient: bool = False,
-    chunk: int = 1024,
+    count: Int[Array, ""] | None = None,
+    chunk: int = CHUNK,
     vocab_axis: str | None = None,
     token_axes: tuple[str, ...] = (),
 ) -> dict[str, Float[Array, "t"]]:
@@ -65,6 +67,8 @@ def token_statistics(
         the token perception of PAPO (arXiv:2507.06448) and VPPO (arXiv:2510.09285), over the full vocabulary.
       reverse_perception: likewise KL(image corrupted || image present).
       corrupted_gradient: let gradients through the corrupted distribution too.
+      count: tokens that are wanted, the first ones (default: all). What the others get is finite and means
+        nothing, and time is spent on them only to the end of a chunk.
       chunk: states whose logits are held at a time; with ``corrupted_hidden`` a token has two.
       vocab_axis: inside `jax.shard_map`, the mesh axis over which the rows of ``table`` and ``bias`` are cut,
         in equal parts.
@@ -88,7 +92,8 @@ def token_statistics(
         temperature, entropy, perception, reverse_perception, corrupted_gradient, chunk
     )
     first = _first_row(table, vocab_axis)
-    inputs = (hidden, corrupted_hidden, table, jax.lax.stop_gradient(bias), tokens - first)
+    count = jnp.int32(tokens.shape[0]) if count is None else count
+    inputs = (hidden, corrupted_hidden, table, jax.lax.stop_gradient(bias), tokens - first, count)
     with jax.named_scope("vocab"):
         own = shard_statistics(wanted, *_varying(inputs, (*token_axes, *_named(vocab_axis))))
         return _combined(own, vocab_axis)
@@ -102,7 +107,7 @@ def top_tokens(
     *,
     temperature: float = 1.0,
     vocab_axis: str | None = None,
-    chunk: int = 1024,
+    chunk: int = CHUNK,
 ) -> tuple[Int[Array, "t k"], Float[Array, "t k"]]:
     """The ids and logprobs of the ``k`` likeliest tokens, likeliest first; of equals, the lower id first.
 

@@ -43,6 +43,7 @@ def shard_statistics(
     table: Float[Array, "v d"],
     bias: Float[Array, "v"],
     rows: Int[Array, "t"],
+    count: Int[Array, ""],
 ) -> Rows:
     """Per-token statistics of the softmax over this shard's rows.
 
@@ -53,6 +54,7 @@ def shard_statistics(
       table: rows of the unembedding.
       bias: of each row, added to the logits; a constant.
       rows: the row of each token, any number outside 0..v-1 if another shard has it.
+      count: tokens that are wanted, the first ones. Chunks beyond them are not computed, and have zeros.
 
     Returns:
       "p_top" (the largest logit), "p_log_total" (log of the sum of exp(logit - top)), "p_logit" (of the
@@ -63,17 +65,24 @@ def shard_statistics(
     functions of the normalizer top + log_total. The two stay apart because their sum would be rounded to the
     precision of the logits, and every probability with it.
     """
-    return _forward(wanted, hidden, corrupted_hidden, table, bias, rows)[0]
+    return _forward(wanted, hidden, corrupted_hidden, table, bias, rows, count)[0]
 
 
-def token_chunks(count: int, chunk: int, step: Callable[[Callable[[Any], Any]], Rows], like: Array) -> Rows:
-    """Run ``step`` over chunks of ``count`` tokens and lay its results, ``[chunk ...]``, end to end.
+def token_chunks(
+    tokens: int,
+    chunk: int,
+    step: Callable[[Callable[[Any], Any]], Rows],
+    like: Array,
+    count: int | Int[Array, ""] | None = None,
+) -> Rows:
+    """Run ``step`` over chunks of the first ``count`` tokens and lay its results ``[chunk ...]`` end to end.
 
     ``step`` gets a function that takes a chunk's part of every array in a tree. Where ``chunk`` does not
     divide, the last chunk overlaps the one before, and what both make is written twice: nothing is padded.
-    ``like`` is an array that varies over the mesh axes which the results vary over.
+    ``like`` is an array that varies over the mesh axes which the results vary over. Without a ``count`` all
+    ``tokens`` are taken.
     """
-    chunk = min(chunk, count)
+    chunk = min(chunk, tokens)
 
     def part_at(index: int | Array) -> Callable[[Any], Any]:
         return partial(_slice, start=index * chunk, size=chunk)
@@ -85,8 +94,13 @@ def token_chunks(count: int, chunk: int, step: Callable[[Callable[[Any], Any]], 
         }
 
     shapes = jax.eval_shape(lambda: step(part_at(0)))
-    empty = {name: jnp.zeros_like(like, x.dtype, shape=(count, *x.shape[1:])) for name, x in shapes.items()}
-    return jax.lax.fori_loop(0, -(-count // chunk), body, empty)
+    empty = {name: jnp.zeros_like(like, x.dtype, shape=(tokens, *x.shape[1:])) for name, x in shapes.items()}
+    return _over_chunks(tokens if count is None else count, chunk, body, empty)
+
+
+def _over_chunks(count: Any, chunk: int, body: Callable[[Array, Any], Any], start: Any) -> Any:
+    with jax.named_scope(f"chunks_of_{chunk}"):
+        return jax.lax.fori_loop(0, -(-count // chunk), body, start)
 
 
 def shard_logits(
@@ -163,7 +177,13 @@ def _slopes(
 
 
 def _forward(
-    wanted: StatisticsRequest, hidden: Array, corrupted: Array | None, table: Array, bias: Array, rows: Array
+    wanted: StatisticsRequest,
+    hidden: Array,
+    corrupted: Array | None,
+    table: Array,
+    bias: Array,
+    rows: Array,
+    count: Array,
 ) -> tuple[Rows, tuple]:
     product = table.astype(hidden.dtype)
 
@@ -171,17 +191,17 @@ def _forward(
         _, p, q = _branches(part(hidden), part(corrupted), product, bias, wanted.temperature)
         return _statistics(wanted, p, q, part(rows))
 
-    out = token_chunks(rows.shape[0], wanted.chunk, step, like=rows)
-    return out, (hidden, corrupted, table, bias, rows, out)
+    out = token_chunks(rows.shape[0], wanted.chunk, step, like=rows, count=count)
+    return out, (hidden, corrupted, table, bias, rows, count, out)
 
 
 def _backward(wanted: StatisticsRequest, residuals: tuple, weight: Rows) -> tuple:
-    hidden, corrupted, table, bias, rows, out = residuals
-    product, count = table.astype(hidden.dtype), rows.shape[0]
-    chunk = min(wanted.chunk, count)
+    hidden, corrupted, table, bias, rows, count, out = residuals
+    product, tokens = table.astype(hidden.dtype), rows.shape[0]
+    chunk = min(wanted.chunk, tokens)
 
     def body(index: Array, total: tuple) -> tuple:
-        start = jnp.minimum(index * chunk, count - chunk)
+        start = jnp.minimum(index * chunk, tokens - chunk)
         part = partial(_slice, start=start, size=chunk)
         states, p, q = _branches(part(hidden), part(corrupted), product, bias, wanted.temperature)
         own = part(rows)[:, None] == jnp.arange(p.shape[-1])
@@ -201,8 +221,9 @@ def _backward(wanted: StatisticsRequest, residuals: tuple, weight: Rows) -> tupl
 
     moving = (hidden, corrupted) if wanted.corrupted_gradient else (hidden,)
     zeros = (jnp.zeros_like(table, jnp.float32), *jax.tree.map(jnp.zeros_like, moving))
-    of_table, of_hidden, *of_corrupted = jax.lax.fori_loop(0, -(-count // chunk), body, zeros)
-    return of_hidden, of_corrupted[0] if of_corrupted else None, of_table.astype(table.dtype), None, None
+    of_table, of_hidden, *of_corrupted = _over_chunks(count, chunk, body, zeros)
+    of_corrupted = of_corrupted[0] if of_corrupted else None
+    return of_hidden, of_corrupted, of_table.astype(table.dtype), None, None, None
 
 
 def _product(axes: str, x: Array, y: Array) -> Array:

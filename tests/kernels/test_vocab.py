@@ -84,6 +84,34 @@ def test_values_and_gradients(inputs, chunk, temperature, scale):
         np.testing.assert_allclose(our_gradient[name], their_gradient[name], atol=bound, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("count", [0, 1, 8, 15, T])
+def test_the_first_tokens_alone(inputs, count):
+    """Their values and gradients are as ever; a chunk in which none is wanted is not computed."""
+    moving, fixed = _split(inputs)
+    there = jnp.arange(T) < count
+
+    def statistics(moving, **some):
+        out = token_statistics(**moving, **fixed, **EVERYTHING, chunk=8, **some)
+        return {name: jnp.where(there, value, 0.0) for name, value in out.items()}
+
+    @jax.jit
+    def some(moving, count):
+        def made(moving):
+            return statistics(moving, count=count)
+
+        return made(moving), jax.grad(_weighed(made))(moving)
+
+    ours, theirs = (
+        some(moving, jnp.int32(count)),
+        (statistics(moving), jax.grad(_weighed(statistics))(moving)),
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+    poisoned = {**moving, "hidden": moving["hidden"].at[-(-count // 4) * 4 :].set(jnp.nan)}
+    values, gradient = some(poisoned, jnp.int32(count))  # a chunk is 4 tokens, each with two states
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), values, theirs[0])
+    assert np.isfinite(gradient["table"]).all()
+
+
 def test_finite_differences(inputs):
     moving, fixed = _split({**inputs, "table": inputs["table"] * D**-0.5})
     total = _weighed(lambda moving: token_statistics(**moving, **fixed, **EVERYTHING, chunk=10))

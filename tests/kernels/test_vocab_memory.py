@@ -11,7 +11,7 @@ import pytest
 from mmrl.plan.aot import environment
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None, reason="needs libtpu (pip install jax[tpu])"
     ),
