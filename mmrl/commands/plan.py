@@ -45,7 +45,13 @@ def add_plan_arguments(sub: argparse.ArgumentParser) -> None:
         "--per-shard",
         type=option.count,
         metavar="N",
-        help="prompts at once for each part of a batch (default: the config's batches; 1 with --smallest)",
+        help="prompts sampled at once for each part of a batch (default: the config's; 1 with --smallest)",
+    )
+    sub.add_argument(
+        "--lengths",
+        choices=("full", "long-tailed"),
+        default="full",
+        help="what score and update are counted for; memory is for full lengths (default: %(default)s)",
     )
     sub.add_argument("--suggest", action="store_true", help="also look for the largest batches that fit")
     sub.add_argument(
@@ -94,6 +100,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             names,
             per_shard=options.per_shard or 1,
             quick=options.quick,
+            lengths=options.lengths,
             log=log,
         )
     else:
@@ -105,6 +112,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             per_shard=options.per_shard,
             quick=options.quick,
             suggest=options.suggest,
+            lengths=options.lengths,
             log=log,
         )
     if options.json:

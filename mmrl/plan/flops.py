@@ -4,8 +4,11 @@ The compiler's own count takes the body of a loop once; here loops are multiplie
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -27,24 +30,25 @@ class Flops:
 def count(
     jaxpr: ClosedJaxpr | Jaxpr,
     *,
-    while_trips: int | None = None,
+    trips: Mapping[str, float] = MappingProxyType({}),
     expensive_fraction: float = 1.0,
     platform: str = "tpu",
+    scope: str = "",
 ) -> Flops:
     """Operations of all matrix products and convolutions: 2 M N K for each, over all devices together.
 
     Loops with a length count that often, a recomputed block as often as it is computed, the body of a
     `jax.shard_map` once a device of the axes it is manual over. A Pallas kernel counts its stated cost, else
-    its products times its grid. Splash attention states none, and its grid has blocks that it skips because
-    the mask hides them all (nearly half for a causal mask): those are counted too, so its share errs high.
+    its products times its grid.
 
     Args:
       jaxpr: of a traced program, its shapes global.
-      while_trips: iterations of loops that have no fixed number of them; one such loop inside another is
-        taken to run once.
+      trips: iterations of loops, and sizes of the axes of grids, that are data, by the `jax.named_scope` that
+        they stand in: the innermost that is named here, or "" for any. Others run once.
       expensive_fraction: share of the runs of a `jax.lax.cond` that take its costliest branch; the others are
         held to take its cheapest.
       platform: which branch of `jax.lax.platform_dependent` runs.
+      scope: names of the scopes around the program, outermost first.
 
     Raises:
       ValueError: a product that is not counted here.
@@ -52,15 +56,16 @@ def count(
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total, unbounded = 0, False
     for equation in jaxpr.eqns:
-        found = _of_equation(equation, while_trips, expensive_fraction, platform)
+        found = _of_equation(equation, trips, expensive_fraction, platform, scope)
         total, unbounded = total + found.total, unbounded or found.unbounded
     return Flops(total, unbounded)
 
 
 def _of_equation(
-    equation: JaxprEqn, while_trips: int | None, expensive_fraction: float, platform: str
+    equation: JaxprEqn, trips: Mapping[str, float], expensive_fraction: float, platform: str, scope: str
 ) -> Flops:
     kind, params = equation.primitive.name, equation.params
+    scope = f"{scope}/{equation.source_info.name_stack}"
     if kind == "dot_general":
         return Flops(_product(equation))
     if kind == "conv_general_dilated":
@@ -71,11 +76,14 @@ def _of_equation(
         )
     if kind == "pallas_call" and params["cost_estimate"] is not None:
         return Flops(int(params["cost_estimate"].flops))
-    trips = 1 if kind == "while" and while_trips is not None else while_trips
-    inner = [
-        count(sub, while_trips=trips, expensive_fraction=expensive_fraction, platform=platform)
-        for sub in _subprograms(params)
-    ]
+    inside = partial(
+        count,
+        trips=trips,
+        expensive_fraction=expensive_fraction,
+        platform=platform,
+        scope="" if kind == "while" else scope,  # the scope of a loop is not that of the loops in it
+    )
+    inner = [inside(sub) for sub in _subprograms(params)]
     unbounded = any(flops.unbounded for flops in inner)
     if kind == "cond":
         if params.get("branches_platforms"):
@@ -84,24 +92,32 @@ def _of_equation(
         return Flops(
             round(expensive_fraction * max(totals) + (1 - expensive_fraction) * min(totals)), unbounded
         )
-    times, known = _times(kind, params, while_trips)
-    total = times * sum(flops.total for flops in inner)
+    times, known = _times(kind, params, innermost(trips, scope))
+    total = round(times * sum(flops.total for flops in inner))
     return Flops(total, unbounded or (total > 0 and not known))
 
 
-def _times(kind: str, params: Mapping[str, Any], while_trips: int | None) -> tuple[int, bool]:
+def innermost(trips: Mapping[str, float], scope: str) -> float | None:
+    """The value of the last name in ``scope``, a path of scopes; of "" if it has none; None without that."""
+    found = re.findall("|".join(map(re.escape, sorted(filter(None, trips)))) or "$^", scope)
+    return trips.get(found[-1] if found else "")
+
+
+def _times(kind: str, params: Mapping[str, Any], trips: float | None) -> tuple[float, bool]:
     """Runs of the programs inside an equation, over all devices, and whether their number is known."""
     if kind == "scan":
         return params["length"], True
     if kind == "while":
-        return (1, False) if while_trips is None else (while_trips, True)
+        return (1, False) if trips is None else (trips, True)
     if kind == "shard_map":
         axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
         return math.prod(params["mesh"].shape[axis] for axis in axes), True
     if kind == "pallas_call":
         grid = params["grid_mapping"].grid
         fixed = [size for size in grid if isinstance(size, int)]
-        return math.prod(fixed), len(fixed) == len(grid)
+        if len(fixed) == len(grid) or trips is None:
+            return math.prod(fixed), len(fixed) == len(grid)
+        return math.prod(fixed) * trips, True
     return 1, True
 
 

@@ -7,16 +7,18 @@ from its entry as the device would, and multiplies loops out.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from mmrl.plan.chips import Chip
+from mmrl.plan.flops import innermost
 
 
 @dataclass(frozen=True)
 class Traffic:
     """``count`` collectives in one call, that send ``wire_bytes`` in all from each device."""
 
-    count: int
+    count: float  # whole in the end (`analyse`)
     wire_bytes: float
 
 
@@ -50,19 +52,21 @@ class CallCost:
             traffic[kind] = Traffic(before.count + sent.count, before.wire_bytes + sent.wire_bytes)
         return CallCost(traffic, self.cycles + other.cycles, self.unbounded or other.unbounded)
 
-    def __mul__(self, times: int) -> "CallCost":
+    def __mul__(self, times: float) -> "CallCost":
         traffic = {
             kind: Traffic(times * sent.count, times * sent.wire_bytes) for kind, sent in self.traffic.items()
         }
         return CallCost(traffic, times * self.cycles, self.unbounded)
 
 
-def analyse(text: str, *, while_trips: int | None = None, expensive_fraction: float = 1.0) -> CallCost:
+def analyse(
+    text: str, *, trips: Mapping[str, float] = MappingProxyType({}), expensive_fraction: float = 1.0
+) -> CallCost:
     """Collectives and estimated cycles of one call, per device.
 
     Args:
       text: of a compiled and scheduled program (`mmrl.plan.aot.Compiled.text`).
-      while_trips: iterations of loops that end by a condition on values; one inside another runs once.
+      trips: iterations of loops whose number is data, by the scopes they stand in (`flops.count`).
       expensive_fraction: share of the runs of a conditional that take the branch with the most cycles; the
         others are held to take that with the fewest. Of its collectives, those of the branch that sends most
         are taken.
@@ -71,7 +75,9 @@ def analyse(text: str, *, while_trips: int | None = None, expensive_fraction: fl
       ValueError: the text has no entry computation.
     """
     module = _parse(text)
-    return _walk(module, module.entry, while_trips, expensive_fraction)
+    cost = _walk(module, module.entry, trips, expensive_fraction)
+    whole = {kind: Traffic(round(sent.count), sent.wire_bytes) for kind, sent in cost.traffic.items()}
+    return replace(cost, traffic=whole)
 
 
 def roofline_seconds(flops_per_device: float, hbm_bytes: float, wire_bytes: float, chip: Chip) -> float:
@@ -167,7 +173,7 @@ def _parse(text: str) -> _Module:
     return module
 
 
-def _walk(module: _Module, name: str, while_trips: int | None, expensive_fraction: float) -> CallCost:
+def _walk(module: _Module, name: str, trips: Mapping[str, float], expensive_fraction: float) -> CallCost:
     """One run of a computation; its fusions are operations of their own, their insides have no estimates."""
     here, cost = module.computations[name], CallCost()
     for one in here.instructions.values():
@@ -180,15 +186,12 @@ def _walk(module: _Module, name: str, while_trips: int | None, expensive_fractio
         elif opcode == "fusion":
             cost += _fused(module, one)
         elif opcode == "while":
-            trips = _trip_count(module, here, one)
-            trips = while_trips if trips is None else trips
-            within = while_trips if while_trips is None else 1
-            body = _walk(module, one.called("body"), within, expensive_fraction)
-            cost += body * (1 if trips is None else trips) + CallCost(unbounded=trips is None)
+            times: float | None = _trip_count(module, here, one)
+            times = innermost(trips, _own_scope(one)) if times is None else times
+            body = _walk(module, one.called("body"), trips, expensive_fraction)
+            cost += body * (1 if times is None else times) + CallCost(unbounded=times is None)
         elif opcode == "conditional":
-            branches = [
-                _walk(module, branch, while_trips, expensive_fraction) for branch in _branch_names(one)
-            ]
+            branches = [_walk(module, branch, trips, expensive_fraction) for branch in _branch_names(one)]
             cycles = [branch.cycles for branch in branches]
             cost += CallCost(
                 max(branches, key=lambda branch: branch.wire_bytes).traffic,
@@ -196,10 +199,16 @@ def _walk(module: _Module, name: str, while_trips: int | None, expensive_fractio
                 any(branch.unbounded for branch in branches),
             )
         elif opcode in ("call", "async"):
-            inner = _walk(module, one.called("calls|to_apply"), while_trips, expensive_fraction)
+            inner = _walk(module, one.called("calls|to_apply"), trips, expensive_fraction)
             beside = opcode != one.opcode  # on another core
             cost += CallCost(inner.traffic, 0 if beside else inner.cycles, inner.unbounded)
     return cost
+
+
+def _own_scope(loop: _Instruction) -> str:
+    """The scopes that a loop stands in, without those of the loop around it."""
+    name = re.search(r'op_name="([^"]*)"', loop.attributes)
+    return re.split(r"while/body", name[1])[-1] if name else ""
 
 
 def _branch_names(one: _Instruction) -> list[str]:

@@ -76,7 +76,7 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        key = "rollout.prompt_slots" if name in ("prefill", "decode") else "train.micro_prompts"
+        key = "rollout.prompt_slots" if name in ("prefill", "decode") else "train.row_tokens"
         raise ValueError(
             f"{name} does not fit the memory of {work.mesh.devices.size} x "
             f"{work.mesh.devices.flat[0].device_kind}: lower config.{key}, or leave it out with --program"
@@ -138,7 +138,7 @@ def operations(work: Workload, jaxpr: ClosedJaxpr) -> int:
     """`mmrl.plan.flops.count` of a program of ``work``, all of whose responses are full."""
     return flops.count(
         jaxpr,
-        while_trips=work.config.rollout.max_tokens,
+        trips=work.trips,
         expensive_fraction=work.full_attention_fraction,
         platform=work.mesh.devices.flat[0].platform,
     ).total

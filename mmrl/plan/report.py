@@ -24,12 +24,12 @@ _BATCH_KEYS = (
     "rollout.group",
     "rollout.max_tokens",
     "train.update_prompts",
-    "train.micro_prompts",
+    "train.row_tokens",
 )
 
 _BYTES_NOTE = """\
-operations: of matrix products, loops multiplied out, decoding to the last token it may sample. Of a causal
-  mask the hidden blocks are counted too.
+operations: of matrix products, loops multiplied out, decoding to the last token it may sample. Of attention
+  in score and update, the pairs of blocks in which a token reads another; elsewhere what masks hide too.
 least bytes moved: arguments, outputs and temporaries once each, and in decode the weights and the prompts'
   keys and values once a token. A program moves more, so the true operations per byte are fewer."""
 _ROOFLINE_NOTE = """\
@@ -75,6 +75,7 @@ def plan_text(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -
             f"{model} on {plan.topology}: {plan.topology.devices} devices of {_gib(memory)} GiB; "
             f"mesh: {_axes(plan.mesh)}",
             ", ".join(f"config.{key}={value}" for key, value in _batches(plan).items()),
+            f"score and update are counted for {plan.lengths} lengths; memory is for the longest",
             "",
             *table_lines(_plan_rows(plan), numbers=True),
             "",
@@ -104,6 +105,7 @@ def plan_json(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -
         "mesh": dict(plan.mesh),
         "batches": _batches(plan),
         "quick": plan.quick,
+        "lengths": plan.lengths,
         "programs": [dataclasses.asdict(finding) for finding in plan.findings],
         "suggestions": [
             {
@@ -139,8 +141,12 @@ def _plan_rows(plan: Plan) -> list[list[str]]:
     kinds = sorted({kind for found in plan.findings for kind in found.collectives or ()})
     rows: dict[str, Callable[[Finding], str]] = {
         "": lambda found: found.program,
-        "prompts at once": lambda found: str(found.prompts),
-        "prompts in one call": lambda found: str(found.in_call),
+        "prompts in one call": lambda found: str(found.prompts),
+        "tokens in it, prompts once": lambda found: f"{found.tokens:,}" if found.tokens else "-",
+        "rows computed": lambda found: str(found.rows or "-"),
+        "slots of a row": lambda found: str(found.row_tokens or "-"),
+        "slots computed over tokens": lambda found: _number(found.computed_over_real),
+        "with repeated prompts over tokens": lambda found: _number(found.repeated_over_real),
         "verdict": lambda found: _WORDS[found.fit],
         "GiB on a device": lambda found: "",
         "  arguments": memory("argument"),
@@ -268,7 +274,7 @@ def _shapes(work: Workload, name: str) -> dict[str, int]:
     if name != "prefill":
         shapes |= {"group": rollout.group, "response_tokens": rollout.max_tokens}
     if name in ("score", "update"):
-        shapes["micro_batches"] = work.micro_batches
+        shapes |= {"rows": work.computed_rows, "row_tokens": work.budget.tokens}
     return shapes
 
 
@@ -320,7 +326,7 @@ def _shape_text(shapes: Mapping[str, int]) -> str:
         "prompt_tokens": "{prompts} prompts of {prompt_tokens} tokens",
         "patches": " and {patches} patches",
         "group": ", {group} responses of {response_tokens} tokens to each",
-        "micro_batches": ", {micro_batches} micro-batches",
+        "rows": ", {rows} rows of {row_tokens} tokens",
     }
     return "".join(text for key, text in parts.items() if key in shapes).format(**shapes)
 

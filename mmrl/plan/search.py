@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
@@ -19,18 +20,18 @@ from mmrl.plan.workload import (
     PROGRAMS,
     Workload,
     device_bytes,
-    one_prompt_each,
     program,
     resident_bytes,
     token_read_bytes,
     workload,
 )
+from mmrl.train.fit import row_choices
 from mmrl.train.memory import ROOM
 
 Log = Callable[[str], None]
 
 LARGEST_FIRST = ("update", "decode", "score", "prefill")  # the order of a search: on at the first refusal
-BATCHES = {"train.micro_prompts": ("update", "score"), "rollout.prompt_slots": ("decode", "prefill")}
+BATCHES = {"train.row_tokens": ("update", "score"), "rollout.prompt_slots": ("decode", "prefill")}
 """Keys of the config that bound memory, and the programs that they bound it for."""
 
 
@@ -40,8 +41,12 @@ class Finding:
 
     Attributes:
       program: its name.
-      prompts: computed at once, over all devices.
-      in_call: prompts of one call, which `prompts` divides: the others come after them.
+      prompts: of one call, over all devices.
+      row_tokens: slots of the rows that they are packed in; 0 where they are not.
+      rows: that are computed, over all devices; 0 where none are packed.
+      tokens: that there are in them, prompts once; 0 likewise.
+      computed_over_real: slots of the rows over ``tokens``; None where none are packed.
+      repeated_over_real: tokens that there would be with a prompt for each response, over ``tokens``.
       fit: ``fits``, ``tight`` (over `ROOM` of the memory) or ``no``.
       needed_bytes: peak and what is resident beside it; where it does not fit, at least so much.
       limit_bytes: memory of one device.
@@ -58,7 +63,7 @@ class Finding:
 
     program: str
     prompts: int
-    in_call: int
+    row_tokens: int
     fit: str
     needed_bytes: int
     limit_bytes: int
@@ -71,6 +76,10 @@ class Finding:
     cycle_seconds: float | None = None
     compile_seconds: float = 0.0
     unbounded: bool = False
+    rows: int = 0
+    tokens: int = 0
+    computed_over_real: float | None = None
+    repeated_over_real: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ class Plan:
     config: Config
     findings: tuple[Finding, ...]
     quick: bool
+    lengths: str = "full"  # that score and update are counted for
     suggestions: tuple[Suggestion, ...] = ()  # one a key that was asked for
 
 
@@ -123,7 +133,7 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
     """Compile one program and judge it; one whose arguments alone are too large is not compiled."""
     chip, train, decode = TPUS[topology.generation], work.config.train, program_name == "decode"
     rollout = program_name in BATCHES["rollout.prompt_slots"]
-    prompts, in_call = (work.prompt_slots,) * 2 if rollout else (train.micro_prompts, train.update_prompts)
+    prompts = work.prompt_slots if rollout else train.update_prompts
     resident = resident_bytes(work, program_name)
     # Without optimization, libtpu 0.0.42 aborts on collectives between the two devices of a lone chip.
     lone = chip.devices_per_chip > 1 and topology.chips == 1
@@ -131,26 +141,45 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
         function, arguments, static = program(work, program_name)
         given = device_bytes(arguments)
         before = Finding(
-            program_name, prompts, in_call, "no", given + resident, chip.hbm_bytes, resident_bytes=resident
+            program_name,
+            prompts,
+            0 if rollout else work.budget.tokens,
+            "no",
+            given + resident,
+            chip.hbm_bytes,
+            resident_bytes=resident,
+            **({} if rollout else _packing(work)),
         )
         if before.needed_bytes > before.limit_bytes:
             return before
         traced = function.trace(*arguments, **static)
         compiled = aot.compile_for_tpu(traced, aot.QUICK if quick and not lone else None)
-    tokens = work.config.rollout.max_tokens if decode else None
+    tokens = work.config.rollout.max_tokens if decode else 1
     fraction = work.full_attention_fraction
     return judge(
         before,
         compiled,
         argument_bytes=given,
-        flops=flops.count(traced.jaxpr, while_trips=tokens, expensive_fraction=fraction),
+        flops=flops.count(traced.jaxpr, trips=work.trips, expensive_fraction=fraction),
         devices=work.mesh.size,
         chip=chip,
+        trips=work.trips,
         tokens=tokens,
         per_token=token_read_bytes(work) if decode else 0,
         quick=quick,
         expensive_fraction=fraction,
     )
+
+
+def _packing(work: Workload) -> dict[str, Any]:
+    """What a finding says of the rows of score and update."""
+    rows, lengths = work.computed_rows, work.lengths
+    return {
+        "rows": rows,
+        "tokens": lengths.tokens,
+        "computed_over_real": rows * work.budget.tokens / lengths.tokens,
+        "repeated_over_real": lengths.repeated_tokens / lengths.tokens,
+    }
 
 
 def judge(
@@ -161,7 +190,8 @@ def judge(
     flops: Flops,
     devices: int,
     chip: Chip,
-    tokens: int | None,
+    trips: Mapping[str, float],
+    tokens: int = 1,
     per_token: int = 0,
     quick: bool,
     expensive_fraction: float = 1.0,
@@ -176,8 +206,8 @@ def judge(
       flops: over all devices.
       devices: their number.
       chip: their kind.
-      tokens: turns of a loop that ends by what it samples; None for a program without one.
-      per_token: bytes of the arguments that each turn reads.
+      trips: of its loops, as for `flops.count`.
+      tokens: turns of the loop that samples them; ``per_token`` bytes of the arguments are read in each.
       quick: compiled by `mmrl.plan.aot.QUICK`, which leaves cycles and collectives without meaning.
       expensive_fraction: share of the choices in a program that fall on the expensive branch.
     """
@@ -189,10 +219,10 @@ def judge(
     )
     if compiled.memory is None:
         return replace(before, fit="no", needed_bytes=compiled.needed_bytes + before.resident_bytes)
-    cost = hlo.analyse(compiled.text, while_trips=tokens, expensive_fraction=expensive_fraction)
+    cost = hlo.analyse(compiled.text, trips=trips, expensive_fraction=expensive_fraction)
     resident = before.resident_bytes + max(0, argument_bytes - compiled.memory.argument)
     needed = compiled.memory.peak + resident
-    moved = least_traffic(compiled.memory, tokens or 1, per_token)
+    moved = least_traffic(compiled.memory, tokens, per_token)
     wire_bytes = 0.0 if quick else cost.wire_bytes
     return replace(
         before,
@@ -217,14 +247,15 @@ def plan(
     per_shard: int | None = None,
     quick: bool = False,
     suggest: bool = False,
+    lengths: str = "full",
     log: Log = lambda line: None,
 ) -> Plan:
-    """Compile programs of a config for a topology; ``log`` gets a line on each.
+    """Compile programs of a config for a topology, and count for ``lengths``; ``log`` gets a line on each.
 
     Raises:
       ValueError: the mesh or a batch of the config does not fit the topology, or libtpu is missing.
     """
-    work = _workload(config, model, topology, dataclasses.asdict(config.mesh), per_shard)
+    work = _workload(config, model, topology, dataclasses.asdict(config.mesh), per_shard, lengths)
     for line in sharding_warnings(work.config, model, work.mesh):
         log(line)
     findings = tuple(_examine_aloud(work, name, topology, quick, log) for name in PROGRAMS if name in names)
@@ -235,7 +266,7 @@ def plan(
             for key, of_key in BATCHES.items()
             if (asked := [found for found in findings if found.program in of_key])
         )
-    return Plan(topology, dict(work.mesh.shape), work.config, findings, quick, suggestions)
+    return Plan(topology, dict(work.mesh.shape), work.config, findings, quick, lengths, suggestions)
 
 
 def smallest(
@@ -246,6 +277,7 @@ def smallest(
     *,
     per_shard: int = 1,
     quick: bool = False,
+    lengths: str = "full",
     log: Log = lambda line: None,
 ) -> tuple[Plan | None, tuple[Attempt, ...]]:
     """The first of `slices_to_try` on which all programs fit, with all that was tried on the way.
@@ -259,7 +291,7 @@ def smallest(
     attempts: list[Attempt] = []
     for topology in slices_to_try(generation):
         for axes in _meshes(config, model, topology.devices):
-            work = _workload(config, model, topology, axes, per_shard)
+            work = _workload(config, model, topology, axes, per_shard, lengths)
             found: dict[str, Finding] = {}
             failed = None
             for name in (name for name in LARGEST_FIRST if name in names):
@@ -270,16 +302,22 @@ def smallest(
             attempts.append(Attempt(topology, dict(work.mesh.shape), failed))
             if failed is None:
                 findings = tuple(found[name] for name in PROGRAMS if name in found)
-                return Plan(topology, dict(work.mesh.shape), work.config, findings, quick), tuple(attempts)
+                mesh = dict(work.mesh.shape)
+                return Plan(topology, mesh, work.config, findings, quick, lengths), tuple(attempts)
     return None, tuple(attempts)
 
 
 def _workload(
-    config: Config, model: ModelConfig, topology: Topology, axes: Mapping[str, int], per_shard: int | None
+    config: Config,
+    model: ModelConfig,
+    topology: Topology,
+    axes: Mapping[str, int],
+    per_shard: int | None,
+    lengths: str,
 ) -> Workload:
     mesh = aot.device_mesh(topology, axes)
     config = with_batches(config, batch_shards(mesh), per_shard)
-    return workload(config, with_compute_options(model, config, mesh), mesh)
+    return workload(config, with_compute_options(model, config, mesh), mesh, lengths)
 
 
 def with_batches(config: Config, shards: int, per_shard: int | None) -> Config:
@@ -288,29 +326,29 @@ def with_batches(config: Config, shards: int, per_shard: int | None) -> Config:
     Args:
       config: the run.
       shards: parts that the mesh cuts the prompts of a batch into.
-      per_shard: prompts of one part, computed at once; the other batches grow to multiples where they must.
-        None leaves all as they are.
+      per_shard: prompts of one part that are sampled at once; the other batches grow to multiples of the
+        parts where they must, and rows that are left open are as short as they can be. None leaves all as
+        they are.
 
     Raises:
       ValueError: the batches do not divide over the mesh (keys and fix are named).
     """
-    config = one_prompt_each(config, shards)
     train, rollout = config.train, config.rollout
     if per_shard is not None:
-        micro = per_shard * shards
-        update = micro * math.ceil(train.update_prompts / micro)
-        prompts = update * math.ceil(rollout.prompts / update)
+        slots_at_once = per_shard * shards
+        update = shards * math.ceil(train.update_prompts / shards)
+        prompts = update * math.ceil(max(rollout.prompts, slots_at_once) / update)
         return replace(
             config,
-            train=replace(train, micro_prompts=micro, update_prompts=update),
-            rollout=replace(rollout, prompts=prompts, prompt_slots=micro),
+            train=replace(train, update_prompts=update, row_tokens=train.row_tokens or 1),
+            rollout=replace(rollout, prompts=prompts, prompt_slots=slots_at_once),
         )
     slots = (
         ("rollout.prompt_slots", rollout.prompt_slots)
         if rollout.prompt_slots
         else ("rollout.prompts", rollout.prompts)
     )
-    batches = (("train.micro_prompts", train.micro_prompts), slots)
+    batches = (("train.update_prompts", train.update_prompts), slots)
     uneven = [f"config.{key}={size}" for key, size in batches if size % shards]
     if uneven:
         raise ValueError(
@@ -353,7 +391,8 @@ def _suggestion(
     """Double (where all fits) or halve a batch until the verdict turns; compiled without optimization."""
     programs = {found.program for found in asked}
     names = [name for name in BATCHES[key] if name in programs]
-    start, verdict = asked[0].prompts, _worst(found.fit for found in asked)
+    start = asked[0].row_tokens or asked[0].prompts
+    verdict = _worst(found.fit for found in asked)
     grow = verdict == "fits"
     best, tried = start if grow else None, [(start, verdict)]
     for value in _candidates(work, key, start, grow=grow):
@@ -375,8 +414,11 @@ def _suggestion(
 def _candidates(work: Workload, key: str, start: int, *, grow: bool) -> Iterator[int]:
     """Twice, four times ... ``start``, or its half, quarter ..., as far as batches and mesh allow."""
     shards, config = batch_shards(work.mesh), work.config
-    bound = config.train.update_prompts if key == "train.micro_prompts" else config.rollout.prompts
-    value = start
+    if key == "train.row_tokens":
+        choices = row_choices(config, shards, max(config.data.prompt_buckets))
+        yield from reversed([n for n in choices if n > start]) if grow else (n for n in choices if n < start)
+        return
+    bound, value = config.rollout.prompts, start
     while grow or value % 2 == 0:
         value = value * 2 if grow else value // 2
         if value > bound or value % shards or value < 1 or bound % value:

@@ -7,7 +7,7 @@ large as both buckets allow, responses that have all their tokens. `program` tak
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -25,10 +25,13 @@ from mmrl.models.config import ModelConfig, Prefix
 from mmrl.models.family import family_of, param_specs
 from mmrl.models.params import flatten, unflatten
 from mmrl.open import sampling_of
+from mmrl.packing import RowBudget, pack_batch, row_budget, zero_rows
+from mmrl.plan.lengths import LENGTHS, Lengths, RowCounts, count_rows
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Policy, sampling_arrays
 from mmrl.rollout.scheduler import MAX_STOP_IDS
 from mmrl.train import programs
+from mmrl.train.fit import row_choices
 from mmrl.train.optimizer import make_optimizer
 from mmrl.train.programs import TrainBatch, views_of
 from mmrl.train.state import TrainState, abstract_state, split_params, state_sharding
@@ -49,6 +52,7 @@ class Workload:
     mesh: Mesh
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
+    kind: str = "full"  # of lengths, in `mmrl.plan.lengths.LENGTHS`
 
     @property
     def prompt_slots(self) -> int:
@@ -56,9 +60,31 @@ class Workload:
         return self.config.rollout.prompt_slots or self.config.rollout.prompts
 
     @property
-    def micro_batches(self) -> int:
-        """Micro-batches of an update."""
-        return self.config.train.update_prompts // self.config.train.micro_prompts
+    def trips(self) -> dict[str, float]:
+        """Iterations of the loops whose number is data (`mmrl.plan.flops.count`), for `lengths`."""
+        return {"decode_steps": self.config.rollout.max_tokens, "read_token": 1, **self.rows.trips()}
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        """Lengths of the groups of an update."""
+        return LENGTHS[self.kind](self.config, self.config.train.update_prompts)
+
+    @cached_property
+    def budget(self) -> RowBudget:
+        """Rows of an update."""
+        prompts, responses = jax.eval_shape(partial(_unpacked, self), _KEY)
+        shards, row_tokens = batch_shards(self.mesh), self.config.train.row_tokens
+        return row_budget(self.model, prompts, responses, shards, row_tokens)
+
+    @cached_property
+    def rows(self) -> RowCounts:
+        """Rows that an update takes."""
+        return count_rows(self.lengths, self.budget, batch_shards(self.mesh))
+
+    @property
+    def computed_rows(self) -> int:
+        """Rows of tokens that score and update compute, over all devices."""
+        return round(self.rows.token_rows) * batch_shards(self.mesh)
 
     @property
     def full_attention_fraction(self) -> float:
@@ -67,16 +93,8 @@ class Workload:
         return len(set(self.model.full_attention_layers) & set(range(layers))) / layers
 
 
-def one_prompt_each(config: Config, shards: int) -> Config:
-    """The config with micro-batches of a prompt in each of ``shards`` parts, where it leaves them open."""
-    train = config.train
-    if train.micro_prompts:
-        return config
-    return replace(config, train=replace(train, micro_prompts=math.gcd(train.update_prompts, shards)))
-
-
-def workload(config: Config, model: ModelConfig, mesh: Mesh) -> Workload:
-    """The run ``config`` with a model of these sizes on ``mesh``.
+def workload(config: Config, model: ModelConfig, mesh: Mesh, kind: str = "full") -> Workload:
+    """The run ``config`` with a model of these sizes on ``mesh``, with lengths of a ``kind``.
 
     Raises:
       ValueError: no buckets, the largest patch bucket is no whole number of windows, or the sampling is out
@@ -85,15 +103,17 @@ def workload(config: Config, model: ModelConfig, mesh: Mesh) -> Workload:
     for key in ("prompt_buckets", "patch_buckets"):
         if not getattr(config.data, key):
             raise ValueError(f"config.data.{key} is left to the data, which is not looked at here: name it")
-    config = one_prompt_each(config, batch_shards(mesh))
     patches, slots = max(config.data.patch_buckets), model.window_slots
     if patches % slots:
         raise ValueError(
             f"config.data.patch_buckets: {patches} is not a multiple of {slots}, the patches of a window"
         )
+    if not config.train.row_tokens:
+        row = row_choices(config, batch_shards(mesh), max(config.data.prompt_buckets))[0]
+        config = replace(config, train=replace(config.train, row_tokens=row))
     sampling_of(config)
     optimizer = make_optimizer(config.optimizer, _STEPS)
-    return Workload(config, model, mesh, algorithm(config), optimizer)
+    return Workload(config, model, mesh, algorithm(config), optimizer, kind)
 
 
 def program(work: Workload, name: str) -> tuple[Any, tuple, dict[str, Any]]:
@@ -106,9 +126,8 @@ def program(work: Workload, name: str) -> tuple[Any, tuple, dict[str, Any]]:
         return engine.decode, (given[0], work.model, *given[1:]), {"steps": work.config.rollout.max_tokens}
     if name == "score":
         wanted = work.algorithm.needs_of("policy") | {LOGPROB}
-        return programs.score, given, {"wanted": wanted, "micro_batches": work.micro_batches}
-    static = {"algorithm": work.algorithm, "optimizer": work.optimizer, "micro_batches": work.micro_batches}
-    return programs.update, given, static
+        return programs.score, given, {"wanted": wanted}
+    return programs.update, given, {"algorithm": work.algorithm, "optimizer": work.optimizer}
 
 
 def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
@@ -116,7 +135,16 @@ def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
     like = tuple(argument for argument in program(work, name)[1] if argument is not work.model)
     layout = jax.tree.map(lambda leaf: leaf.sharding, like)
     with jax.set_mesh(work.mesh):
-        return jax.jit(partial(_MAKERS[name], work), out_shardings=layout)(jax.random.key(seed))
+        made = jax.jit(partial(_MAKERS[name], work), out_shardings=layout)(jax.random.key(seed))
+
+        def pack(argument: Any) -> Any:
+            if not isinstance(argument, TrainBatch):
+                return argument
+            row_tokens = work.config.train.row_tokens
+            packed = pack_batch(argument.prompts, argument.responses, work.model, work.mesh, row_tokens)
+            return replace(argument, packed=packed)
+
+        return tuple(map(pack, made))
 
 
 def _prefill(work: Workload, key: Key[Array, ""]) -> tuple:
@@ -206,18 +234,26 @@ def _prompts(work: Workload, b: int) -> Prompts:
 
 
 def _batch(work: Workload, key: Key[Array, ""]) -> TrainBatch:
-    b, of_tokens, of_corruption = work.config.train.update_prompts, *jax.random.split(key)
+    """A batch whose rows are yet to be packed (`arguments`)."""
+    of_batch, of_views = jax.random.split(key)
+    prompts, responses = _unpacked(work, of_batch)
+    packed = zero_rows(work.budget, batch_shards(work.mesh))
+    return TrainBatch(prompts, responses, packed, jax.random.split(of_views, len(prompts.mask)))
+
+
+def _unpacked(work: Workload, key: Key[Array, ""]) -> tuple[Prompts, Responses]:
+    b = work.config.train.update_prompts
     rows = (b, work.config.rollout.group)
     shape = (*rows, work.config.rollout.max_tokens)
     responses = Responses(
-        tokens=jax.random.randint(of_tokens, shape, 0, work.model.vocabulary),
+        tokens=jax.random.randint(key, shape, 0, work.model.vocabulary),
         mask=jnp.ones(shape, bool),
         logprob=jnp.full(shape, -math.log(work.model.vocabulary)),
         log_kept=jnp.zeros(shape),
         stop=jnp.full(rows, StopReason.LENGTH, jnp.int32),
         valid=jnp.ones(rows, bool),
     )
-    return TrainBatch(_prompts(work, b), responses, jax.random.split(of_corruption, b))
+    return _prompts(work, b), responses
 
 
 def _policy(work: Workload) -> Policy:
@@ -251,12 +287,21 @@ def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
     caches = {4: ("batch", None, "heads", None), 5: ("batch", None, "heads", None, None)} if decoding else {}
 
     def place(leaf: Any) -> Any:
-        axes = caches.get(leaf.ndim, ("batch", *[None] * (leaf.ndim - 1)))
+        axes = caches.get(leaf.ndim, ("batch", *[None] * (leaf.ndim - 1))[: leaf.ndim])
         if isinstance(argument, Policy | jax.ShapeDtypeStruct):  # the bias of the vocabulary
             axes = (None,)
         placed = sharding(work.mesh, axes, leaf.shape)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
+    if isinstance(argument, TrainBatch):
+
+        def place_row(leaf: Any) -> Any:  # ``m d``
+            axes = (None, "batch", *[None] * leaf.ndim)[: leaf.ndim]
+            placed = sharding(work.mesh, axes, leaf.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+        packed = jax.tree.map(place_row, argument.packed)
+        return replace(jax.tree.map(place, argument), packed=packed)
     return jax.tree.map(place, argument)
 
 

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from mmrl.plan.flops import Flops, count
+from mmrl.plan.flops import Flops, count, innermost
 
 M, K, N, LAYERS = 8, 16, 32, 5
 x, w = jnp.ones((M, K)), jnp.ones((K, N))
@@ -105,9 +105,78 @@ def test_a_loop_of_unknown_length_says_so():
 
     one = 2 * K * K * K
     assert counted(loop, square) == Flops(one, unbounded=True)
-    assert counted(loop, square, while_trips=11) == Flops(11 * one)
+    assert counted(loop, square, trips={"": 11}) == Flops(11 * one)
+    assert counted(loop, square, trips={"elsewhere": 11}) == Flops(one, unbounded=True)
     counts_only = jax.make_jaxpr(lambda: jax.lax.while_loop(lambda i: i < 3, lambda i: i + 1, 0))()
     assert count(counts_only) == Flops(0)
+
+
+def scoped(name, times, body, x):
+    with jax.named_scope(name):
+        return jax.lax.fori_loop(0, times, lambda _, x: body(x), x)
+
+
+def nested(x, n, m):
+    """A product in a loop, and one in a loop inside that one, in a scan and a scope without a number."""
+
+    def inside(x):
+        with jax.named_scope("layer"):
+            return jax.lax.scan(lambda x, _: (jax.jit(product)(x), None), x @ x, length=7)[0]
+
+    def product(x):
+        return scoped("inner", m, lambda x: x @ x, x)
+
+    return scoped("outer", n, inside, x)
+
+
+@pytest.mark.parametrize(
+    ("trips", "times", "known"),
+    [
+        ({"outer": 3, "inner": 5}, 3 * (1 + 7 * 5), True),
+        ({"outer": 3, "inner": 2.5}, 3 * (1 + 7 * 2.5), True),
+        ({"outer": 3, "": 2}, 3 * (1 + 7 * 2), True),
+        ({"": 2}, 2 * (1 + 7 * 2), True),
+        ({"outer": 3}, 3 * (1 + 7), False),  # the scope of a loop is not that of the loops in it
+        ({"inner": 5}, 1 + 7 * 5, False),
+        ({}, 1 + 7, False),
+    ],
+)
+def test_loops_run_as_often_as_their_scopes_say(trips, times, known):
+    one = 2 * K * K * K
+    assert counted(nested, square, 1, 1, trips=trips) == Flops(round(one * times), unbounded=not known)
+
+
+def test_a_loop_of_a_gradient_has_the_scope_of_its_function():
+    @jax.custom_vjp
+    def power(x, n):
+        return jax.lax.fori_loop(0, n, lambda _, x: x @ x, x)
+
+    def forward(x, n):
+        out = power(x, n)
+        return out, (out, n)
+
+    def backward(saved, given):
+        out, n = saved
+        return jax.lax.fori_loop(0, n, lambda _, x: x @ out @ x, given), None
+
+    power.defvjp(forward, backward)
+
+    def loss(x, n):
+        with jax.named_scope("power"):
+            return jax.checkpoint(power)(x, n).sum()
+
+    one = 2 * K * K * K
+    found = counted(jax.value_and_grad(loss), square, 1, trips={"power": 5})
+    assert found == Flops(5 * (1 + 1 + 2) * one)  # forward, again for the gradient, and twice
+
+
+def test_the_innermost_of_the_names_that_are_given():
+    trips = {"rows": 2, "pairs": 3}
+    assert innermost(trips, "a/rows/b/transpose(jvp(pairs))/c") == 3
+    assert innermost(trips, "pairs/rows") == 2
+    assert innermost(trips, "a/b") is None
+    assert innermost({**trips, "": 4}, "a/b") == 4
+    assert innermost({}, "a/rows") is None
 
 
 def test_a_shard_map_counts_all_devices():
@@ -141,6 +210,24 @@ def test_a_kernel_counts_its_stated_cost_or_its_grid(stated):
         cost_estimate=cost,
     )
     assert counted(call, x, w).total == (stated or 2 * M * K * N)
+
+
+@pytest.mark.parametrize(
+    ("trips", "times", "known"), [({"pairs": 3}, 3, True), ({"": 5}, 5, True), ({"rows": 3}, 1, False)]
+)
+def test_a_grid_whose_size_is_data_counts_by_its_scope(trips, times, known):
+    def call(n, x, w):
+        with jax.named_scope("pairs"):
+            return pl.pallas_call(
+                kernel,
+                grid=(2, n),
+                in_specs=[pl.BlockSpec(shape, lambda i, j: (0, 0)) for shape in ((M, K), (K, N))],
+                out_specs=pl.BlockSpec((M, N), lambda i, j: (0, 0)),
+                out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
+            )(x, w)
+
+    one = 2 * M * K * N
+    assert counted(call, 1, x, w, trips=trips) == Flops(2 * times * one, unbounded=not known)
 
 
 def test_a_product_that_is_not_counted_is_refused():

@@ -134,7 +134,7 @@ DYNAMIC = "  ROOT %and = pred[] and(%flag, %less)"
 def test_how_often_a_loop_runs(text, trips):
     assert hlo.analyse(text).unbounded == (trips is None)
     assert only(text)[1].count == (trips or 1)
-    assert only(text, while_trips=5)[1].count == (trips or 5)
+    assert only(text, trips={"": 5})[1].count == (trips or 5)
 
 
 def test_loops_in_loops_multiply():
@@ -153,6 +153,50 @@ def test_loops_in_loops_multiply():
 """
     text = outer.replace("ENTRY", fixed + "ENTRY")
     assert only(text)[1].count == 28 + 28 * 8
+
+
+def named(name: str, text: str) -> str:
+    return text.replace("body=%body", f'body=%body, metadata={{op_name="jit(step)/{name}"}}')
+
+
+OF_DATA = [
+    (named("rows/while", loop(DYNAMIC)), {"rows": 5}, 5),
+    (named("rows/while/body/transpose(jvp(pairs))/while", loop(DYNAMIC)), {"rows": 5, "pairs": 3}, 3),
+    (named("rows/while/body/layer/while", loop(DYNAMIC)), {"rows": 5}, None),
+    (named("rows/while/body/layer/while", loop(DYNAMIC)), {"rows": 5, "": 2}, 2),
+    (named("rows/while", loop(CARRIED)), {"rows": 5}, 28),
+    (loop(DYNAMIC), {"rows": 5}, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "trips", "times"), OF_DATA,
+    ids=["own scope", "inner scope", "scope of the loop around", "any", "counted", "no scope"],
+)  # fmt: skip
+def test_a_loop_runs_as_often_as_its_own_scope_says(text, trips, times):
+    assert hlo.analyse(text, trips=trips).unbounded == (times is None)
+    assert only(text, trips=trips)[1].count == (times or 1)
+
+
+def test_loops_by_scopes_multiply_and_need_not_be_whole():
+    inner = """%pairs (q: (bf16[256,4096])) -> (bf16[256,4096]) {
+  %q = (bf16[256,4096]{1,0}) parameter(0)
+  %r = bf16[256,4096]{1,0} get-tuple-element(%q), index=0
+  %h = bf16[1024,4096]{1,0} all-gather(%r), channel_id=2, replica_groups=[4,4]<=[16], dimensions={0}
+  ROOT %u = (bf16[256,4096]{1,0}) tuple(%r)
+}
+
+%more (q: (bf16[256,4096])) -> pred[] {
+  %q = (bf16[256,4096]{1,0}) parameter(0)
+  ROOT %go = pred[] custom-call(%q), custom_call_target="maybe"
+}
+
+"""
+    of_pairs = """  %s = (bf16[256,4096]{1,0}) tuple(%q)
+  %in = (bf16[256,4096]{1,0}) while(%s), condition=%more, body=%pairs, \
+metadata={op_name="jit(step)/rows/while/body/pairs/while"}"""
+    text = named("rows/while", loop(DYNAMIC, body=of_pairs)).replace("%body (", inner + "%body (")
+    assert only(text, trips={"rows": 4, "pairs": 2.5})[1] == hlo.Traffic(4 + 10, (4 + 10) * WHOLE * 3 / 4)
 
 
 SCATTER = """%all-reduce-scatter.1 (input: bf16[1024,4096]) -> bf16[256,4096] {

@@ -33,6 +33,7 @@ from mmrl.plan.workload import PROGRAMS, arguments, program, workload
 from mmrl.train.metrics import CompileCounter
 
 P, N, G, R, LANES, UPDATE = 24, 32, 2, 5, 2, 2
+ROW = 128  # the shortest: both groups of an update fit in it
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "quickstart.py"
 
 
@@ -54,7 +55,7 @@ def work(fixtures_dir):
         {
             "data": {"prompt_buckets": (8, P), "patch_buckets": (16, N)},
             "rollout": {"prompts": 4, "prompt_slots": LANES, "group": G, "max_tokens": R},
-            "train": {"update_prompts": UPDATE, "micro_prompts": 1},
+            "train": {"update_prompts": UPDATE, "row_tokens": ROW},
             "algorithm": {"name": "papo_g"},
         }
     )
@@ -90,7 +91,7 @@ def counted(work, name: str) -> int:
     function, abstract, static = program(work, name)
     with jax.set_mesh(work.mesh):
         traced = function.trace(*abstract, **static)
-    return flops.count(traced.jaxpr, while_trips=R, platform="cpu").total
+    return flops.count(traced.jaxpr, trips={**work.trips, "decode_steps": R}, platform="cpu").total
 
 
 def test_prompts_are_those_of_the_processor(policy):
@@ -224,7 +225,8 @@ def test_report(work, measured):
         assert row["memory"]["held"] >= row["memory"]["argument"]
         assert f"{taken['median']:.4g}" in bench_text(made)
     assert rows["decode"]["step"]["seconds"] == pytest.approx(rows["decode"]["seconds"]["median"] / R)
-    assert rows["update"]["shapes"]["micro_batches"] == UPDATE
+    for name in ("score", "update"):
+        assert (rows[name]["shapes"]["rows"], rows[name]["shapes"]["row_tokens"]) == (1, ROW)
 
 
 def as_lists(node):
@@ -297,5 +299,5 @@ def test_out_of_memory_names_the_program_and_the_fix(work, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
     monkeypatch.setattr("mmrl.plan.measure.compile_program", refuse)
-    with pytest.raises(ValueError, match=r"update does not fit .* config\.train\.micro_prompts"):
+    with pytest.raises(ValueError, match=r"update does not fit .* config\.train\.row_tokens"):
         measure(work, "update", 1)

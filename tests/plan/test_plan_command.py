@@ -38,6 +38,7 @@ MODEL = {
     },
 }
 PROMPT, PATCHES, GROUP, TOKENS, PROMPTS = 256, 256, 4, 128, 4
+ROW = PROMPT + GROUP * TOKENS  # a group; two images, as each of the two parts of the batch has, leave a third
 TEXT_WEIGHTS = LAYERS * (4 * WIDTH * HEADS * HEAD_DIM + 3 * WIDTH * MLP)
 VISION_WEIGHTS = VISION_LAYERS * (4 * VISION_WIDTH**2 + 3 * VISION_WIDTH * VISION_MLP)
 MERGER_WEIGHTS = 4 * VISION_WIDTH * (4 * VISION_WIDTH + WIDTH)
@@ -49,6 +50,7 @@ RUN = (
     f"--config.rollout.max_tokens={TOKENS}",
     f"--config.rollout.group={GROUP}",
     f"--config.train.update_prompts={PROMPTS}",
+    f"--config.train.row_tokens={ROW}",
     "--config.model.dtype=bfloat16",
 )
 
@@ -68,6 +70,7 @@ def test_sizes_come_from_somewhere(capsys):
         (["--topology=v6p:2x2"], "unknown generation; did you mean 'v6e'?"),
         (["--smallest=v6p"], "unknown generation; did you mean 'v6e'?"),
         (["--smallest=v5e", "--suggest"], "--suggest looks at one slice: name it with --topology"),
+        (["--topology=v5e:2x2", "--lengths=short"], "there is no 'short'; there are 'full', 'long-tailed'"),
         (["--topology=v5e:2x2", "--batch=4"], "unknown argument '--batch=4'"),
         (["--topology=v5e:2x2", "--config.mesh.tenser=4"], "did you mean config.mesh.tensor?"),
     ],
@@ -84,8 +87,8 @@ def test_mistakes(options, message, capsys):
         (["--topology=v5e:4x4*2"], "set replica to 2"),
         (["--topology=v5e:2x2", "--config.mesh.tensor=3"], "does not fit 4 devices"),
         (
-            ["--topology=v5e:4x4", "--config.train.micro_prompts=4"],
-            "config.train.micro_prompts=4 cannot be cut evenly into the 16 parts",
+            ["--topology=v5e:4x4", "--config.train.update_prompts=4"],
+            "config.train.update_prompts=4 cannot be cut evenly into the 16 parts",
         ),
         (["--topology=v5e:4x4", "--per-shard=0"], "--per-shard: '0' should be a whole number, 1 or more"),
         (["--smallest=v5e", "--per-shard=0"], "--per-shard: '0' should be a whole number, 1 or more"),
@@ -127,7 +130,7 @@ def test_a_tiny_model_on_four_chips(tmp_path):
     out, progress = planned(tmp_path, "--topology=v5e:2x2", "--per-shard=1", *only, "--suggest", "--json")
     plan = json.loads(out)["plan"]
     assert plan["mesh"] == {"replica": 1, "data": 1, "fsdp": 2, "tensor": 2}
-    assert plan["batches"]["train.micro_prompts"] == plan["batches"]["rollout.prompt_slots"] == 2
+    assert (plan["batches"]["train.row_tokens"], plan["batches"]["rollout.prompt_slots"]) == (ROW, 2)
     decode, update = plan["programs"]
     assert (decode["program"], update["program"]) == ("decode", "update")
     for program in (decode, update):
@@ -148,10 +151,12 @@ def test_a_tiny_model_on_four_chips(tmp_path):
     assert update["collectives"]["all-gather"]["wire_bytes"] > 0
     assert {"reduce-scatter", "all-reduce"} & update["collectives"].keys()
 
+    assert (update["rows"], update["tokens"], update["computed_over_real"]) == (PROMPTS, PROMPTS * ROW, 1)
+    assert update["repeated_over_real"] == GROUP * (PROMPT + TOKENS) / ROW
     assert decode["flops"] == decode_flops() / 4
     assert update["flops"] == pytest.approx(update_flops() / 4, rel=0.05)
     assert [(one["key"], one["value"]) for one in plan["suggestions"]] == [
-        ("train.micro_prompts", 4),
+        ("train.row_tokens", ROW),  # all that there is in a row
         ("rollout.prompt_slots", 8),
     ]
 
@@ -163,13 +168,18 @@ def decode_flops() -> int:
 
 
 def update_flops() -> int:
-    """Each prompt once: three passes forward and backward, and four of the output table, which recomputes."""
-    responses = GROUP * TOKENS
-    images = PATCHES * (VISION_WEIGHTS + 2 * 3 * 14 * 14 * VISION_WIDTH) + PATCHES // 4 * MERGER_WEIGHTS
-    products = 3 * ((PROMPT + responses) * TEXT_WEIGHTS + images) + 4 * responses * OUTPUT_WEIGHTS
-    pairs = PROMPT**2 + responses * (PROMPT + TOKENS)
-    attention = 3.5 * LAYERS * 4 * HEADS * HEAD_DIM * pairs
-    return PROMPTS * (2 * products + attention)
+    """Three passes forward and backward, four of images and of the output table; attention by its blocks."""
+    block, parts = 128, 2
+    patches = parts * ROW
+    images = VISION_WEIGHTS + MERGER_WEIGHTS / 4
+    products = PROMPTS * ROW * (3 * TEXT_WEIGHTS + 4 * OUTPUT_WEIGHTS)
+    products += patches * (4 * images + 3 * 3 * 14 * 14 * VISION_WIDTH)
+    text_pairs = 3 + GROUP * (2 + 1)  # a prompt of two blocks, which each response of one reads
+    image_pairs = 2 * 2**2 + 2, ROW // block  # two images and two empty blocks; windows
+    # Two products forward and seven backward; heads of the vision tower are filled up to 128.
+    attention = PROMPTS * text_pairs * block**2 * LAYERS * HEADS * HEAD_DIM * (2 + 7)
+    attention += parts * sum(image_pairs) * block**2 * 2 * 128 * (2 + 2 + 7)
+    return round(2 * (products + attention))
 
 
 @pytest.mark.slow

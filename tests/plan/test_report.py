@@ -15,17 +15,18 @@ from mmrl.plan.search import Attempt, Finding, Plan, Suggestion
 
 LIMIT = 16 * GIB
 FITS = Finding(
-    "decode", 16, 16, "fits", 9 * GIB, LIMIT, 2 * GIB,
+    "decode", 16, 0, "fits", 9 * GIB, LIMIT, 2 * GIB,
     memory=MemoryUse(4 * GIB, GIB, 3 * GIB, 0, 0, 7 * GIB),
     flops=5e13, least_bytes=2 * 10**12, collectives={"all-reduce": Traffic(1234, 5.5e9)},
     roofline_seconds=2.5, cycle_seconds=3.25, compile_seconds=12.4,
 )  # fmt: skip
 REFUSED = Finding(
-    "update", 16, 128, "no", 20 * GIB, LIMIT, GIB, flops=7e15, compile_seconds=4.0, unbounded=True
-)
-NOT_COMPILED = Finding("score", 16, 128, "no", 33 * GIB, LIMIT, GIB)
+    "update", 128, 8192, "no", 20 * GIB, LIMIT, GIB, flops=7e15, compile_seconds=4.0, unbounded=True,
+    rows=48, tokens=262144, computed_over_real=1.5, repeated_over_real=3.25,
+)  # fmt: skip
+NOT_COMPILED = replace(REFUSED, program="score", needed_bytes=33 * GIB, flops=None, compile_seconds=0.0)
 MESH = {"replica": 1, "data": 1, "fsdp": 4, "tensor": 4}
-CONFIG = replace(Config(), train=replace(Config().train, micro_prompts=16))
+CONFIG = replace(Config(), train=replace(Config().train, row_tokens=8192))
 PLAN = Plan(parse_topology("v5e:4x4"), MESH, CONFIG, (FITS, NOT_COMPILED, REFUSED), quick=False)
 
 
@@ -40,8 +41,12 @@ def cells(plan: Plan) -> dict[str, list[str]]:
 def test_the_table():
     rows = cells(PLAN)
     assert rows[""] == ["decode", "score", "update"]
-    assert rows["prompts at once"] == ["16", "16", "16"]
     assert rows["prompts in one call"] == ["16", "128", "128"]
+    assert rows["tokens in it, prompts once"] == ["-", "262,144", "262,144"]
+    assert rows["rows computed"] == ["-", "48", "48"]
+    assert rows["slots of a row"] == ["-", "8192", "8192"]
+    assert rows["slots computed over tokens"] == ["-", "1.5", "1.5"]
+    assert rows["with repeated prompts over tokens"] == ["-", "3.25", "3.25"]
     assert rows["verdict"] == ["fits", "does not fit", "does not fit"]
     assert rows["arguments"] == ["4.00", "-", "-"]
     assert rows["outputs"] == ["1.00", "-", "-"]
@@ -63,7 +68,10 @@ def test_the_head_says_for_what():
     head = plan_text("Qwen2.5-VL-7B", PLAN).split("\n\n")[0]
     assert "Qwen2.5-VL-7B on v5e:4x4: 16 devices of 15.75 GiB" in head
     assert "fsdp 4, tensor 4" in head
-    assert "config.train.micro_prompts=16" in head
+    assert "config.train.row_tokens=8192" in head
+    assert "counted for full lengths; memory is for the longest" in head
+    tailed = plan_text("a model", replace(PLAN, lengths="long-tailed")).split("\n\n")[0]
+    assert "counted for long-tailed lengths" in tailed
 
 
 def test_estimates_say_what_they_leave_out():
@@ -92,8 +100,8 @@ def test_a_rollout_that_does_not_fit_is_told_of_the_tensor_axis():
             " (16 fits, 32 fits, 64 tight)",
         ),
         (
-            Suggestion("train.micro_prompts", None, ((16, "no"),)),
-            "config.train.micro_prompts: none that was tried is a clear fit (16 does not fit)",
+            Suggestion("train.row_tokens", None, ((16, "no"),)),
+            "config.train.row_tokens: none that was tried is a clear fit (16 does not fit)",
         ),
     ],
 )
@@ -125,13 +133,17 @@ def test_json():
     assert read["model"] == "a model"
     plan = read["plan"]
     assert (plan["topology"], plan["devices"], plan["mesh"], plan["quick"]) == ("v5e:4x4", 16, MESH, False)
-    assert plan["batches"]["train.micro_prompts"] == 16
+    assert plan["batches"]["train.row_tokens"] == 8192
+    assert plan["lengths"] == "full"
     decode, score, update = plan["programs"]
     assert decode["memory"] == {
         "argument": 4 * GIB, "output": GIB, "temporary": 3 * GIB, "alias": 0, "code": 0, "peak": 7 * GIB
     }  # fmt: skip
     assert decode["collectives"] == {"all-reduce": {"count": 1234, "wire_bytes": 5.5e9}}
     assert (score["flops"], update["memory"], update["unbounded"]) == (None, None, True)
+    packing = ("row_tokens", "rows", "tokens", "computed_over_real", "repeated_over_real")
+    assert [update[name] for name in packing] == [8192, 48, 262144, 1.5, 3.25]
+    assert [decode[name] for name in packing] == [0, 0, 0, None, None]
     assert plan["suggestions"] == [
         {
             "key": "rollout.prompt_slots",

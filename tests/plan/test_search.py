@@ -13,51 +13,50 @@ from mmrl.plan.chips import GIB, TPUS, Topology, parse_topology
 from mmrl.plan.search import Finding, fit_verdict
 from mmrl.plan.workload import Workload, workload
 
+ROW = 6144  # the smallest that a prompt and a response fit in
 
-def config(*, micro=4, update=8, prompts=16, prompt_slots=0, tensor=1) -> Config:
+
+def config(*, row=ROW, update=8, prompts=16, prompt_slots=0, tensor=1) -> Config:
     return from_dict(
         {
             "data": {"prompt_buckets": (4096,), "patch_buckets": (10368,)},
-            "train": {"micro_prompts": micro, "update_prompts": update},
+            "train": {"row_tokens": row, "update_prompts": update},
             "rollout": {"prompts": prompts, "prompt_slots": prompt_slots},
             "mesh": {"tensor": tensor},
         }
     )
 
 
-def sizes_of(made: Config) -> tuple[int, int, int, int]:
-    return (
-        made.train.micro_prompts,
-        made.train.update_prompts,
-        made.rollout.prompts,
-        made.rollout.prompt_slots,
-    )
+def sizes_of(made: Config) -> tuple[int, int, int]:
+    return made.train.update_prompts, made.rollout.prompts, made.rollout.prompt_slots
 
 
 @pytest.mark.parametrize(
     ("shards", "per_shard", "expected"),
     [
-        (2, 1, (2, 8, 16, 2)),
-        (4, 2, (8, 8, 16, 8)),
-        (16, 1, (16, 16, 16, 16)),
-        (3, 1, (3, 9, 18, 3)),  # the next multiples of 3 from 8, and of 9 from 16
-        (64, 2, (128, 128, 128, 128)),
-        (2, None, (4, 8, 16, 0)),
+        (2, 1, (8, 16, 2)),
+        (4, 2, (8, 16, 8)),
+        (16, 1, (16, 16, 16)),
+        (3, 1, (9, 18, 3)),  # the next multiples of 3 from 8, and of 9 from 16
+        (64, 2, (64, 128, 128)),  # a prompt for every slot
+        (2, None, (8, 16, 0)),
     ],
 )
 def test_with_batches(shards, per_shard, expected):
-    assert sizes_of(search.with_batches(config(), shards, per_shard)) == expected
+    made = search.with_batches(config(), shards, per_shard)
+    assert sizes_of(made) == expected
+    assert made.train.row_tokens == config().train.row_tokens
 
 
 @pytest.mark.parametrize(
     ("made", "named"),
     [
-        (config(micro=4), r"config.train.micro_prompts=4 cannot be cut evenly into the 8 parts"),
+        (config(update=4), r"config.train.update_prompts=4 cannot be cut evenly into the 8 parts"),
         (
-            config(micro=8, prompt_slots=4),
+            config(prompt_slots=4),
             r"config.rollout.prompt_slots=4 cannot .* multiples of 8, or let --per-shard=1",
         ),
-        (config(micro=2, update=4, prompts=4), r"micro_prompts=2 and config.rollout.prompts=4 cannot"),
+        (config(update=4, prompts=4), r"update_prompts=4 and config.rollout.prompts=4 cannot"),
     ],
 )
 def test_batches_that_do_not_divide_are_refused(made, named):
@@ -83,6 +82,11 @@ def test_arguments_alone_can_be_too_large(model, monkeypatch):
         6 * GIB,
         None,
     )
+    groups = 8 * (4096 + 8 * 2048), 8 * 8 * (4096 + 2048)  # prompts once, and repeated
+    assert (found.row_tokens, found.rows, found.tokens) == (ROW, 8 * 8, groups[0])
+    assert found.computed_over_real == 8 * 8 * ROW / groups[0]
+    assert found.repeated_over_real == groups[1] / groups[0]
+    assert search.examine(work, "decode", topology, quick=True).computed_over_real is None
     monkeypatch.setattr(search, "resident_bytes", lambda work, name: 5 * GIB)
     with pytest.raises(AttributeError, match="trace"):
         search.examine(work, "update", topology, quick=True)
@@ -90,7 +94,10 @@ def test_arguments_alone_can_be_too_large(model, monkeypatch):
 
 @pytest.fixture
 def needs(monkeypatch):
-    """Has every program need GiB by its name, prompts and mesh; its list fills with what is asked."""
+    """Has every program need GiB by its name, size and mesh; its list fills with what is asked.
+
+    The size is the number of prompts in prefill and decode, and the length of rows in score and update.
+    """
 
     def mesh_of(topology, sizes):
         shape = [sizes.get(axis, 1) for axis in AXES]
@@ -105,11 +112,12 @@ def needs(monkeypatch):
 
         def examine(work: Workload, program_name: str, topology: Topology, *, quick: bool) -> Finding:
             rollout = program_name in ("prefill", "decode")
-            prompts = work.prompt_slots if rollout else work.config.train.micro_prompts
-            asked.append((str(topology), program_name, prompts))
+            size = work.prompt_slots if rollout else work.budget.tokens
+            asked.append((str(topology), program_name, size))
             limit = TPUS[topology.generation].hbm_bytes
-            needed = int(gib(program_name, prompts, work.mesh) * GIB)
-            return Finding(program_name, prompts, prompts, fit_verdict(needed, limit), needed, limit, 0)
+            needed = int(gib(program_name, size, work.mesh) * GIB)
+            row = 0 if rollout else size
+            return Finding(program_name, size, row, fit_verdict(needed, limit), needed, limit, 0)
 
         monkeypatch.setattr(search, "examine", examine)
         monkeypatch.setattr(search.aot, "device_mesh", mesh_of)
@@ -124,41 +132,56 @@ def suggested(model, made: Config, **options):
 
 
 def test_batches_grow_until_one_does_not_fit(needs, model):
-    needs(lambda program, prompts, mesh: prompts * {"update": 1.0, "decode": 0.1}.get(program, 0.01))
-    found = suggested(model, config(micro=4, update=16, prompts=32, prompt_slots=4))
-    assert found["train.micro_prompts"] == (8, ((4, "fits"), (8, "fits"), (16, "no")))
-    assert found["rollout.prompt_slots"][0] == 32  # all prompts of a batch
+    needs(lambda program, size, mesh: size * {"update": 1 / 1024, "decode": 0.1}.get(program, 1e-5))
+    found = suggested(model, config(update=64, prompts=64, prompt_slots=4))
+    assert found["train.row_tokens"] == (8192, ((ROW, "fits"), (8192, "fits"), (16384, "no")))
+    assert found["rollout.prompt_slots"][0] == 64  # all prompts of a batch
 
 
 def test_the_second_program_of_a_key_has_a_say(needs, model):
-    needs(lambda program, prompts, mesh: prompts * {"score": 3.0}.get(program, 0.01))
-    assert suggested(model, config(micro=4, update=16))["train.micro_prompts"][0] == 4
+    needs(lambda program, size, mesh: size * {"score": 2 / 1024}.get(program, 1e-5))
+    found = suggested(model, config(update=64, prompts=64))
+    assert found["train.row_tokens"] == (ROW, ((ROW, "fits"), (8192, "no")))
 
 
 def test_batches_shrink_until_one_fits(needs, model):
-    needs(lambda program, prompts, mesh: prompts * 0.9)
-    found = suggested(model, config(micro=32, update=32, prompts=32))
-    assert found["train.micro_prompts"] == (8, ((32, "no"), (16, "tight"), (8, "fits")))
+    needs(lambda program, size, mesh: size * {"update": 1.8 / 1024}.get(program, 1e-5))
+    found = suggested(model, config(row=16384, update=64, prompts=64))
+    assert found["train.row_tokens"] == (ROW, ((16384, "no"), (8192, "tight"), (ROW, "fits")))
 
 
-def test_less_than_one_prompt_a_part_is_not_suggested(needs, model):
-    needs(lambda program, prompts, mesh: 20.0)
-    found = suggested(model, config(micro=8, update=8), names=["update"])
-    assert found == {"train.micro_prompts": (None, ((8, "no"), (4, "no")))}  # the mesh has four parts
+def test_rows_that_no_response_fits_in_are_not_suggested(needs, model):
+    needs(lambda program, size, mesh: 20.0)
+    found = suggested(model, config(row=8192, update=64, prompts=64), names=["update"])
+    assert found == {"train.row_tokens": (None, ((8192, "no"), (ROW, "no")))}
 
 
 def test_only_what_was_asked_for_is_compiled(needs, model):
-    asked = needs(lambda program, prompts, mesh: 1.0)
+    asked = needs(lambda program, size, mesh: 1.0)
     plan = search.plan(config(), model, parse_topology("v5e:2x2"), ["update", "prefill"], per_shard=2)
     assert [found.program for found in plan.findings] == ["prefill", "update"]
-    assert asked == [("v5e:2x2", "prefill", 8), ("v5e:2x2", "update", 8)]
+    assert asked == [("v5e:2x2", "prefill", 8), ("v5e:2x2", "update", ROW)]
     assert plan.mesh == {"replica": 1, "data": 1, "fsdp": 4, "tensor": 1}
+
+
+def test_plans_are_counted_for_lengths(needs, model, monkeypatch):
+    needs(lambda program, size, mesh: 1.0)
+    topology, seen = parse_topology("v5e:2x2"), []
+    examine = search.examine
+    monkeypatch.setattr(
+        search, "examine", lambda work, *rest, **more: seen.append(work.kind) or examine(work, *rest, **more)
+    )
+    plan = search.plan(config(), model, topology, ["update"], lengths="long-tailed", suggest=True)
+    small, _ = search.smallest(config(), model, "v5e", ["update"], lengths="long-tailed")
+    assert plan.lengths == small.lengths == "long-tailed"
+    assert set(seen) == {"long-tailed"}
+    assert search.plan(config(), model, topology, ["update"]).lengths == "full"
 
 
 def test_the_smallest_slice(needs, model):
     """Update needs 100 GiB over all devices; decode 24 over ``tensor``, which the model has two heads for."""
 
-    def gib(program, prompts, mesh):
+    def gib(program, size, mesh):
         return {"update": 100 / mesh.size, "decode": 24 / mesh.shape["tensor"]}.get(program, 1.0)
 
     asked = needs(gib)
@@ -180,7 +203,7 @@ def test_the_smallest_slice(needs, model):
 
 
 def test_no_slice_is_large_enough(needs, model):
-    needs(lambda program, prompts, mesh: 15.0)  # tight
+    needs(lambda program, size, mesh: 15.0)  # tight
     plan, attempts = search.smallest(config(), model, "v5e", per_shard=1)
     assert plan is None
     assert {one.failed.fit for one in attempts} == {"tight"}
@@ -188,11 +211,11 @@ def test_no_slice_is_large_enough(needs, model):
 
 
 def test_a_mesh_that_a_slice_has_no_devices_for_is_passed_by(needs, model):
-    needs(lambda program, prompts, mesh: 30 / mesh.size)
+    needs(lambda program, size, mesh: 30 / mesh.size)
     plan, attempts = search.smallest(config(tensor=4), model, "v5e", per_shard=1)
     assert [(str(one.topology), one.mesh["tensor"]) for one in attempts] == [("v5e:1x1", 1), ("v5e:2x2", 4)]
     assert plan is not None
-    assert sizes_of(plan.config) == (1, 8, 16, 1)  # one part: both of the mesh's axes for batches have one
+    assert sizes_of(plan.config) == (8, 16, 1)  # one part: both of the mesh's axes for batches have one
 
 
 def test_an_unknown_generation_is_named(model):

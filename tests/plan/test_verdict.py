@@ -37,11 +37,12 @@ def memory(argument=4, output=1, temporary=2, peak=6.0) -> MemoryUse:
     return MemoryUse(argument * GIB, output * GIB, temporary * GIB, 0, 0, int(peak * GIB))
 
 
-def judged(compiled: Compiled, *, quick=False, arguments=4 * GIB, resident=3 * GIB, tokens=10):
-    before = Finding("decode", 8, 8, "no", 0, V5E.hbm_bytes, resident)
+def judged(compiled: Compiled, *, quick=False, arguments=4 * GIB, resident=3 * GIB, trips=10):
+    before = Finding("decode", 8, 0, "no", 0, V5E.hbm_bytes, resident)
     return judge(
         before, compiled, argument_bytes=arguments, flops=Flops(4 * 10**15),
-        devices=4, chip=V5E, tokens=tokens, per_token=3 * GIB, quick=quick,
+        devices=4, chip=V5E, trips={} if trips is None else {"": trips}, tokens=10, per_token=3 * GIB,
+        quick=quick,
     )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_arguments_that_are_not_read_stay_resident():
 
 def test_figures_of_one_call():
     found = judged(Compiled(2.0, memory=memory(), text=TEXT))
-    assert (found.prompts, found.in_call, found.compile_seconds, found.unbounded) == (8, 8, 2.0, False)
+    assert (found.prompts, found.compile_seconds, found.unbounded) == (8, 2.0, False)
     assert found.flops == 10**15
     assert found.least_bytes == (4 + 1 + 2 + 9 * 3) * GIB
     assert found.collectives == {"all-gather": hlo.Traffic(10, 10 * 3 * 2000)}
@@ -78,7 +79,9 @@ def test_figures_of_one_call():
 
 
 def test_a_loop_of_unknown_length_is_told():
-    assert judged(Compiled(2.0, memory=memory(), text=TEXT), tokens=None).unbounded
+    found = judged(Compiled(2.0, memory=memory(), text=TEXT), trips=None)
+    assert found.unbounded
+    assert found.collectives == {"all-gather": hlo.Traffic(1, 3 * 2000)}
 
 
 def test_without_optimization_neither_cycles_nor_links_count():
