@@ -21,7 +21,6 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "steps": 2000,
             "batch": 32,
-            "micro_batch": 32,
             "temperature": 0.4,
             "learning_rate": 3e-3,
             "warmup": 20,
@@ -30,9 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.rollout.update({"prompts": 64, "group": 8, "top_p": 0.9})
     config.optimizer.update({"learning_rate": 4e-4, "b2": 0.95, "warmup_updates": 5})
-    config.train.update(
-        {"steps": 50, "update_prompts": 64, "micro_prompts": 32, "evaluate_every": 10, "checkpoint_every": 10}
-    )
+    config.train.update({"steps": 50, "update_prompts": 64, "evaluate_every": 10, "checkpoint_every": 10})
     config.evaluation.update({"prompts": 64, "samples": 4, "top_p": 0.9})
     config = form(config, arg)
     config.data.update(

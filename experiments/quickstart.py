@@ -29,7 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "steps": 330,
             "data": "{workdir}/world/cold_start.parquet",
             "batch": 32,
-            "micro_batch": 32,
             "max_tokens": 10,
             "temperature": 0.45,
             "learning_rate": 3e-3,
@@ -41,8 +40,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.update({"learning_rate": 5e-4, "b2": 0.95, "warmup_updates": 5})
     # A right answer from wrong facts was luck: it earns no more than its format.
     config.reward = Reward(weights={"accuracy": 0.9, "format": 0.1, "unfaithful": -0.9})
-    config.train.update(
-        {"steps": 60, "update_prompts": 32, "micro_prompts": 32, "evaluate_every": 15, "checkpoint_every": 10}
-    )
+    config.train.update({"steps": 60, "update_prompts": 32, "evaluate_every": 15, "checkpoint_every": 10})
     config.evaluation.update({"prompts": 32, "samples": 8, "top_p": 0.9})
     return form(config, arg)

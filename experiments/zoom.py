@@ -30,7 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "steps": 100,
             "data": "{workdir}/world/cold_start.parquet",
             "batch": 32,
-            "micro_batch": 32,
             "learning_rate": 3e-3,
             "warmup": 20,
             "checkpoint_every": 200,
@@ -39,9 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rollout.update({"prompts": 16, "group": 8})
     config.reward = Reward(weights={"accuracy": 1.0})
     config.optimizer.update({"learning_rate": 3e-4, "b2": 0.95, "warmup_updates": 5})
-    config.train.update(
-        {"steps": 30, "update_prompts": 16, "micro_prompts": 16, "evaluate_every": 5, "checkpoint_every": 10}
-    )
+    config.train.update({"steps": 30, "update_prompts": 16, "evaluate_every": 5, "checkpoint_every": 10})
     config.evaluation.update({"prompts": 32, "samples": 4})
     config = form(config, arg)
     # A call has 6 tokens, what it shows 15, an error up to 30, an answer 4: room for one call.

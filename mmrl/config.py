@@ -169,8 +169,9 @@ class TrainConfig:
 
     steps: int = 100  # rollout batches
     update_prompts: int = 128  # prompts of one optimizer step; divides rollout.prompts
-    # Prompts whose gradient is computed at once: memory, never the result. 0 means what there is room for.
-    micro_prompts: int = 0
+    # Tokens of a packed row, which a device computes at once: memory and speed, never the result. Rows of
+    # patches are as long, or as the largest image. 0 means what there is room for.
+    row_tokens: int = 0
     evaluate_every: int = 10  # steps
     checkpoint_every: int = 10  # steps
     checkpoint_minutes: float = 0.0  # also when so many have passed since the last; 0 means never
@@ -204,7 +205,6 @@ class ColdStartConfig:
     steps: int = 0
     data: str = ""  # rows with a ``solution``, or with ``turns``
     batch: int = 64
-    micro_batch: int = 64
     max_tokens: int = 1024
     temperature: float = 1.0  # that it imitates at; below 1, it is less sure than its data when sampled
     learning_rate: float = 1e-5
@@ -387,16 +387,8 @@ def _check(config: Config) -> None:
             f"config.rollout.group={config.rollout.group}: a group of one has no advantage; use 2 or more"
         )
     _divides("train.update_prompts", config.train.update_prompts, "rollout.prompts", config.rollout.prompts)
-    if config.train.micro_prompts:
-        _divides(
-            "train.micro_prompts",
-            config.train.micro_prompts,
-            "train.update_prompts",
-            config.train.update_prompts,
-        )
-    _divides(
-        "cold_start.micro_batch", config.cold_start.micro_batch, "cold_start.batch", config.cold_start.batch
-    )
+    if config.train.row_tokens < 0:
+        raise ValueError(f"config.train.row_tokens={config.train.row_tokens} should be 0 (what fits) or more")
     if config.rollout.prompt_slots < 0:
         raise ValueError(
             f"config.rollout.prompt_slots={config.rollout.prompt_slots} should be 0 (what fits) or more"

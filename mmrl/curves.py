@@ -158,14 +158,12 @@ _KNOWN = (
     ),
     Panel(
         SPEED,
-        "Padding and idle slots",
+        "Slots computed for each real one",
         {
-            "padding/prompt": "padding of prompts",
-            "padding/patches": "padding of images",
-            "padding/response": "padding of responses",
-            "rollout/occupancy": "slots at work",
+            "padding/text": "tokens of an update",
+            "padding/patches": "patches of an update",
+            "padding/decode": "tokens decoded",
         },
-        percent=True,
     ),
 )
 # Shown only where something is wrong.

@@ -251,6 +251,18 @@ def local_copy(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, tree)
 
 
+def local_parts(tree: Any) -> list[Any]:
+    """The parts of a batch on the mesh that this process holds, in order, as arrays of its host."""
+
+    def parts(x: jax.Array) -> list[np.ndarray]:
+        found = {shard.index[0].indices(x.shape[0])[0]: shard.data for shard in x.addressable_shards}
+        return [np.asarray(found[start]) for start in sorted(found)]
+
+    leaves, structure = jax.tree.flatten(tree)
+    of_leaves = [parts(leaf) for leaf in leaves]
+    return [jax.tree.unflatten(structure, part) for part in zip(*of_leaves, strict=True)]
+
+
 def to_host(tree: Any) -> Any:
     """Arrays as numpy arrays on the host of every process; all of them must call this."""
 

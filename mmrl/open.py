@@ -178,9 +178,12 @@ def with_compute_options(sizes: ModelConfig, config: Config, mesh: Mesh) -> Mode
 def sharding_warnings(config: Config, sizes: ModelConfig, mesh: Mesh | AbstractMesh) -> list[str]:
     """Warnings of sizes that the mesh does not divide: devices then repeat work or weights."""
     parts = batch_shards(mesh)
-    batches = {"train.micro_prompts": config.train.micro_prompts, "rollout.prompts": config.rollout.prompts}
+    batches = {
+        "train.update_prompts": config.train.update_prompts,
+        "rollout.prompts": config.rollout.prompts,
+    }
     if config.cold_start.steps:
-        batches["cold_start.micro_batch"] = config.cold_start.micro_batch
+        batches["cold_start.batch"] = config.cold_start.batch
     widths = {"": sizes.width, " of the vision tower": sizes.vision_width}
     return [
         f"config.{key}={size} is no multiple of {parts}, the parts that config.mesh cuts a batch into: "
@@ -193,6 +196,11 @@ def sharding_warnings(config: Config, sizes: ModelConfig, mesh: Mesh | AbstractM
         for of, width in widths.items()
         if width % mesh.shape["fsdp"]
     ]
+
+
+def training_sizes(config: Config) -> tuple[int, int]:
+    """Tokens and patch slots that every prompt has in training, so that all batches have one shape."""
+    return max(config.data.prompt_buckets), max(config.data.patch_buckets)
 
 
 def check_processes(config: Config, mesh: Mesh) -> None:

@@ -87,7 +87,6 @@ def smoke(config: ConfigDict) -> ConfigDict:
             "steps": 4,
             "data": "{workdir}/world/cold_start.parquet",
             "batch": 8,
-            "micro_batch": 8,
             "max_tokens": 12,
             "warmup": 1,
             "checkpoint_every": 2,
@@ -96,7 +95,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.rollout.update({"prompts": 8, "group": 4, "max_tokens": 12, "max_batches": 2, "top_p": 1.0})
     config.reward.workers = 1
     config.train.update(
-        {"steps": 4, "update_prompts": 4, "micro_prompts": 2, "evaluate_every": 2, "checkpoint_every": 2}
+        {"steps": 4, "update_prompts": 4, "row_tokens": 128, "evaluate_every": 2, "checkpoint_every": 2}
     )
     config.evaluation.update({"prompts": 8, "samples": 4})
     return config

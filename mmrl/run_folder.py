@@ -23,7 +23,7 @@ CHANGEABLE = (
     "rollout.prompt_slots",
     "rollout.slots_per_prompt",
     "rollout.chunk",
-    "train.micro_prompts",
+    "train.row_tokens",
     "train.checkpoint_every",
     "train.checkpoint_minutes",
     "train.evaluate_every",
@@ -31,7 +31,6 @@ CHANGEABLE = (
     "train.keep_best",
     "train.max_skipped",
     "cold_start.checkpoint_every",
-    "cold_start.micro_batch",
     "log.",
     "mesh.",
 )

@@ -3,14 +3,21 @@
 import difflib
 from collections.abc import Collection, Iterable
 
-RENAMED = {"lanes": "prompt_slots", "columns": "slots_per_prompt"}  # keys of the config, before 0.2
+RENAMED = {  # keys of the config, before 0.2; with the section where that is another
+    "lanes": "prompt_slots",
+    "columns": "slots_per_prompt",
+    "micro_prompts": "row_tokens",
+    "micro_batch": "train.row_tokens",
+}
 
 
 def renamed(name: str, known: Collection[str]) -> str:
     """The name that a key of the config, or its last part, has now; "" if it was not renamed."""
     parent, dot, last = name.rpartition(".")
-    now = parent + dot + RENAMED.get(last, "")
-    return now if now in known else ""
+    now = RENAMED.get(last, "")
+    if "." in now:  # of another section, which ``known`` need not have
+        return now
+    return now if (now := parent + dot + now) in known else ""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

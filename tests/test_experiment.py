@@ -123,6 +123,14 @@ def test_none_leaves_a_hyper_parameter_to_the_method():
             "--config.rollout.columns=2",
             "is called config.rollout.slots_per_prompt now",
         ),
+        (
+            "--config.train.micro_prompts=4",
+            "config.train.micro_prompts is called config.train.row_tokens now",
+        ),
+        (
+            "--config.cold_start.micro_batch=4",
+            "config.cold_start.micro_batch is called config.train.row_tokens now",
+        ),
         ("--config.train.steps=many", "config.train.steps=many should be a whole number"),
         ("--config.train.steps=1.5", "should be a whole number"),
         ("--config.train.steps=True", "should be a whole number"),
@@ -157,7 +165,7 @@ def test_none_leaves_a_hyper_parameter_to_the_method():
         ),
         ("--config.rollout.group=1", "a group of one has no advantage"),
         ("--config.train.update_prompts=100", "does not divide config.rollout.prompts"),
-        ("--config.train.micro_prompts=-1", "does not divide"),
+        ("--config.train.row_tokens=-1", "should be 0 (what fits) or more"),
         ("--config.model.dtype=float16", "should be one of 'float32', 'bfloat16'"),
         ("--config.data.overlong=cut", "should be one of 'drop', 'resize', 'error'"),
         ("--config.world.name=cubes", "should be one of 'shapes', 'zoom'"),
@@ -172,9 +180,17 @@ def test_mistakes_are_named(override, message):
         overridden(override)
 
 
-def test_a_run_with_keys_of_before_is_refused_by_their_new_names():
-    with pytest.raises(ValueError, match=r"config\.rollout\.lanes .*it is called 'prompt_slots' now"):
-        from_dict({"rollout": {"lanes": 4}})
+@pytest.mark.parametrize(
+    ("part", "key", "now"),
+    [
+        ("rollout", "lanes", "prompt_slots"),
+        ("train", "micro_prompts", "row_tokens"),
+        ("cold_start", "micro_batch", "train.row_tokens"),
+    ],
+)
+def test_a_run_with_keys_of_before_is_refused_by_their_new_names(part, key, now):
+    with pytest.raises(ValueError, match=rf"config\.{part}\.{key} .*it is called '{now}' now"):
+        from_dict({part: {key: 4}})
 
 
 def test_wrong_files(tmp_path):

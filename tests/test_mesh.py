@@ -94,12 +94,12 @@ def test_host_arrays_keep_their_rows(one):
 def test_what_a_mesh_does_not_divide_is_said():
     sizes = replace(published("7b"), layers=1)
     mesh = AbstractMesh((1, 1, 1024, 4), AXES)
-    config = Config(train=TrainConfig(micro_prompts=1024), rollout=RolloutConfig(prompts=1000))
+    config = Config(train=TrainConfig(update_prompts=1024), rollout=RolloutConfig(prompts=1000))
     batch, text, vision = sharding_warnings(config, sizes, mesh)
     assert "config.rollout.prompts=1000 is no multiple of 1024" in batch
     assert "config.mesh.fsdp=1024 does not divide the width (3584)" in text
     assert "does not divide the width of the vision tower (1280)" in vision
-    config = Config(train=TrainConfig(micro_prompts=1024), rollout=RolloutConfig(prompts=1024))
+    config = Config(train=TrainConfig(update_prompts=1024), rollout=RolloutConfig(prompts=1024))
     assert sharding_warnings(config, sizes, AbstractMesh((1, 8, 128, 4), AXES)) == []
 
 

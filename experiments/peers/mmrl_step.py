@@ -84,7 +84,7 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
         {
             "steps": options.runs + 2,
             "update_prompts": options.prompts_per_step,
-            "micro_prompts": options.micro_prompts,
+            "row_tokens": options.micro_prompts * (len(encoded.tokens) + options.group * options.new),
             "checkpoint_every": options.runs + 2,
         }
     )
@@ -95,25 +95,25 @@ def watch() -> dict[str, int]:
     """Counts, kept up to date from outside, of preprocessed pictures and of patches in the vision tower."""
     import jax
 
-    from mmrl.models import prompts, qwen2_5_vl
+    from mmrl.models import prompts, vision_tower
 
     counts = {"images_preprocessed": 0, "vision_patches": 0}
-    patchify, encode_images = prompts.patchify, qwen2_5_vl.encode_images
+    patchify, through_tower = prompts.patchify, vision_tower._through_tower
 
     def counted_patchify(*args: Any, **kwargs: Any) -> Any:
         counts["images_preprocessed"] += 1
         return patchify(*args, **kwargs)
 
-    def counted_vision(params: Any, config: Any, images: Any) -> Any:
-        rows = images.image.size
+    def counted_vision(params: Any, config: Any, x: Any, *rest: Any) -> Any:
+        rows = x.shape[0] * x.shape[1]
 
         def count() -> None:
             counts["vision_patches"] += rows
 
         jax.debug.callback(count)  # each time that the program comes by, and not once when it is traced
-        return encode_images(params, config, images)
+        return through_tower(params, config, x, *rest)
 
-    prompts.patchify, qwen2_5_vl.encode_images = counted_patchify, counted_vision
+    prompts.patchify, vision_tower._through_tower = counted_patchify, counted_vision
     return counts
 
 

@@ -1,7 +1,7 @@
 """An algorithm as a value, and the three functions that run it: prepare, loss, keep_groups."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class PenaltyTargets:
 
 @struct.dataclass
 class Targets:
-    """Inputs of the loss in the update. Every leaf has leading axis b: a micro-batch is a slice of it."""
+    """Inputs of the loss in the update. Every leaf has leading axis b."""
 
     mask: Bool[Array, "b g r"]
     advantage: Float[Array, "b g r"]  # weights included
@@ -183,6 +183,26 @@ def loss(
 
 def _weighted_sum(coefficient: Float[Array, "b g r"], values: Float[Array, "b g r"]) -> Float[Array, ""]:
     return jnp.sum(coefficient * values)
+
+
+def mask_targets(targets: Targets, there: Bool[Array, "b g r"]) -> Targets:
+    """Targets masked to some tokens: the losses of two halves of a batch's tokens add up to the batch's.
+
+    A response is in one of them as a whole, as objectives may read all of its tokens.
+    """
+
+    def keep(x: Float[Array, "b g r"]) -> Float[Array, "b g r"]:
+        return jnp.where(there, x, 0.0)
+
+    return replace(
+        targets,
+        mask=targets.mask & there,
+        coefficient=keep(targets.coefficient),
+        penalties={
+            name: replace(penalty, coefficient=keep(penalty.coefficient))
+            for name, penalty in targets.penalties.items()
+        },
+    )
 
 
 def keep_groups(

@@ -36,6 +36,7 @@ from mmrl.models.pieces import pieces_of
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, collate, padded, text_ids
 from mmrl.open import OpenModel, check_corruption, prompt_format
+from mmrl.packing import pack_batch
 from mmrl.sample import Sample
 from mmrl.train.programs import TrainBatch, score, views_of
 from mmrl.types import Images, Params, Responses
@@ -43,6 +44,7 @@ from mmrl.types import Images, Params, Responses
 ESTIMATES = ("exact", "k3")
 TOP = (0.05, 0.1, 0.2, 0.4)
 MOST_REGIONS = 64  # of an image, where the caller does not say how large they are
+_BATCH = 8  # prompts whose images and responses are on the device at once
 _PURPOSE = 4  # of random keys, apart from those of a run and of `mmrl generate`
 
 TokenScores = dict[Score, Float[np.ndarray, "r"]]  # of one response
@@ -258,8 +260,7 @@ def score_responses(
     tokens, slots = padded(*longest, model.processor, config.data.prompt_buckets, config.data.patch_buckets)
     length = _round_up(max(len(row) for group in groups for row in group), config.rollout.max_tokens)
     width = _round_up(max(map(len, groups)), config.rollout.group)
-    most = config.train.micro_prompts or batch_shards(model.mesh)
-    size = min(_round_up(len(prompts), most), most)
+    size = min(_round_up(len(prompts), _BATCH), _BATCH)
     size += -size % batch_shards(model.mesh)
     policy = model.policy(config.rollout.temperature)
     measure = partial(
@@ -269,7 +270,6 @@ def score_responses(
         replace(policy, model=replace(policy.model, unroll=1)),
         views=views_of(config),
         wanted=wanted,
-        micro_batches=1,
     )
     total = sum(map(len, groups))
     out: list[list[TokenScores]] = []
@@ -285,7 +285,9 @@ def score_responses(
                 corruption_keys([ids[k] for k in there] + [""] * missing, seed),
             )
             asked, written, keys = shard_batch(batch, model.mesh)
-            scores = jax.device_get(measure(TrainBatch(asked, written, jax.random.wrap_key_data(keys))))
+            packed = pack_batch(asked, written, model.config, model.mesh, config.train.row_tokens)
+            one = TrainBatch(asked, written, packed, jax.random.wrap_key_data(keys))
+            scores = jax.device_get(measure(one))
             for b, k in enumerate(there):
                 lengths = list(enumerate(map(len, groups[k])))
                 out.append([{name: scores[name][b, g, :count] for name in scores} for g, count in lengths])

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mmrl.models import qwen2_5_vl, qwen2_5_vl_config
+from mmrl.models import qwen2_5_vl, qwen2_5_vl_config, vision_tower
 from mmrl.models.config import ModelConfig
 from mmrl.models.full_prompts import full_prompts
 from mmrl.models.model_files import image_settings, read_json, short_repr
@@ -29,7 +29,8 @@ class Family:
     embed_prompts: Callable[..., Any]  # text and images
     extend: Callable[..., Any]  # a cache by some tokens
     prefill: Callable[..., Any]  # prompts: their prefix, and what predicts the first response token
-    predict: Callable[..., Any]  # hidden states that predict given responses
+    encode_rows: Callable[..., Any]  # packed rows of patches: image features
+    row_states: Callable[..., Any]  # packed rows of tokens: hidden states
     full_prompts: Callable[..., Any]  # prompts of given sizes, text and an image
 
 
@@ -43,7 +44,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by ``model_type`` of confi
             embed_prompts=qwen2_5_vl.embed_prompts,
             extend=qwen2_5_vl.extend,
             prefill=qwen2_5_vl.prefill,
-            predict=qwen2_5_vl.predict,
+            encode_rows=vision_tower.encode_rows,
+            row_states=qwen2_5_vl.row_states,
             full_prompts=full_prompts,
         )
     }

@@ -204,6 +204,31 @@ def collate(
     )
 
 
+def pad_prompts(prompts: Prompts, tokens: int, slots: int) -> Prompts:
+    """Prompts padded further, to ``tokens`` and patch ``slots``; numpy arrays."""
+
+    def pad(leaf: Any, width: int, fill: int = 0) -> Any:
+        if width == leaf.shape[1]:
+            return leaf
+        more = [(0, 0), (0, width - leaf.shape[1]), *[(0, 0)] * (leaf.ndim - 2)]
+        return np.pad(leaf, more, constant_values=fill)
+
+    images = prompts.images
+    return Prompts(
+        tokens=pad(prompts.tokens, tokens),
+        mask=pad(prompts.mask, tokens),
+        position=pad(prompts.position, tokens),
+        next_position=prompts.next_position,
+        image_token=pad(prompts.image_token, tokens, -1),  # -1, not 0, stands for "no image"
+        images=replace(
+            images,
+            patches=pad(images.patches, slots),
+            position=pad(images.position, slots),
+            image=pad(images.image, slots, -1),
+        ),
+    )
+
+
 def _encoded(
     processor: Processor,
     tokens: Int32[np.ndarray, "t"],

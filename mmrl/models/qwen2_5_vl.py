@@ -1,7 +1,7 @@
 """Qwen2.5-VL (arXiv:2502.13923) as pure functions over a pytree of weights.
 
-The language model has one function, `extend`: extend a cache by some tokens. Prefill, decode, scoring and the
-update are calls of it with different sources (see `mmrl.kernels.attention`).
+The language model runs in two forms. `extend` extends a cache by some tokens: prefill and decode are calls of
+it. `row_states` runs packed rows: scoring and the update.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.kernels.attention import two_source_attention
@@ -17,17 +16,10 @@ from mmrl.kernels.flash import flash_causal
 from mmrl.mesh import constrain, shard_map_kernel
 from mmrl.models.config import Cache, ModelConfig, Prefix
 from mmrl.models.layers import gated_mlp, last, mrope_angles, rematerialise, rms_norm, rotate
+from mmrl.models.packed_attend import attend_packed
+from mmrl.models.rows import TokenRows
 from mmrl.models.vision_tower import encode_images
-from mmrl.types import Observed, Params, Prompts, Responses
-
-
-@struct.dataclass
-class Prompt:
-    """The input of prompts whose prefix is computed in the same pass as their responses."""
-
-    x: Float[Array, "b p d"]
-    position: Int[Array, "b p 3"]
-    mask: Bool[Array, "b p"]
+from mmrl.types import Params, Prompts
 
 
 def unembedding(params: Params) -> Float[Array, "v d"]:
@@ -61,28 +53,18 @@ def extend(
     mask: Bool[Array, "b g s"],
     prefix: Prefix | None = None,
     cache: Cache | None = None,
-    prompt: Prompt | None = None,
-) -> tuple[Float[Array, "b g s d"], Cache, Float[Array, "b p d"] | None]:
+) -> tuple[Float[Array, "b g s d"], Cache]:
     """Run ``s`` further tokens of each response through the language model.
 
     Each token reads the prefix of its group, the tokens already in ``cache`` and the earlier ones of this
     call. Tokens with ``mask`` False, which come after the real ones, are read by nobody and take no slot.
-    The prefix is either given, or that of ``prompt``, computed in the same pass: layer by layer its tokens go
-    through the weights together with those of the group, and the gradients of the group sum into it.
     Without a cache, one of just these tokens is made.
 
     Returns:
-      The hidden states after the final norm, the cache with the real tokens added, and the hidden states of
-      ``prompt`` where one was given.
+      The hidden states after the final norm, and the cache with the real tokens added.
     """
     b, g, s, d = x.shape
-    tokens, positions = x.reshape(b, g * s, d), position.reshape(b, g * s, 3)
-    length = 0
-    if prompt is not None:
-        length = prompt.x.shape[1]
-        tokens = jnp.concatenate([prompt.x, tokens], axis=1)
-        positions = jnp.concatenate([prompt.position, positions], axis=1)
-    angle = mrope_angles(positions, config.mrope_sections, config.rope_theta)
+    angle = mrope_angles(position.reshape(b, g * s, 3), config.mrope_sections, config.rope_theta)
     start = jnp.zeros((b, g), jnp.int32) if cache is None else cache.length
     slots = None if cache is None else _slots(start, mask, cache)
 
@@ -95,22 +77,16 @@ def extend(
         prefix_mask = None if prefix is None else prefix.mask
         with jax.named_scope("attention"):
             projected = _project(config, x, weights["attention"], angle)
-            outputs = []
-            if prompt is not None:
-                query, key, value = (part[:, None, :length] for part in projected)
-                outputs.append(_self_attend(config, query, key, value, prompt.mask[:, None]))
-                prefix_key, prefix_value, prefix_mask = key[:, 0], value[:, 0], prompt.mask
-            query, key, value = (part[:, length:].reshape(b, g, s, *part.shape[2:]) for part in projected)
+            query, key, value = (part.reshape(b, g, s, *part.shape[2:]) for part in projected)
             of_prefix = (prefix_key, prefix_value, prefix_mask)
             if slots is None:
-                outputs.append(_self_attend(config, query, key, value, mask, *of_prefix))
+                y = _self_attend(config, query, key, value, mask, *of_prefix)
             else:
                 slot, readable = slots
                 key, value = _write(stored[0], slot, key), _write(stored[1], slot, value)
                 read = (jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3))
-                outputs.append(two_source_attention(query, *read, readable, *of_prefix))
-            flat = [part.reshape(b, -1, *part.shape[3:]) for part in outputs]
-            y = flat[0] if prompt is None else jnp.concatenate(flat, axis=1)
+                y = two_source_attention(query, *read, readable, *of_prefix)
+            y = y.reshape(b, -1, *y.shape[3:])
             y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
             x = x + constrain(y, *between)
         with jax.named_scope("mlp"):
@@ -118,12 +94,13 @@ def extend(
             x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
         return x, (key, value)
 
-    tokens, keys, values = _through_layers(config, layer, params["layers"], tokens, prefix, cache)
-    hidden = rms_norm(tokens, params["final_norm"], config.norm_eps)
+    hidden, keys, values = _through_layers(
+        config, layer, params["layers"], x.reshape(b, g * s, d), prefix, cache
+    )
+    hidden = rms_norm(hidden, params["final_norm"], config.norm_eps)
     if cache is None:
         keys, values = (tuple(jnp.swapaxes(part, 2, 3) for part in parts) for parts in (keys, values))
-    extended = Cache(keys, values, start + mask.sum(axis=-1))
-    return hidden[:, length:].reshape(x.shape), extended, None if prompt is None else hidden[:, :length]
+    return hidden.reshape(x.shape), Cache(keys, values, start + mask.sum(axis=-1))
 
 
 def _through_layers(
@@ -229,9 +206,7 @@ def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Pref
     """
     with jax.named_scope("prefill"):
         x = embed_prompts(params, config, prompts)
-        hidden, cache, _ = extend(
-            params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None]
-        )
+        hidden, cache = extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
         key, value = (
             tuple(jnp.swapaxes(part[:, 0], 1, 2) for part in parts) for parts in (cache.key, cache.value)
         )
@@ -239,43 +214,29 @@ def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Pref
         return prefix, last(hidden[:, 0], prompts.mask)
 
 
-def predict(
-    params: Params, config: ModelConfig, prompts: Prompts, responses: Responses
-) -> Float[Array, "b g r d"]:
-    """Hidden states that predict each response token, teacher forced: what scoring and the update read.
+def row_states(
+    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n d"]
+) -> Float[Array, "b n d"]:
+    """Hidden states, after the final norm, of packed rows; ``features`` of images at their tokens' slots."""
+    x = jnp.where((rows.feature >= 0)[..., None], features, embed(params, config, rows.tokens))
+    angle = mrope_angles(rows.position, config.mrope_sections, config.rope_theta)
+    between = ("batch", "tokens", None)
 
-    The prompt, with its images, is computed once for the group and gradients of the group sum into it.
-    """
-    prompt = Prompt(embed_prompts(params, config, prompts), prompts.position, prompts.mask)
-    b, g, r = responses.tokens.shape
-    if responses.observed is None:
-        position = response_position(prompts, jnp.broadcast_to(jnp.arange(r), (b, g, r)))
-        x, real = embed(params, config, responses.tokens), responses.mask
-    else:
-        position = prompts.next_position[:, None, None, None] + responses.observed.position
-        x, real = _embed_observed(params, config, responses.tokens, responses.observed)
-    hidden, _, prompt_hidden = extend(params, config, x, position, real, prompt=prompt)
-    assert prompt_hidden is not None
-    before = last(prompt_hidden, prompts.mask)
-    first = jnp.broadcast_to(before[:, None, None], (b, g, 1, hidden.shape[-1]))
-    return jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+    def layer(x: Array, weights: Params) -> tuple[Array, None]:
+        x = constrain(x, *between)
+        with jax.named_scope("attention"):
+            projected = _project(config, x, weights["attention"], angle)
+            with jax.named_scope("text_pairs"):
+                y = attend_packed(config.attention, *projected, rows.segments, rows.pairs)
+            y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
+            x = x + constrain(y, *between)
+        with jax.named_scope("mlp"):
+            y = constrain(rms_norm(x, weights["mlp_norm"], config.norm_eps), "batch", None, None)
+            x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
+        return x, None
 
-
-def _embed_observed(
-    params: Params, config: ModelConfig, tokens: Int[Array, "b g r"], observed: Observed
-) -> tuple[Float[Array, "b g r d"], Bool[Array, "b g r"]]:
-    """Input embeddings of responses with the images that were read in them, and which tokens are real."""
-    b, g, r = tokens.shape
-    flat = jax.tree.map(lambda leaf: leaf.reshape(b * g, *leaf.shape[2:]), (tokens, observed))
-    rows = Prompts(
-        tokens=flat[0],
-        mask=flat[1].real,
-        position=flat[1].position,
-        next_position=jnp.zeros(b * g, jnp.int32),
-        image_token=flat[1].image_token,
-        images=flat[1].images,
-    )
-    return embed_prompts(params, config, rows).reshape(b, g, r, -1), observed.real
+    x, _ = jax.lax.scan(rematerialise(config.remat, layer), x, params["layers"], unroll=config.unroll)
+    return rms_norm(x, params["final_norm"], config.norm_eps)
 
 
 def response_position(prompts: Prompts, index: Int[Array, "b g s"]) -> Int[Array, "b g s 3"]:

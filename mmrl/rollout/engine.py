@@ -298,7 +298,8 @@ def decode(
     def going(carried: tuple[DecodeState, DecodedTokens]) -> Array:
         return (carried[1].steps < steps) & carried[0].running.any()
 
-    state, drawn = jax.lax.while_loop(going, step, (state, drawn))
+    with jax.named_scope("decode_steps"):
+        state, drawn = jax.lax.while_loop(going, step, (state, drawn))
     # Small, and read by every host.
     return state, jax.tree.map(lambda leaf: constrain(leaf, *[None] * leaf.ndim), drawn)
 
@@ -326,13 +327,12 @@ def _read(params: Params, config: ModelConfig, state: DecodeState, token: Int[Ar
         position = jnp.broadcast_to(state.position[..., None, None], (*token.shape, 1, 3))
         x = family_of(config).embed(params, config, token)[:, :, None]
         mask = state.running[..., None]
-        hidden, cache, _ = family_of(config).extend(
-            params, config, x, position, mask, state.prefix, state.cache
-        )
+        hidden, cache = family_of(config).extend(params, config, x, position, mask, state.prefix, state.cache)
         after = replace(state, hidden=hidden[:, :, 0], cache=cache, position=state.position + state.running)
         return jnp.bool_(False), after
 
-    return jax.lax.while_loop(lambda carried: carried[0], read, (state.running.any(), state))[1]
+    with jax.named_scope("read_token"):
+        return jax.lax.while_loop(lambda carried: carried[0], read, (state.running.any(), state))[1]
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -368,7 +368,7 @@ def prefill_observation(
             value=tuple(layer[prompt_slot, slot][:, None] for layer in state.cache.value),
             length=length[:, None],
         )
-        hidden, cache, _ = family_of(config).extend(
+        hidden, cache = family_of(config).extend(
             params,
             config,
             x[:, None],

@@ -58,7 +58,8 @@ class Stats:
             "rollout/occupancy": self.sampled_tokens / max(self.token_capacity, 1),
             "speed/prefill_tokens_per_second": self.prompt_tokens / prefill,
             "speed/decode_tokens_per_second": self.sampled_tokens / decode,
-            "rollout/prefill_padding": 1 - self.prompt_tokens / max(self.padded_prompt_tokens, 1),
+            "padding/prefill": self.padded_prompt_tokens / max(self.prompt_tokens, 1),
+            "padding/decode": self.token_capacity / max(self.sampled_tokens, 1),
             "rollout/steps": float(self.steps),
             **{f"speed/rollout_{name}_seconds": seconds for name, seconds in self.seconds.items()},
         }
@@ -476,7 +477,7 @@ def make_commands(
 def observation_batch(
     shape: RolloutShape, members: Sequence[EpisodeState], patch_width: int
 ) -> tuple[Prompts, np.ndarray, np.ndarray, np.ndarray, SamplingArrays]:
-    """Arguments of `mmrl.rollout.engine.append`, one episode a prompt slot; text alone has no patch slots."""
+    """Arguments of `engine.prefill_observation`, one episode a prompt slot; text alone has no patch slots."""
     prompt_slots, length = shape.prompt_slots, shape.observation + 1
     with_images = any(len(member.observation.patches) for member in members if member.observation)
     slots = shape.observation_patches if with_images else 0

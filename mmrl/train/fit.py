@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Int
 
 from mmrl.config import Config
+from mmrl.kernels.packed import row_length
 from mmrl.mesh import batch_shards
 from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import TOKEN_STEP, bucket
@@ -33,9 +34,11 @@ _OPEN = (  # keys that may be left open
     "data.patch_buckets",
     "rollout.prompt_slots",
     "rollout.slots_per_prompt",
-    "train.micro_prompts",
+    "train.row_tokens",
 )
-_LANES, _MICRO = 256, 16  # more, in all and of a device, are not chosen: nothing gets faster
+_SLOTS, _ROW = 256, 16384  # more prompt slots, or tokens of a row, are not chosen: nothing gets faster
+_ROWS = 16  # of a device, were all responses as long as they may be: else the last one would be half empty
+_SHORT = 512  # tokens of a row below which nothing gets faster
 _SAVES = 0.85  # of the next larger bucket: one that is smaller is worth a program of its own
 
 
@@ -99,7 +102,7 @@ def fit(
     limit: int | None,
     before: Mapping[str, Any],
 ) -> Fitted:
-    """Choose what the config leaves open: buckets by the data; slots and micro-batch by the memory.
+    """Choose what the config leaves open: buckets by the data; slots and rows by the memory.
 
     Args:
       config, model, mesh: the run.
@@ -120,16 +123,16 @@ def fit(
 
     keys = [
         key
-        for key in ("rollout.slots_per_prompt", "rollout.prompt_slots", "train.micro_prompts")
+        for key in ("rollout.slots_per_prompt", "rollout.prompt_slots", "train.row_tokens")
         if not _get(made, key)
     ]
     shards = batch_shards(mesh)
-    made = _with(made, {key: _choices(key, made, shards)[-1] for key in keys})
+    made = _with(made, {key: _choices(key, made, shards, widths)[-1] for key in keys})
     again = _with(made, {key: before[key] for key in keys if key in before})
     if again != made and fits(again):
         made, keys = again, []
     for key in keys:
-        larger = (_with(made, {key: value}) for value in _choices(key, made, shards))
+        larger = (_with(made, {key: value}) for value in _choices(key, made, shards, widths))
         made = next((config for config in larger if fits(config)), made)
     if limit is not None and not fits(made, room=1.0):
         raise ValueError(refusal(made, model, mesh, widths, limit))
@@ -146,7 +149,7 @@ def max_prompt_slots(config: Config, model: ModelConfig, mesh: Mesh, widths: Wid
         slots_per_prompt=config.rollout.slots_per_prompt or config.rollout.group,
     )
     config = replace(config, rollout=rollout)
-    choices = _choices("rollout.prompt_slots", config, shards)
+    choices = _choices("rollout.prompt_slots", config, shards, widths)
     for prompt_slots in choices if free else choices[:1]:
         parts = sampling(
             _with(config, {"rollout.prompt_slots": prompt_slots}), model, mesh, widths, on_cpu(mesh)
@@ -173,16 +176,23 @@ def _buckets(
     return made
 
 
-def _choices(key: str, config: Config, shards: int) -> list[int]:
+def _choices(key: str, config: Config, shards: int, widths: Widths) -> list[int]:
     """Values of a key that bounds memory, the largest first."""
-    rollout, train = config.rollout, config.train
+    rollout = config.rollout
     if key == "rollout.slots_per_prompt":
         return _halves(rollout.group)
     if key == "rollout.prompt_slots":
-        return [shards * size for size in _halves(max(1, min(_LANES, rollout.prompts) // shards))]
-    sizes = [size for size in range(1, train.update_prompts + 1) if train.update_prompts % size == 0]
-    even = [size for size in sizes if size % shards == 0 and size <= _MICRO * shards]
-    return (even or [1])[::-1]
+        return [shards * size for size in _halves(max(1, min(_SLOTS, rollout.prompts) // shards))]
+    return row_choices(config, shards, widths.prompt)
+
+
+def row_choices(config: Config, shards: int, prompt: int) -> list[int]:
+    """Values of ``train.row_tokens``, the largest first, for prompts of up to ``prompt`` tokens."""
+    rollout = config.rollout
+    least = row_length(prompt + rollout.max_tokens)
+    all_tokens = -(-config.train.update_prompts // shards) * (prompt + rollout.group * rollout.max_tokens)
+    largest = row_length(max(least, min(_ROW, max(all_tokens // _ROWS, min(_SHORT, all_tokens)))))
+    return sorted({least, *(row_length(size) for size in _halves(largest) if size > least)}, reverse=True)
 
 
 def _halves(size: int) -> list[int]:
@@ -237,7 +247,8 @@ def _larger(
     for fsdp, tensor in sorted(cuts, key=lambda cut: (cut[0] * cut[1], cut[1])):
         axes = {**mesh.shape, "fsdp": fsdp, "tensor": tensor}
         larger = AbstractMesh(tuple(axes.values()), mesh.axis_names)
-        least = _with(config, {key: _choices(key, config, batch_shards(larger))[-1] for key in _OPEN[2:]})
+        shards = batch_shards(larger)
+        least = _with(config, {key: _choices(key, config, shards, widths)[-1] for key in _OPEN[2:]})
         if larger.size > mesh.size and estimate(least, model, larger, widths, cpu=on_cpu(mesh)).peak <= most:
             return axes
     return None
@@ -274,8 +285,8 @@ def _smaller(
 
 def _reductions(config: Config, model: ModelConfig, widths: Widths, shards: int) -> Iterator[dict[str, Any]]:
     """Changes that take less memory: first those that leave the result as it is."""
-    for key in ("train.micro_prompts", "rollout.prompt_slots", "rollout.slots_per_prompt"):
-        yield {key: _choices(key, config, shards)[-1]}
+    for key in ("train.row_tokens", "rollout.prompt_slots", "rollout.slots_per_prompt"):
+        yield {key: _choices(key, config, shards, widths)[-1]}
     yield {"model.remat": "full"}
     yield {"model.dtype": "bfloat16"}
     prompt, patches, tokens, step = (

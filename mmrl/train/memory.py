@@ -19,19 +19,22 @@ from jax.sharding import AbstractMesh, Mesh
 
 from mmrl import hosts
 from mmrl.config import Config, algorithm
+from mmrl.kernels.packed import block_of, row_length
+from mmrl.kernels.vocab import CHUNK
 from mmrl.mesh import DECODING, WEIGHTS, Rules, batch_shards, sharding
 from mmrl.models.config import ModelConfig
 from mmrl.models.family import param_specs
+from mmrl.packing import patch_row_length
 from mmrl.rollout.engine import RolloutShape, cache_bytes
 from mmrl.train.state import is_under
 
 GIB = 2**30
 ROOM = 0.9  # of the memory: the rest is for what is not counted
-# Arrays of the size of a layer's attention scores that are held at once, of text and of images: in a forward
-# pass, in a backward one, and of each layer between the two if nothing is recomputed.
-_FORWARD, _BACKWARD, _KEPT = (2.1, 2.1), (3.6, 5.4), (1.5, 2.4)
+# Arrays of the size of attention scores held at once, of text and of images: in a forward pass, whose
+# scores are a layer's, and in a backward one over packed rows, whose scores are those of a pair of blocks.
+_FORWARD, _BACKWARD = (2.1, 2.1), (3.6, 5.4)
 _LOGITS = 6  # arrays of the logits that are held at once
-_CHUNK = 1024  # tokens whose logits are held at once (`mmrl.kernels.vocab.token_statistics`)
+
 
 Parts = dict[str, int]  # bytes of a device, by what they hold
 
@@ -72,7 +75,7 @@ class Estimate:
 def estimate(
     config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh, widths: Widths, *, cpu: bool
 ) -> Estimate:
-    """The bytes of a run whose numbers of slots and ``train.micro_prompts`` are set.
+    """The bytes of a run whose numbers of slots and ``train.row_tokens`` are set.
 
     ``cpu``: the devices are the host's, where XLA computes in 32 bits and batches of the host count too.
     """
@@ -103,7 +106,14 @@ def sampling(
     cache = cache_bytes(
         model, RolloutShape(prompt_slots, rollout.slots_per_prompt, widths.prompt, rollout.max_tokens)
     )
-    prefill = _Pass(model, tensor, _wide(model, cpu), prompt_slots, widths)
+    prefill = _Pass(
+        model,
+        tensor,
+        _wide(model, cpu),
+        prompt_slots * widths.prompt,
+        prompt_slots * widths.patches,
+        (prompt_slots * widths.prompt**2, prompt_slots * widths.patches**2),
+    )
     return {
         "keys and values": _copies(model, cpu) * cache // _cut_heads(model, tensor),
         **prefill.parts(_FORWARD, 1),
@@ -123,22 +133,36 @@ def _update(
     """Bytes that the update holds beside weights and optimizer; ``branches`` have gradients."""
     rollout, train, limits = config.rollout, config.train, config.episode
     tensor, shards, wide = mesh.shape["tensor"], batch_shards(mesh), _wide(model, cpu)
-    micro = -(-train.micro_prompts // shards)
     read = limits.images * limits.observation_patches if limits.tools else 0
-    learn = _Pass(model, tensor, wide, micro, widths, rollout.group, rollout.max_tokens, read)
-    tokens = min(_CHUNK, micro * rollout.group * rollout.max_tokens)
-    sums = 1 if train.micro_prompts == train.update_prompts else 2
-    layer = learn.parts(_BACKWARD, 2 if cpu else 1)
-    logits = _LOGITS * 4 * tokens * model.vocabulary // tensor
+    tokens = row_length(max(train.row_tokens, widths.prompt + rollout.max_tokens))
+    groups = -(-train.update_prompts // shards)
+    slots = groups * (widths.patches + rollout.group * read)
+    patches = patch_row_length(tokens, max(widths.patches, read), slots)
+    blocks = block_of(tokens) ** 2, block_of(patches) ** 2
+    learn = _Pass(model, tensor, wide, tokens, patches, blocks)
+    # On a CPU as much again in the type of the model: what is computed, and what it is computed from.
+    layer = learn.parts(_BACKWARD, 2 * np.dtype(model.dtype).itemsize // wide if cpu else 1)
+    logits = _LOGITS * 4 * min(CHUNK, tokens) * model.vocabulary // tensor
     copies = 3 if cpu else 1  # of the images of the batch, which the host has read
-    share = 2 * train.update_prompts / rollout.prompts  # those of an update, and the same cut up
-    return {
-        "gradient": sums * _weights(model, mesh, WEIGHTS, 4, config.optimizer.freeze),
+    share = 2 * train.update_prompts / rollout.prompts  # those of an update, and the same as rows take them
+    images = _images(config, model, shards, widths)
+    features = slots // model.token_patches * model.width
+    gradient = _weights(model, mesh, WEIGHTS, 4, config.optimizer.freeze)
+    rows = {
         "kept for the backward pass": branches * learn.kept(),
+        # They, and their gradient.
+        "features of images": 2 * branches * wide * features,
         # Logits and layers take turns.
         **(layer if sum(layer.values()) > logits else {"logits": logits}),
         "table of the vocabulary": (2 * wide + 4) * model.vocabulary * model.width // tensor,
-        "images of the batch": int((copies + share) * _images(config, model, shards, widths)),
+    }
+    return {
+        # The sum over rows, what the next one adds, and on a TPU their new sum.
+        "gradient": (2 if cpu else 3) * gradient,
+        # Rows and the optimizer take turns, whose step holds about one more.
+        **(rows if sum(rows.values()) > gradient else {"step of the optimizer": gradient}),
+        "images of the batch": copies * images,
+        "images of the update": int(share * images),
     }
 
 
@@ -162,36 +186,33 @@ def _images(config: Config, model: ModelConfig, shards: int, widths: Widths) -> 
 
 @dataclass(frozen=True)
 class _Pass:
-    """A device's part of a pass through the model: ``prompts``, each with ``group`` times ``tokens`` to it.
+    """A device's part of a pass through the model, of text and of images, which take turns.
 
-    ``wide``: bytes of a number in products; ``read``: patch slots of the images that a response reads.
+    ``wide``: bytes of a number in products; ``tokens``, ``patches``: slots; ``pairs``: scores of a head that
+    are held at once, of text and of images.
     """
 
     model: ModelConfig
     tensor: int
     wide: int
-    prompts: int
-    widths: Widths
-    group: int = 0
-    tokens: int = 0
-    read: int = 0
+    tokens: int
+    patches: int
+    pairs: tuple[int, int]
 
     def _text(self) -> tuple[int, int]:
         """Bytes of a layer's attention scores, and of its other activations."""
-        m, p, r = self.model, self.widths.prompt, self.group * self.tokens
-        heads = m.query_heads // _cut_heads(m, self.tensor)
-        scores = 4 * self.prompts * heads * (p * p + r * (p + self.tokens))
-        inside = (3 * m.query_heads + 4 * m.kv_heads) * m.head_dim + 5 * m.mlp_width
-        others = self.prompts * (p + r) * self.wide * (6 * m.width + inside // self.tensor)
+        m = self.model
+        scores = 4 * m.query_heads // _cut_heads(m, self.tensor) * self.pairs[0]
+        inside = (3 * m.query_heads + 4 * m.kv_heads) * m.head_dim + 6 * m.mlp_width
+        others = self.tokens * self.wide * (6 * m.width + inside // self.tensor)
         return scores if m.attention == "plain" else 0, others
 
     def _images(self) -> tuple[int, int]:
-        m, seen = self.model, (self.widths.patches, *[self.read] * self.group)
-        heads = -(-m.vision_heads // self.tensor)
-        whole = sum(n * n if m.attention == "plain" else n * m.window_slots for n in seen)
-        inside = 9 * m.vision_width + 5 * m.vision_mlp_width
-        others = sum(seen) * self.wide * (6 * m.vision_width + inside // self.tensor)
-        return 4 * self.prompts * heads * whole, self.prompts * others
+        m = self.model
+        pairs = self.pairs[1] if m.attention == "plain" else self.patches * m.window_slots
+        inside = 9 * m.vision_width + 6 * m.vision_mlp_width
+        others = self.patches * self.wide * (6 * m.vision_width + inside // self.tensor)
+        return 4 * -(-m.vision_heads // self.tensor) * pairs, others
 
     def parts(self, scores: tuple[float, float], others: int) -> Parts:
         """Bytes of the layer that is computed, text and images taking turns."""
@@ -214,18 +235,18 @@ class _Pass:
     def kept(self) -> int:
         """Bytes that all layers keep of the forward pass for the backward pass, by ``model.remat``."""
         # Between layers, tensor cuts the tokens.
-        m, (scores, others), (image_scores, image_others) = self.model, self._text(), self._images()
-        if m.remat == "none":
-            of_text, of_images = _KEPT[0] * scores + others, _KEPT[1] * image_scores + image_others
-            return int(m.layers * of_text + m.vision_layers * of_images)
-        tokens = self.prompts * (self.widths.prompt + self.group * self.tokens)
-        patches = self.prompts * (self.widths.patches + self.group * self.read)
+        m = self.model
+        if m.remat == "none":  # and a layer's own, before they are put with those of the others
+            of_text, of_images = self._text()[1], self._images()[1]
+            return max((m.layers + 1) * of_text, (m.vision_layers + 1) * of_images)
         text, vision = m.width // self.tensor, m.vision_width // self.tensor
         if m.remat == "dots":
             inside = (m.query_heads + 2 * m.kv_heads) * m.head_dim + 2 * m.mlp_width
             text = (3 * m.width + inside) // self.tensor
             vision = (6 * m.vision_width + 2 * m.vision_mlp_width) // self.tensor
-        return np.dtype(m.dtype).itemsize * (m.layers * tokens * text + m.vision_layers * patches * vision)
+        return np.dtype(m.dtype).itemsize * max(
+            m.layers * self.tokens * text, m.vision_layers * self.patches * vision
+        )
 
 
 def _weights(

@@ -1,11 +1,13 @@
 """The jitted programs of a step besides prefill and decode: score, prepare and update.
 
-Score and update run over micro-batches of prompts (a group stays together, so that its prompt and images are
-computed once). What they compute is a plain sum over tokens with coefficients fixed in `prepare`, so the size
-of a micro-batch changes memory and nothing else.
+Score and update compute packed rows (`mmrl.packing`), one after another, as many as there are: the number is
+data. Images are encoded first, row by row of their patches, and where a row of tokens shows an image it takes
+its features. In the update the gradients of the features are summed over all rows of tokens, and go through
+the vision tower last. What is computed is a plain sum over tokens with coefficients fixed in `prepare`, so
+that the packing changes time and memory and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import Algorithm, Targets
@@ -38,6 +40,8 @@ from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, shard_map_kernel, sharded_over
 from mmrl.models.corruption import corrupt
 from mmrl.models.family import family_of, param_specs
+from mmrl.models.rows import PatchRows, TokenRows
+from mmrl.packing import PackedBatch
 from mmrl.rollout.sampling import Policy
 from mmrl.train.state import TrainState, merge_params, select_paths
 from mmrl.types import Params, Prompts, Responses
@@ -45,11 +49,12 @@ from mmrl.types import Params, Prompts, Responses
 
 @struct.dataclass
 class TrainBatch:
-    """One batch of prompts with their sampled groups."""
+    """One batch of prompts with their sampled groups, and the rows that they are packed in."""
 
     prompts: Prompts
     responses: Responses
-    view_keys: Key[Array, "b"]  # what the views of each prompt are drawn with
+    packed: PackedBatch
+    view_keys: Key[Array, "b"] | None = None  # what views of each prompt are drawn with; None: clean alone
 
 
 @struct.dataclass
@@ -60,6 +65,7 @@ class ImageCorruption:
     probability: float = struct.field(pytree_node=False)
 
 
+Features = dict[Pass, Float[Array, "d n w"]]  # of images, at their tokens' slots of a row of each shard
 Views = dict[str, ImageCorruption]  # by the name that a `Pass` has for it; "clean" is not among them
 
 
@@ -68,40 +74,21 @@ def views_of(config: Config) -> Views:
     return {"corrupted": ImageCorruption(config.corruption.method, config.corruption.probability)}
 
 
-def split(tree: Any, count: int) -> Any:
-    """Cut every ``[b, ...]`` leaf into ``[count, b / count, ...]``, strided.
-
-    Micro-batch i takes rows i, i + count, ...: when the batch is spread over devices each one then holds an
-    equal part of every micro-batch.
-    """
-
-    def cut(x: Array) -> Array:
-        pieces = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
-        return constrain(pieces, None, "batch", *[None] * (x.ndim - 1))
-
-    return jax.tree.map(cut, tree)
-
-
-def join(tree: Any) -> Any:
-    """Inverse of `split`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
-
-
 def token_scores(
     models: dict[str, Params],
     policy: Policy,
-    batch: TrainBatch,
-    views: Views,
+    rows: TokenRows,
+    features: Features,
     wanted: frozenset[Score],
     differentiated: frozenset[Pass] = frozenset(),
-) -> dict[Score, Float[Array, "b g r"]]:
-    """Scores of each response token: those of ``wanted``, by one forward pass for each pass that they name.
+) -> dict[Score, Float[Array, "d k"]]:
+    """Scores of each target of some rows: those of ``wanted``, by one forward pass for each that they name.
 
     Args:
       models: weights by the name that a pass has for them.
       policy: sizes and sampled distribution.
-      batch: prompts and responses.
-      views: how the images of each view are made.
+      rows: one row of each shard.
+      features: of their images, by pass.
       wanted: what to measure; a pass that several of them name is made once.
       differentiated: passes to let gradients through, beside that of the policy with clean images.
 
@@ -110,12 +97,12 @@ def token_scores(
     """
     hidden = {}
     for each in sorted(passes_of(wanted)):
-        params = models[each.model]
+        inputs = (models[each.model], features[each])
         if each not in differentiated | {POLICY}:
-            params = jax.lax.stop_gradient(params)
+            inputs = jax.lax.stop_gradient(inputs)
         with jax.named_scope(each.view):
-            seen = _viewed(batch, views, each.view)
-            hidden[each] = family_of(policy.model).predict(params, policy.model, *seen)
+            states = family_of(policy.model).row_states(inputs[0], policy.model, rows, inputs[1])
+            hidden[each] = jnp.take_along_axis(states, rows.predictor[..., None], axis=1)
     found: dict[Score, Array] = {}
     for first, *rest in _pairs(wanted):
         second = rest[0] if rest else None
@@ -124,7 +111,8 @@ def token_scores(
         out = vocabulary_statistics(
             models[first.model],
             policy,
-            batch.responses.tokens,
+            rows.target,
+            rows.count,
             hidden[first],
             hidden[second] if second else None,
             entropy=entropy(first) in wanted,
@@ -137,8 +125,7 @@ def token_scores(
         found |= {names[name]: value for name, value in out.items()}
     if unknown := wanted - found.keys():
         raise ValueError(f"these scores cannot be measured: {', '.join(map(str, sorted(unknown)))}")
-    # Padding reads garbage; zeros there keep metrics and masks simple.
-    return {score: jnp.where(batch.responses.mask, found[score], 0.0) for score in sorted(wanted)}
+    return {score: found[score] for score in sorted(wanted)}
 
 
 def _pairs(wanted: frozenset[Score]) -> list[tuple[Pass, ...]]:
@@ -151,20 +138,21 @@ def _pairs(wanted: frozenset[Score]) -> list[tuple[Pass, ...]]:
     ]
 
 
-def _viewed(batch: TrainBatch, views: Views, view: str) -> tuple[Prompts, Responses]:
+def viewed(batch: TrainBatch, views: Views, view: str) -> tuple[Prompts, Responses]:
     """Prompts and responses with their images in this view, those that a response has looked at included."""
     prompts, responses = batch.prompts, batch.responses
     if view == "clean":
         return prompts, responses
-    method, probability = views[view].method, views[view].probability
-    prompts = replace(prompts, images=corrupt(prompts.images, batch.view_keys, method, probability))
+    method, probability, keys = views[view].method, views[view].probability, batch.view_keys
+    assert keys is not None
+    prompts = replace(prompts, images=corrupt(prompts.images, keys, method, probability))
     if responses.observed is None:
         return prompts, responses
     seen = responses.observed.images
     b, g = seen.image.shape[:2]
     members = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(g)))
     flat = jax.tree.map(lambda leaf: leaf.reshape(b * g, *leaf.shape[2:]), seen)
-    flat = corrupt(flat, members(batch.view_keys).reshape(-1), method, probability)
+    flat = corrupt(flat, members(keys).reshape(-1), method, probability)
     seen = jax.tree.map(lambda leaf: leaf.reshape(b, g, *leaf.shape[1:]), flat)
     return prompts, replace(responses, observed=replace(responses.observed, images=seen))
 
@@ -172,17 +160,23 @@ def _viewed(batch: TrainBatch, views: Views, view: str) -> tuple[Prompts, Respon
 def vocabulary_statistics(
     params: Params,
     policy: Policy,
-    tokens: Int[Array, "b g r"],
-    hidden: Float[Array, "b g r d"],
-    corrupted: Float[Array, "b g r d"] | None = None,
+    tokens: Int[Array, "b t"],
+    count: Int[Array, "b"],
+    hidden: Float[Array, "b t d"],
+    corrupted: Float[Array, "b t d"] | None = None,
     **wanted: bool,
-) -> dict[str, Float[Array, "b g r"]]:
-    """`mmrl.kernels.vocab.token_statistics` on the mesh: each device takes its tokens and its vocabulary."""
+) -> dict[str, Float[Array, "b t"]]:
+    """`mmrl.kernels.vocab.token_statistics` on the mesh: each device takes its tokens and its vocabulary.
+
+    Of each shard of ``b``, of which a device has one, the first ``count`` tokens are wanted.
+    """
     table = family_of(policy.model).unembedding(params).astype(hidden.dtype)
     (cut,) = sharded_over(table, "vocab", None)[:1]
-    token_axes = sharded_over(tokens, "batch", None, None)[0]
+    token_axes = sharded_over(tokens, "batch", None)[0]
 
-    def of_device(tokens: Array, table: Array, bias: Array, hidden: Array, *corrupted: Array) -> dict:
+    def of_device(
+        tokens: Array, count: Array, table: Array, bias: Array, hidden: Array, *corrupted: Array
+    ) -> dict:
         flat = [states.reshape(-1, states.shape[-1]) for states in (hidden, *corrupted)]
         out = token_statistics(
             flat[0],
@@ -191,6 +185,7 @@ def vocabulary_statistics(
             bias,
             temperature=policy.temperature,
             corrupted_hidden=flat[1] if corrupted else None,
+            count=count.max() if tokens.shape[0] == 1 else None,
             vocab_axis=cut[0] if cut else None,
             token_axes=token_axes,
             **wanted,
@@ -198,12 +193,86 @@ def vocabulary_statistics(
         return {name: value.reshape(tokens.shape) for name, value in out.items()}
 
     states = [hidden] if corrupted is None else [hidden, corrupted]
-    of_tokens = ("batch", None, None)
-    axes = [of_tokens, ("vocab", None), ("vocab",), *[(*of_tokens, None)] * len(states)]
-    return shard_map_kernel(of_device, axes, like=0)(tokens, table, policy.bias, *states)
+    of_tokens = ("batch", None)
+    axes = [of_tokens, ("batch",), ("vocab", None), ("vocab",), *[(*of_tokens, None)] * len(states)]
+    return shard_map_kernel(of_device, axes, like=0)(tokens, count, table, policy.bias, *states)
 
 
-@partial(jax.jit, static_argnames=("wanted", "micro_batches"))
+def _patches(batch: TrainBatch, views: Views, view: str) -> UInt8[Array, "d f c"]:
+    """All patches of each shard in a view: those of its prompts, then those that its responses looked at."""
+    prompts, responses = viewed(batch, views, view)
+    images = [prompts.images] + ([] if responses.observed is None else [responses.observed.images])
+    shards = batch.packed.patches.source.shape[1]
+    tables = [each.patches.reshape(shards, -1, each.patches.shape[-1]) for each in images]
+    return constrain(jnp.concatenate(tables, axis=1), "batch", None, None)
+
+
+def _take_row(rows: Any, m: Int[Array, ""]) -> Any:
+    """Row ``m`` of each shard."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, m, 0, keepdims=False), rows)
+
+
+def _encode(
+    params: Params, policy: Policy, patches: UInt8[Array, "d f c"], rows: PatchRows
+) -> Float[Array, "d m w"]:
+    """Features of one row of patches of each shard."""
+    taken = jnp.take_along_axis(patches, rows.source[..., None], axis=1)
+    return family_of(policy.model).encode_rows(params, policy.model, taken, rows)
+
+
+def image_features(
+    params: Params, policy: Policy, patches: UInt8[Array, "d f c"], packed: PackedBatch
+) -> Float[Array, "d m w"]:
+    """Features of all images of each shard, one row of patches after another; zeros where no row is."""
+    most, shards, n = packed.patches.source.shape
+    size = n // policy.model.token_patches
+    empty = jnp.zeros((shards, most * size, policy.model.width), policy.model.dtype)
+    empty = constrain(empty, "batch", None, None)
+    if not patches.shape[1]:
+        return empty
+
+    def add(m: Array, features: Array) -> Array:
+        made = _encode(params, policy, patches, _take_row(packed.patches, m))
+        made = constrain(made.astype(features.dtype), "batch", None, None)
+        return jax.lax.dynamic_update_slice_in_dim(features, made, m * size, 1)
+
+    with jax.named_scope("patch_rows"):
+        return jax.lax.fori_loop(0, packed.patch_rows, add, empty)
+
+
+def features_of(features: Float[Array, "d m w"], rows: TokenRows) -> Float[Array, "d n w"]:
+    """The features of images at the slots of a row; of a slot of text, any."""
+    return jnp.take_along_axis(features, jnp.maximum(rows.feature, 0)[..., None], axis=1)
+
+
+def scatter_to_responses(
+    values: Float[Array, "d k"], rows: TokenRows, shape: tuple[int, ...]
+) -> Float[Array, "b g r"]:
+    """Values of packed targets, scattered to their responses; zeros elsewhere."""
+    real = jnp.arange(values.shape[1]) < rows.count[:, None]
+    size = shape[0] // values.shape[0] * shape[1] * shape[2]
+
+    def of_device(values: Array, place: Array) -> Array:
+        def of_shard(values: Array, place: Array) -> Array:
+            return jnp.zeros(size, values.dtype).at[place].add(values, mode="drop")
+
+        return jax.vmap(of_shard)(values, place)
+
+    axes = ("batch", None)
+    flat = shard_map_kernel(of_device, (axes, axes), like=0, checked=False)(
+        jnp.where(real, values, 0.0), rows.place
+    )
+    return constrain(flat.reshape(shape), "batch", None, None)
+
+
+def _sum_rows(scope: str, count: Int[Array, ""], of_row: Callable[[Array], Any]) -> Any:
+    """The sum of a pytree over rows ``0 .. count - 1``; ``scope`` names the loop."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_row, jnp.int32(0)))
+    with jax.named_scope(scope):
+        return jax.lax.fori_loop(0, count, lambda m, total: jax.tree.map(jnp.add, total, of_row(m)), zeros)
+
+
+@partial(jax.jit, static_argnames="wanted")
 def score(
     models: dict[str, Params],
     policy: Policy,
@@ -211,14 +280,20 @@ def score(
     views: Views,
     *,
     wanted: frozenset[Score],
-    micro_batches: int,
 ) -> dict[Score, Float[Array, "b g r"]]:
-    """`token_scores` of the whole batch, micro-batch by micro-batch, without gradients."""
+    """Logprobs, entropies and divergences of a batch (`token_scores`), no gradient; zeros elsewhere."""
+    shape, features = batch.responses.mask.shape, {}
+    for each in sorted(passes_of(wanted)):
+        table = _patches(batch, views, each.view)
+        features[each] = image_features(models[each.model], policy, table, batch.packed)
 
-    def score_micro(micro: TrainBatch) -> dict[Score, Array]:
-        return token_scores(models, policy, micro, views, wanted)
+    def of_row(m: Array) -> dict[Score, Array]:
+        rows = _take_row(batch.packed.tokens, m)
+        of_images = {each: features_of(table, rows) for each, table in features.items()}
+        found = token_scores(models, policy, rows, of_images, wanted)
+        return {name: scatter_to_responses(values, rows, shape) for name, values in found.items()}
 
-    return join(jax.lax.map(score_micro, split(batch, micro_batches)))
+    return _sum_rows("token_rows", batch.packed.token_rows, of_row)
 
 
 @jax.jit
@@ -290,7 +365,7 @@ def prepare(
     )
 
 
-@partial(jax.jit, static_argnames=("algorithm", "optimizer", "micro_batches"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("algorithm", "optimizer"), donate_argnums=0)
 def update(
     state: TrainState,
     policy: Policy,
@@ -300,7 +375,6 @@ def update(
     *,
     algorithm: Algorithm,
     optimizer: optax.GradientTransformation,
-    micro_batches: int,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step on one batch; a non-finite one leaves the state as it was and is counted.
 
@@ -308,47 +382,97 @@ def update(
       The new state, and metrics; where ``targets`` hold no logprob of the policy, as the batch is new to it,
       also "logprob", that of each token ``b g r`` before the step.
     """
+    shape = batch.responses.mask.shape
 
-    def loss(trainable: Params, micro: tuple[TrainBatch, Targets]) -> tuple[Array, tuple[dict, dict]]:
-        inputs, goals = micro
-        params = merge_params(trainable, state.frozen)
+    def loss(params: Params, features: Features, rows: TokenRows) -> tuple[Array, tuple[dict, Array]]:
         wanted = algorithm.live | {LOGPROB}
-        live = token_scores({"policy": params}, policy, inputs, views, wanted, algorithm.differentiated)
-        value, metrics = algorithms.loss(algorithm, goals, live)
-        unscored = LOGPROB not in goals.scores
-        return value, (metrics, {"logprob": live[LOGPROB]} if unscored else {})
+        found = token_scores({"policy": params}, policy, rows, features, wanted, algorithm.differentiated)
+        live = {name: scatter_to_responses(values, rows, shape) for name, values in found.items()}
+        there = scatter_to_responses(jnp.ones(rows.target.shape, jnp.float32), rows, shape) > 0
+        value, metrics = algorithms.loss(algorithm, algorithms.mask_targets(targets, there), live)
+        return value, (metrics, live[LOGPROB])
 
-    gradient, metrics, tokens = accumulate(loss, state.trainable, split((batch, targets), micro_batches))
+    passes = passes_of(algorithm.live | {LOGPROB})
+    gradient, metrics, found = accumulate(
+        loss, state, policy, batch, views, passes, passes & (algorithm.differentiated | {POLICY})
+    )
     state, metrics = apply(state, gradient, metrics, optimizer, param_specs(policy.model))
-    return state, {**metrics, **join(tokens)}
+    return state, metrics if LOGPROB in targets.scores else {**metrics, "logprob": found}
 
 
 def accumulate(
-    loss: Callable[[Params, Any], tuple[Array, tuple[dict, dict]]], params: Params, micro: Any
-) -> tuple[Params, dict[str, Array], dict[str, Array]]:
-    """Sum of the gradients and metrics of ``loss`` over the leading axis of ``micro``; metrics get "loss".
+    loss: Callable[[Params, Features, TokenRows], tuple[Array, tuple[dict, Any]]],
+    state: TrainState,
+    policy: Policy,
+    batch: TrainBatch,
+    views: Views,
+    passes: Iterable[Pass],
+    differentiated: Iterable[Pass],
+) -> tuple[Params, dict[str, Array], Any]:
+    """Gradient accumulation: of the sum of ``loss`` over the rows of a batch; and metrics, with "loss".
 
-    Beside its metrics, ``loss`` gives values of tokens, which are kept apart along that axis.
+    Args:
+      loss: of all weights, the features of images at the slots of a row by pass, and that row of tokens of
+        each shard; it gives metrics and one more value, which are summed as well.
+      state, policy, batch, views: as for `update`.
+      passes: those that ``loss`` makes, and ``differentiated`` those of them that have gradients.
     """
+    tables = {each: _patches(batch, views, each.view) for each in sorted(passes)}
+    features = {
+        each: image_features(state.params, policy, table, batch.packed) for each, table in tables.items()
+    }
 
-    def differentiate(params: Params, piece: Any) -> tuple[tuple[Params, dict[str, Array]], dict[str, Array]]:
-        (value, (metrics, tokens)), gradient = jax.value_and_grad(loss, has_aux=True)(params, piece)
-        return (gradient, {**metrics, "loss": value}), tokens
+    def of_row(m: Array) -> tuple[tuple[Params, dict[str, Array], Any], Features]:
+        rows = _take_row(batch.packed.tokens, m)
 
-    first = jax.tree.map(lambda x: x[0], micro)
-    if jax.tree.leaves(micro)[0].shape[0] == 1:
-        total, tokens = differentiate(params, first)
-        return *total, jax.tree.map(lambda x: x[None], tokens)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, params, first)[0]
-    )
+        def of_trainable(trainable: Params, of_images: Features) -> tuple[Array, tuple[dict, Any]]:
+            return loss(merge_params(trainable, state.frozen), of_images, rows)
 
-    def add(total: Any, piece: Any) -> tuple[Any, dict[str, Array]]:
-        more, tokens = differentiate(params, piece)
-        return jax.tree.map(jnp.add, total, more), tokens
+        differentiate = jax.value_and_grad(of_trainable, argnums=(0, 1), has_aux=True)
+        of_images = {each: features_of(table, rows) for each, table in features.items()}
+        (value, (metrics, found)), (gradient, direction) = differentiate(state.trainable, of_images)
+        return (gradient, {**metrics, "loss": value}, found), direction
 
-    total, tokens = jax.lax.scan(add, zeros, micro)
-    return *total, tokens
+    def add_row(m: Array, total: tuple) -> tuple:
+        made, direction = of_row(m)
+        feature = _take_row(batch.packed.tokens, m).feature
+        return jax.tree.map(jnp.add, total[0], made), {
+            each: _add_at(table, feature, direction[each]) for each, table in total[1].items()
+        }
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_row, jnp.int32(0))[0])
+    start = zeros, {each: jnp.zeros_like(features[each]) for each in sorted(differentiated)}
+    with jax.named_scope("token_rows"):
+        (gradient, metrics, found), directions = jax.lax.fori_loop(0, batch.packed.token_rows, add_row, start)
+    if "vision" not in state.trainable or not any(table.shape[1] for table in tables.values()):
+        return gradient, metrics, found
+    size = batch.packed.patches.source.shape[-1] // policy.model.token_patches
+
+    def of_images(m: Array) -> Params:
+        total = jax.tree.map(jnp.zeros_like, state.trainable["vision"])
+        rows = _take_row(batch.packed.patches, m)
+        for each, direction in directions.items():
+
+            def encode(vision: Params, table: Array = tables[each]) -> Array:
+                params = merge_params({**state.trainable, "vision": vision}, state.frozen)
+                return _encode(params, policy, table, rows)
+
+            of_row = jax.lax.dynamic_slice_in_dim(direction, m * size, size, 1)
+            (more,) = jax.vjp(encode, state.trainable["vision"])[1](of_row)
+            total = jax.tree.map(jnp.add, total, more)
+        return total
+
+    more = _sum_rows("patch_rows", batch.packed.patch_rows, of_images)
+    gradient = {**gradient, "vision": jax.tree.map(jnp.add, gradient["vision"], more)}
+    return gradient, metrics, found
+
+
+def _add_at(
+    table: Float[Array, "d m w"], place: Int[Array, "d n"], values: Float[Array, "d n w"]
+) -> Float[Array, "d m w"]:
+    """Add values to rows of a table; those with a negative place are dropped."""
+    at = jnp.where(place < 0, table.shape[1], place)
+    return jax.vmap(lambda t, k, x: t.at[k].add(x, mode="drop"))(table, at, values)
 
 
 def apply(
@@ -374,25 +498,21 @@ def apply(
     return state, {**metrics, "gradient_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
 
 
-@partial(jax.jit, static_argnames=("optimizer", "micro_batches"), donate_argnums=0)
+@partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
 def imitate(
     state: TrainState,
     policy: Policy,
-    prompts: Prompts,
-    responses: Responses,
+    batch: TrainBatch,
     *,
     optimizer: optax.GradientTransformation,
-    micro_batches: int,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One supervised step: maximise the logprob of the responses, averaged over all tokens of the batch."""
-    total = jnp.maximum(responses.mask.sum(), 1)
+    total = jnp.maximum((batch.responses.mask & batch.responses.valid[..., None]).sum(), 1)
 
-    def loss(trainable: Params, micro: tuple[Prompts, Responses]) -> tuple[Array, tuple[dict, dict]]:
-        prompts, responses = micro
-        params = merge_params(trainable, state.frozen)
-        hidden = family_of(policy.model).predict(params, policy.model, prompts, responses)
-        out = vocabulary_statistics(params, policy, responses.tokens, hidden)
-        return -jnp.where(responses.mask, out["logprob"], 0.0).sum() / total, ({}, {})
+    def loss(params: Params, features: Features, rows: TokenRows) -> tuple[Array, tuple[dict, dict]]:
+        found = token_scores({"policy": params}, policy, rows, features, frozenset({LOGPROB}))
+        real = jnp.arange(rows.target.shape[1]) < rows.count[:, None]
+        return -jnp.where(real, found[LOGPROB], 0.0).sum() / total, ({}, {})
 
-    gradient, metrics, _ = accumulate(loss, state.trainable, split((prompts, responses), micro_batches))
+    gradient, metrics, _ = accumulate(loss, state, policy, batch, {}, {POLICY}, {POLICY})
     return apply(state, gradient, metrics, optimizer, param_specs(policy.model))

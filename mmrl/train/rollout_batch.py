@@ -17,6 +17,7 @@ from mmrl import hosts
 from mmrl.data.pipeline import Batch, Skipped
 from mmrl.grading import SELF_JUDGE, Rewards, group_rewards, response_info, rewards_of, verifier_input
 from mmrl.mesh import constrain, local_mesh, shard_batch
+from mmrl.models.prompts import pad_prompts
 from mmrl.rewards.verifier import Graded
 from mmrl.rollout.generate import response_keys, to_responses
 from mmrl.rollout.sampling import Sampling
@@ -47,8 +48,7 @@ class RowStats:
     components: Table  # of the reward
     episode_metrics: Table
     digests: np.ndarray  # [b], of each row's id and the tokens sampled
-    used: np.ndarray  # [b 3], prompt tokens, patches, response tokens
-    padded: np.ndarray  # [b 3], the same with padding
+    used: np.ndarray  # [b 2], tokens and patches that there are to compute: the prompt once, all that is read
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -204,7 +204,11 @@ def make_rollout_batch(
     )
     names = [_names(part["names"][k] for part in notes) for k in (0, 1)]
     prompts, count = batch.prompts, len(batch.samples)
-    masks = (prompts.mask, prompts.images.image >= 0, responses.mask.reshape(count, -1))
+    valid: Any = np.asarray(responses.valid)[..., None]
+    read, seen = [responses.mask & valid], []
+    if (observed := responses.observed) is not None:
+        read, seen = [observed.real & valid], [(observed.images.image >= 0) & valid]
+    masks = [prompts.mask, *read], [prompts.images.image >= 0, *seen]
     ids = [sample.id.encode() for sample in batch.samples]
     arrays = {
         "rewards": np.asarray(rewards, np.float32),
@@ -217,8 +221,10 @@ def make_rollout_batch(
             [zlib.crc32(responses.tokens[b].tobytes(), zlib.crc32(name)) for b, name in enumerate(ids)],
             np.uint32,
         ),
-        "used": np.stack([mask.sum(axis=1) for mask in masks], axis=1).astype(np.int32),
-        "padded": np.tile(np.array([mask.shape[1] for mask in masks], np.int32), (count, 1)),
+        "used": np.array(
+            [np.sum([mask.reshape(count, -1).sum(axis=1) for mask in kind], axis=0) for kind in masks],
+            np.int32,
+        ).T,
     }
     labels = hosts.gather_rows(batch.rows, [(sample.id, sample.source) for sample in batch.samples])
     found, sources = np.array(labels).reshape(-1, 2).T
@@ -306,14 +312,17 @@ def collect(
 
 
 def put_on_mesh(
-    drawn: Sequence[RolloutBatch], chosen: Sequence[int], mesh: Mesh
+    drawn: Sequence[RolloutBatch], chosen: Sequence[int], mesh: Mesh, tokens: int, slots: int
 ) -> tuple[Prompts, Responses]:
-    """The chosen groups as one batch over the mesh; prompts of unequal buckets are padded to the longest."""
-    if len(drawn) == 1:
-        return shard_batch((drawn[0].prompts, drawn[0].responses), mesh)
-    tokens = max(batch.prompts.tokens.shape[1] for batch in drawn)
-    slots = max(batch.prompts.images.image.shape[1] for batch in drawn)
-    placed = [shard_batch((_pad(batch.prompts, tokens, slots), batch.responses), mesh) for batch in drawn]
+    """The chosen groups as one batch over the mesh, in their order.
+
+    Prompts are padded to ``tokens`` and patch ``slots``, so that no batch brings shapes of its own.
+    """
+    placed = [
+        shard_batch((pad_prompts(batch.prompts, tokens, slots), batch.responses), mesh) for batch in drawn
+    ]
+    if len(drawn) == 1 and [*chosen] == [*range(len(drawn[0].stats.ids))]:
+        return placed[0]
     return _take_rows(tuple(placed), np.array(chosen, np.int32))
 
 
@@ -325,27 +334,6 @@ def _take_rows(batches: tuple[Any, ...], chosen: Int[Array, "b"]) -> Any:
     return jax.tree.map(take, *batches)
 
 
-def _pad(prompts: Prompts, tokens: int, slots: int) -> Prompts:
-    def pad(leaf: Any, width: int, fill: int = 0) -> Any:
-        more = [(0, 0), (0, width - leaf.shape[1]), *[(0, 0)] * (leaf.ndim - 2)]
-        return np.pad(leaf, more, constant_values=fill)
-
-    images = prompts.images
-    return Prompts(
-        tokens=pad(prompts.tokens, tokens),
-        mask=pad(prompts.mask, tokens),
-        position=pad(prompts.position, tokens),
-        next_position=prompts.next_position,
-        image_token=pad(prompts.image_token, tokens, -1),  # -1, not 0, stands for "no image"
-        images=replace(
-            images,
-            patches=pad(images.patches, slots),
-            position=pad(images.position, slots),
-            image=pad(images.image, slots, -1),
-        ),
-    )
-
-
 def rollout_metrics(stats: RowStats) -> dict[str, float]:
     """Metrics of sampled and graded responses; apart for each data set where there are several.
 
@@ -354,7 +342,6 @@ def rollout_metrics(stats: RowStats) -> dict[str, float]:
     """
     valid, lengths = stats.valid, stats.lengths
     sampled = lengths > 0  # False in empty slots
-    padding = 1.0 - stats.used.sum(axis=0) / np.maximum(stats.padded.sum(axis=0), 1)
     out = {
         "rollout/digest": float(zlib.crc32(stats.digests.astype(np.int64).tobytes())),
         "reward/mean": _mean(stats.rewards, valid),
@@ -363,7 +350,6 @@ def rollout_metrics(stats: RowStats) -> dict[str, float]:
         "response/length": _mean(lengths, sampled),
         "response/longest": float(lengths.max()),
         "response/truncated": _mean(stats.truncated, sampled),
-        **{f"padding/{n}": float(x) for n, x in zip(("prompt", "patches", "response"), padding, strict=True)},
     }
     for kind, table in (("reward", stats.components), ("episode", stats.episode_metrics)):
         for name, values in table.items():

@@ -10,15 +10,16 @@ import numpy as np
 import optax
 
 from mmrl import hosts
-from mmrl.config import ColdStartConfig, Config
+from mmrl.config import Config
 from mmrl.data.pipeline import Batch, Batches, PromptFormat, Skipped, prompts, solution_tokens
 from mmrl.data.sources import Source
 from mmrl.hosts import say
 from mmrl.mesh import local_rows, shard_batch, to_host
 from mmrl.models import checkpoint as hf
 from mmrl.models.processor import Processor
-from mmrl.models.prompts import OverBudget
-from mmrl.open import OpenModel, prompt_format, readers
+from mmrl.models.prompts import OverBudget, pad_prompts
+from mmrl.open import OpenModel, prompt_format, readers, training_sizes
+from mmrl.packing import pack_batch
 from mmrl.rollout.episodes import Episode
 from mmrl.rollout.generate import to_responses
 from mmrl.rollout.replay import at_once, replay
@@ -30,6 +31,7 @@ from mmrl.train.guards import Guards, open_guards
 from mmrl.train.loop import Stage, run_stage
 from mmrl.train.metrics import Phases, to_floats
 from mmrl.train.optimizer import make_optimizer
+from mmrl.train.programs import TrainBatch
 from mmrl.train.rollouts import episode_maker, observation_slots
 from mmrl.train.state import TrainState, initial_state
 from mmrl.train.stop_signal import StopSignal
@@ -51,7 +53,7 @@ class Demonstrations:
 class Imitator:
     """All that a supervised step needs beside weights."""
 
-    config: ColdStartConfig
+    config: Config
     model: OpenModel
     policy: Policy
     optimizer: optax.GradientTransformation
@@ -79,7 +81,7 @@ def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Pa
     )
     optimizer = make_optimizer(hyper_parameters, limits.steps)
     imitator = Imitator(
-        config=limits,
+        config=config,
         model=model,
         policy=model.policy(limits.temperature),
         optimizer=optimizer,
@@ -136,19 +138,15 @@ def take_step(imitator: Imitator, state: TrainState, step: int) -> tuple[TrainSt
       Interrupted: a stop was requested before the update.
       ValueError: too many rows of the data, or updates in a row, could not be used.
     """
-    phases, limits = imitator.phases, imitator.config
+    phases = imitator.phases
     with phases("wait"):
         imitator.stop.check()
     with phases("data"):
         batch = next(imitator.batches)
+    with phases("pack"):
+        packed = _pack(imitator, batch)
     with phases("update"):
-        state, made = programs.imitate(
-            state,
-            imitator.policy,
-            *shard_batch((batch.prompts, batch.responses), imitator.model.mesh),
-            optimizer=imitator.optimizer,
-            micro_batches=limits.batch // limits.micro_batch,
-        )
+        state, made = programs.imitate(state, imitator.policy, packed, optimizer=imitator.optimizer)
         values = {f"loss/{name}": value for name, value in to_floats(made).items()}
     with phases("wait"):
         parts = hosts.gather(
@@ -167,6 +165,16 @@ def take_step(imitator: Imitator, state: TrainState, step: int) -> tuple[TrainSt
         say(f"step {step}: loss or gradient is not finite, the update is skipped; its rows are {ids}")
     imitator.guards.count_update(bool(values["loss/skipped"]), imitator.workdir)
     return state, values
+
+
+def _pack(imitator: Imitator, batch: Demonstrations) -> TrainBatch:
+    """The batch on the mesh, in rows, with the same shapes as every other."""
+    config, model = imitator.config, imitator.model
+    tokens, slots = training_sizes(config)
+    padded = pad_prompts(batch.prompts, tokens, slots)
+    prompts, responses = shard_batch((padded, batch.responses), model.mesh)
+    packed = pack_batch(prompts, responses, model.config, model.mesh, config.train.row_tokens)
+    return TrainBatch(prompts, responses, packed)
 
 
 def _means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -14,8 +14,9 @@ from mmrl.algorithms.passes import LOGPROB, Score
 from mmrl.data import pipeline
 from mmrl.data.curriculum import CurriculumSampler
 from mmrl.hosts import say
-from mmrl.mesh import local_rows, shard_batch
-from mmrl.open import sampling_of
+from mmrl.mesh import batch_shards, local_rows, shard_batch
+from mmrl.open import sampling_of, training_sizes
+from mmrl.packing import balanced_order, computed_slots, pack_batch
 from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
 from mmrl.train.guards import Guards, save_incident
@@ -32,7 +33,7 @@ from mmrl.train.rollout_batch import (
 )
 from mmrl.train.rollouts import RolloutContext, prompt_keys, rollout_weights
 from mmrl.train.state import TrainState
-from mmrl.types import Params
+from mmrl.types import Params, Prompts, Responses
 
 _ROLLOUT, _CORRUPTION = 0, 1  # purposes of random keys
 
@@ -82,21 +83,33 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
     del weights
     values |= _rollout_values(learner, context, step, drawn, stats)
 
+    # Groups, in an order by which each device has equal work in each update, packed in rows of real tokens.
+    with phases("pack"):
+        order = _update_order(stats.used[:, 0], size, batch_shards(mesh))
+        stats = take_rows(stats, order)
+        ordered = [chosen[k] for k in order]
+        prompts, responses = put_on_mesh(drawn, ordered, mesh, *training_sizes(config))
+        mine = local_rows(mesh, count)
+        keys = prompt_keys(config.seed, _CORRUPTION, step, count)[order][mine]
+        keys = jax.random.wrap_key_data(shard_batch(keys, mesh))
+        graded = shard_batch((stats.rewards[mine], stats.accuracy[mine].astype(np.float32)), mesh)
+        batch = _pack(learner, prompts, responses, keys)
+
     # Score: logprobs of policy and reference on the same tokens, and what else the algorithm needs.
     with phases("score"):
-        prompts, responses = put_on_mesh(drawn, chosen, mesh)
-        mine = local_rows(mesh, count)
-        keys = prompt_keys(config.seed, _CORRUPTION, step, count)[mine]
-        batch = TrainBatch(prompts, responses, jax.random.wrap_key_data(shard_batch(keys, mesh)))
-        graded = shard_batch((stats.rewards[mine], stats.accuracy[mine].astype(np.float32)), mesh)
         scores = _score(learner, state.params, batch)
 
     # Prepare and update: statistics are taken over all groups of an update together.
     totals: dict[str, float] = {}
+    computed = np.zeros(2)
     for start in range(0, count, size):
         rows = slice(start, start + size)
-        with phases("prepare"):
-            part = (batch, graded, scores) if size == count else take_rows((batch, graded, scores), rows)
+        part = batch, graded, scores
+        if size < count:
+            with phases("pack"):
+                unpacked, *others = take_rows(((prompts, responses, keys), graded, scores), rows)
+                part = _pack(learner, *unpacked), *others
+        computed += computed_slots(part[0].packed)
         state, made, scored = _update(learner, state, *part)
         scores |= scored
         for name, value in made.items():
@@ -106,6 +119,8 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
         learner.guards.count_update(bool(made["loss/skipped"]), learner.workdir / "incidents")
     with phases("score"):
         values |= totals | to_floats(programs.score_metrics(scores, responses))
+    of_text, of_patches = computed / np.maximum(stats.used.sum(axis=0), 1)
+    values |= {"padding/text": float(of_text), "padding/patches": float(of_patches)}
     values["rollout/tokens_per_second"] = float(stats.lengths.sum()) / max(phases.seconds["rollout"], 1e-9)
     return state, values
 
@@ -150,6 +165,18 @@ def _rollout_values(
     return values if learner.sampler is None else {**values, **learner.sampler.state.plan.metrics}
 
 
+def _update_order(tokens: np.ndarray, size: int, shards: int) -> np.ndarray:
+    """The order of groups in which each update of ``size`` of them gives each shard as many ``tokens``."""
+    starts = range(0, len(tokens), size)
+    return np.concatenate([at + balanced_order(tokens[at : at + size].tolist(), shards) for at in starts])
+
+
+def _pack(learner: Learner, prompts: Prompts, responses: Responses, view_keys: jax.Array) -> TrainBatch:
+    model, row_tokens = learner.rollouts.model, learner.rollouts.config.train.row_tokens
+    packed = pack_batch(prompts, responses, model.config, model.mesh, row_tokens)
+    return TrainBatch(prompts, responses, packed, view_keys)
+
+
 def _score(learner: Learner, params: Params, batch: TrainBatch) -> dict[Score, jax.Array]:
     """Scores that the algorithm needs before the update, of each model that it reads.
 
@@ -162,7 +189,6 @@ def _score(learner: Learner, params: Params, batch: TrainBatch) -> dict[Score, j
         policy=learner.rollouts.policy,
         batch=batch,
         views=learner.views,
-        micro_batches=config.rollout.prompts // config.train.micro_prompts,
     )
     scores = {}
     wanted = algorithm.needs_of("policy")
@@ -184,7 +210,7 @@ def _update(
 
     Also gives the scores that it has found of the policy before the step, unless they were known.
     """
-    config, phases = learner.rollouts.config, learner.rollouts.phases
+    phases = learner.rollouts.phases
     with phases("prepare"):
         targets = programs.prepare(
             learner.algorithm,
@@ -204,7 +230,6 @@ def _update(
             learner.views,
             algorithm=learner.algorithm,
             optimizer=learner.optimizer,
-            micro_batches=config.train.update_prompts // config.train.micro_prompts,
         )
         scored = {LOGPROB: made.pop("logprob")} if "logprob" in made else {}
         values = {f"loss/{name}": value for name, value in to_floats(made).items()}

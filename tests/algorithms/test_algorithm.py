@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmrl.algorithms import penalties, recipes, schedules
-from mmrl.algorithms.algorithm import Algorithm, keep_groups, loss, prepare
+from mmrl.algorithms.algorithm import Algorithm, keep_groups, loss, mask_targets, prepare
 from mmrl.algorithms.passes import ENTROPY, LOGPROB, PERCEPTION
 
 # Each recipe as it comes, and with what it can do beyond that.
@@ -38,7 +38,7 @@ def chosen_live(algorithm, live):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_micro_batches_add_up(name, batch):
+def test_slices_of_a_batch_add_up(name, batch):
     algorithm = VARIANTS[name]
     arguments, live = batch[0], chosen_live(algorithm, batch[1])
     (whole, metrics), gradient = gradient_of(algorithm, arguments, live)
@@ -59,6 +59,34 @@ def test_micro_batches_add_up(name, batch):
         for key, value in gradient.items():
             joined = np.concatenate([np.asarray(part[key]) for part in parts])
             np.testing.assert_allclose(joined, value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_halves_of_the_responses_add_up(name, batch):
+    """Cut within groups too; what stands for the tokens of the other half does not matter."""
+    algorithm = VARIANTS[name]
+    arguments, live = batch[0], chosen_live(algorithm, batch[1])
+    (whole, metrics), gradient = gradient_of(algorithm, arguments, live)
+    targets = prepare(algorithm, **arguments)
+    value_and_grad = jax.value_and_grad(lambda x, t: loss(algorithm, t, x), has_aux=True)
+    shape = arguments["mask"].shape
+    first = np.random.default_rng(0).permutation(shape[0] * shape[1]).reshape(shape[:2]) % 2 == 0
+    assert (first.any(axis=1) & ~first.all(axis=1)).any()
+    total, sums, slopes = 0.0, dict.fromkeys(metrics, 0.0), dict.fromkeys(gradient, 0.0)
+    for half in (first, ~first):
+        there = jnp.broadcast_to(half[..., None], shape)
+        given = {key: jnp.where(there, value, jnp.inf) for key, value in live.items()}
+        (value, part), slope = value_and_grad(given, mask_targets(targets, there))
+        total += float(value)
+        sums = {key: sums[key] + float(part[key]) for key in sums}
+        slopes = {key: slopes[key] + np.asarray(slope[key]) for key in slopes}
+        for leaf in slope.values():
+            assert np.all(np.asarray(leaf)[~half] == 0.0)
+    assert total == pytest.approx(float(whole), rel=1e-6, abs=1e-7)
+    for key, value in metrics.items():
+        assert sums[key] == pytest.approx(float(value), rel=1e-6, abs=1e-6), key
+    for key, value in gradient.items():
+        np.testing.assert_allclose(slopes[key], value, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -28,7 +28,7 @@ def looking_config() -> Config:
         data=DataConfig(prompt_buckets=(64,), patch_buckets=(64,)),
         corruption=CorruptionConfig("patch_black", 0.5),
         rollout=RolloutConfig(group=2, max_tokens=8, temperature=0.7),
-        train=TrainConfig(micro_prompts=2),
+        train=TrainConfig(row_tokens=256),
     )
 
 

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from padded import predict
 from PIL import Image
 
-from mmrl.analysis import perceive, pictures_seen, pieces_of, token_perception, where_it_looks
+from mmrl.analysis import perceive, perception, pictures_seen, pieces_of, token_perception, where_it_looks
 from mmrl.models import qwen2_5_vl
 from mmrl.models.prompts import chat_messages, collate, encode
 from mmrl.types import Responses
 
 TOKENS = [40, 300, 5, 77, 12]
-_predict = jax.jit(qwen2_5_vl.predict, static_argnums=1)
+_predict = jax.jit(predict, static_argnums=1)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def many(looking, seen_samples, haste):
     responses = [TOKENS[:2], [9, 9, 9], TOKENS, TOKENS, [], "a text"]
     told: list = []
     ask = {"model": model, "config": config, "progress": lambda k, n: told.append((k, n))}
-    found = perceive(params, samples, responses, **ask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perception, "_BATCH", 2)
+        found = perceive(params, samples, responses, **ask)
     assert told == [(4, 6), (6, 6)]
     return found
 

@@ -113,7 +113,7 @@ LONG = (
     "mmrl train --config=experiments/mixed.py",
     "make quickstart WORKDIR=",
     "mmrl bench --config=experiments/quickstart.py",
-    "mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --model-size=7b --topology=",
+    "mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --model-size=7b",
     "python -m experiments.peers.compare",
 )
 

@@ -18,7 +18,7 @@ FINER = {"count": "near_count", "box": "iou", "jigsaw": "positions"}
 def test_smoke(tmp_path, haste):
     from mmrl.train.stages import run
 
-    quick = ("model.unroll=1", "train.update_prompts=8", "train.micro_prompts=8")
+    quick = ("model.unroll=1", "train.update_prompts=8")
     quick += ("cold_start.steps=0", "train.steps=1", "world.heldout=4")
     config = resolve(load(f"{MIXED}:smoke", [f"--config.{item}" for item in quick]))
     run(config, tmp_path)

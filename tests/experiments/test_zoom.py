@@ -16,7 +16,7 @@ ZOOM = Path(__file__).parents[2] / "experiments" / "zoom.py"
 def test_smoke(tmp_path, haste):
     from mmrl.train.stages import run
 
-    quick = ("model.unroll=1", "train.steps=2", "train.update_prompts=8", "train.micro_prompts=8")
+    quick = ("model.unroll=1", "train.steps=2", "train.update_prompts=8")
     config = resolve(load(f"{ZOOM}:smoke", [f"--config.{item}" for item in quick]))
     run(config, tmp_path)
     demonstrated = read_metrics(tmp_path / "cold_start")

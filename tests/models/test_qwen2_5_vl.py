@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from padded import predict
 from tiny import make_prompts, make_responses
 
 from mmrl.kernels.vocab import token_statistics
@@ -39,7 +40,7 @@ def _loss_and_gradient(params, config, prompts, responses):
     """Sum of log-probabilities, weighed differently for each token of each prompt, and its gradient."""
 
     def loss(params):
-        hidden = model.predict(params, config, prompts, responses)
+        hidden = predict(params, config, prompts, responses)
         statistics = token_statistics(
             hidden.reshape(-1, hidden.shape[-1]),
             model.unembedding(params),
@@ -129,7 +130,7 @@ def test_cache_equals_teacher_forcing(policy, prompts, responses, chunks):
     prefix, _ = prefill(params, config, prompts)
     position = model.response_position(prompts, jnp.broadcast_to(jnp.arange(r), (b, g, r)))
     x = model.embed(params, config, responses.tokens)
-    extend = jax.jit(lambda *args: model.extend(*args)[:2], static_argnums=1)
+    extend = jax.jit(lambda *args: model.extend(*args), static_argnums=1)
     whole = extend(params, config, x, position, responses.mask, prefix)[0]
     cache = empty_cache(config, b, g, r, jnp.float32)
     parts, start = [], 0

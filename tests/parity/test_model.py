@@ -76,7 +76,7 @@ def _encode(policy, case):
 def _forward(params, config, prompts):
     """Features at the image tokens, logits everywhere, and statistics of the next token."""
     x = model.embed_prompts(params, config, prompts)
-    hidden, _, _ = model.extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
+    hidden, _ = model.extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
     hidden, table = hidden[:, 0], model.unembedding(params)
     targets = jnp.roll(prompts.tokens, -1, axis=1)
     flat = hidden.reshape(-1, hidden.shape[-1])

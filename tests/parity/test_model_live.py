@@ -162,7 +162,7 @@ def _their_outputs(theirs, policy, prompts):
 @partial(jax.jit, static_argnames="config")
 def _our_outputs(params, config, prompts):
     x = model.embed_prompts(params, config, prompts)
-    hidden, _, _ = model.extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
+    hidden, _ = model.extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
     return x, hidden[:, 0] @ model.unembedding(params).T
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from padded import predict
 from tiny import make_prompts
 
 from mmrl.algorithms.passes import LOGPROB
@@ -58,7 +59,7 @@ def test_sampler_equals_scorer(policy, prompts, bias, responses, temperature):
 
     @jax.jit
     def score(params):
-        hidden = model.predict(params, policy.config, prompts, responses)
+        hidden = predict(params, policy.config, prompts, responses)
         return token_statistics(
             hidden.reshape(-1, hidden.shape[-1]),
             model.unembedding(params),
@@ -78,7 +79,7 @@ def whole(policy, prompts, bias):
 
     @jax.jit
     def run(params, responses, temperature):
-        hidden = model.predict(params, policy.config, prompts, responses)
+        hidden = predict(params, policy.config, prompts, responses)
         logits = hidden.astype(jnp.float32) @ model.unembedding(params).T + bias
         return jax.nn.log_softmax(logits / temperature, axis=-1)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from padded import predict
 from scripted import OBSERVATION_PATCHES, assert_same, make_world, play, shape_of
 
 from mmrl.kernels.vocab import BANNED, token_statistics
@@ -211,7 +212,7 @@ def test_what_was_sampled_is_what_is_scored(world):
 
     @jax.jit
     def logits_of(params):
-        hidden = model.predict(params, policy.config, prompts, responses)
+        hidden = predict(params, policy.config, prompts, responses)
         logits = jnp.einsum("bgrd,vd->bgrv", hidden, model.unembedding(params)) + world.bias
         flat = hidden.reshape(-1, hidden.shape[-1]), model.unembedding(params), responses.tokens.reshape(-1)
         scored = [token_statistics(*flat, world.bias, temperature=one) for one in (1.0, 0.7)]

@@ -51,7 +51,7 @@ def sampler_of(data, curriculum=ACTIVE, **changes):
         "seed": 3,
         "data": {"curriculum": curriculum, **changes},
         "rollout": {"prompts": BATCH},
-        "train": {"steps": STEPS, "update_prompts": BATCH, "micro_prompts": BATCH},
+        "train": {"steps": STEPS, "update_prompts": BATCH},
     }
     return open_sampler(from_dict(values), data)
 

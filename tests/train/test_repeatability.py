@@ -19,7 +19,10 @@ import mmrl
 from mmrl.config import resolve
 from mmrl.experiment import load
 from mmrl.rollout.sampling import Sampling
+from mmrl.mesh import shard_batch
+from mmrl.packing import pack_batch
 from mmrl.train import programs
+from mmrl.train.programs import TrainBatch
 from mmrl.open import open_model, open_source, prompt_format
 from mmrl.train.sft import demonstrations
 from mmrl.train.optimizer import make_optimizer
@@ -41,13 +44,14 @@ batch = next(demonstrations(
     batch_size=8,
 ))
 params = model.load()
+prompts, responses = shard_batch((batch.prompts, batch.responses), model.mesh)
+packed = pack_batch(prompts, responses, model.config, model.mesh, config.train.row_tokens)
+rows = TrainBatch(prompts, responses, packed)
 optimizer = make_optimizer(config.optimizer, 1)
 norms = set()
 for _ in range(60):
     state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
-    _, made = programs.imitate(
-        state, model.policy(1.0), batch.prompts, batch.responses, optimizer=optimizer, micro_batches=1
-    )
+    _, made = programs.imitate(state, model.policy(1.0), rows, optimizer=optimizer)
     norms.add(float(made["gradient_norm"]))
 print(len(norms))
 """

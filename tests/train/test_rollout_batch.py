@@ -33,7 +33,7 @@ from mmrl.train.rollout_batch import (
     take_rows,
 )
 from mmrl.train.rollouts import RolloutContext, prompt_keys, reward_pool
-from mmrl.types import Images, Prompts, Responses, StopReason
+from mmrl.types import Images, Observed, Prompts, Responses, StopReason
 
 ROWS = 3
 
@@ -84,8 +84,8 @@ def kept_rows(*rows):
     return lambda stats: np.isin([int(name[-1]) for name in stats.ids], rows)
 
 
-def placed(seen, chosen):
-    return put_on_mesh(seen, chosen, make_mesh({"fsdp": 1}, jax.devices()[:1]))
+def placed(seen, chosen, tokens=4, slots=4):
+    return put_on_mesh(seen, chosen, make_mesh({"fsdp": 1}, jax.devices()[:1]), tokens, slots)
 
 
 def test_one_batch_stays_as_it_is():
@@ -94,6 +94,12 @@ def test_one_batch_stays_as_it_is():
     prompts, _ = placed(seen, chosen)
     np.testing.assert_array_equal(prompts.next_position, [0, 1, 2])
     assert metrics == {"rollout/batches": 1.0, "rollout/kept_groups": 2 / 3}
+
+
+def test_groups_are_put_on_the_mesh_in_the_order_asked_for():
+    prompts, responses = placed([graded()], [2, 0, 1])
+    np.testing.assert_array_equal(prompts.next_position, [2, 0, 1])
+    np.testing.assert_array_equal(responses.tokens[:, 1, 4], [2, 0, 1])
 
 
 def test_draws_until_full():
@@ -114,10 +120,12 @@ def test_stops_at_the_bound_and_fills_up():
 
 def test_buckets_of_different_batches_are_joined():
     seen, chosen, _, _ = collect(lambda n: graded(n, 4 + 2 * n), kept_rows(0), prompts=2, max_batches=2)
-    prompts, _ = placed(seen, chosen)
-    assert prompts.tokens.shape == (2, 6)
+    prompts, _ = placed(seen, chosen, tokens=8, slots=6)
+    assert prompts.tokens.shape == (2, 8)
     np.testing.assert_array_equal(prompts.mask.sum(axis=1), [4, 6])
     assert (np.asarray(prompts.image_token) == -1).all()
+    assert prompts.images.patches.shape == (2, 6, 12)
+    np.testing.assert_array_equal(prompts.images.image, [[0, 0, 0, 0, -1, -1]] * 2)
 
 
 def test_tables_of_different_batches_are_joined():
@@ -139,8 +147,27 @@ def test_metrics_leave_out_invalid_rows():
     assert values["reward/mean"] == pytest.approx(3 / 5)
     assert values["reward/invalid"] == pytest.approx(1 / 6)
     assert values["reward/equal_groups"] == pytest.approx(2 / 3)
-    assert values["padding/patches"] == pytest.approx(1 / 3)
     assert not any(name.startswith("source/") for name in values)
+
+
+def test_what_there_is_to_compute_is_counted():
+    """The prompt once, and what is read of the valid responses, with what they have looked at."""
+    valid = np.array([[True, False], [True, True], [False, False]])
+    plain = graded(valid=valid)
+    np.testing.assert_array_equal(plain.stats.used, [[4 + 5, 4], [4 + 10, 4], [4, 0]])
+    shape = (ROWS, 2, 5)
+    observed = Observed(
+        real=np.broadcast_to(np.arange(5) < 3, shape),
+        position=np.zeros((*shape, 3), np.int32),
+        image_token=np.full(shape, -1, np.int32),
+        images=Images(
+            patches=np.zeros((ROWS, 2, 8, 12), np.uint8),
+            position=np.zeros((ROWS, 2, 8, 2), np.int32),
+            image=np.broadcast_to(np.array([0] * 6 + [-1] * 2), (ROWS, 2, 8)),
+        ),
+    )
+    looking = graded(valid=valid, observed=observed)
+    np.testing.assert_array_equal(looking.stats.used, [[4 + 3, 4 + 6], [4 + 6, 4 + 12], [4, 0]])
 
 
 def test_empty_slots_are_no_responses():

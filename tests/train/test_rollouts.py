@@ -13,9 +13,11 @@ from mmrl.config import resolve
 from mmrl.data import pipeline
 from mmrl.experiment import load
 from mmrl.kernels.vocab import BANNED
+from mmrl.mesh import shard_batch
 from mmrl.models.prompts import text_ids
 from mmrl.models.tiny_model import write_model
 from mmrl.open import open_model, open_source, prompt_format
+from mmrl.packing import pack_batch
 from mmrl.rollout.engine import decoding_weights
 from mmrl.rollout.generate import to_responses
 from mmrl.rollout.sampling import Sampling
@@ -74,14 +76,15 @@ def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
     assert sum(one.facts.get("images", 0.0) for one in played) >= 8
     width = batch.prompts.images.patches.shape[-1]
     responses = to_responses(played, 4, 4, config.rollout.max_tokens, observation_slots(config), width)
-    corruption_keys = jax.random.wrap_key_data(prompt_keys(0, 1, 1, 4))
+    corruption_keys = jax.random.wrap_key_data(jnp.asarray(prompt_keys(0, 1, 1, 4)))
+    asked, written = shard_batch((batch.prompts, responses), model.mesh)
+    packed = pack_batch(asked, written, model.config, model.mesh, 256)
     scored = programs.score(
         {"policy": params},
         policy,
-        jax.tree.map(jnp.asarray, programs.TrainBatch(batch.prompts, responses, corruption_keys)),
+        programs.TrainBatch(asked, written, packed, corruption_keys),
         {"corrupted": programs.ImageCorruption("patch_black", 0.6)},
         wanted=frozenset({LOGPROB, CORRUPTED_LOGPROB}),
-        micro_batches=1,
     )
     difference = np.abs(responses.logprob - scored[LOGPROB])[responses.mask]
     assert difference.max() < 1e-4

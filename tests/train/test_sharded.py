@@ -15,6 +15,7 @@ from mmrl.config import OptimizerConfig
 from mmrl.mesh import AXES, make_mesh, shard_batch, shardings
 from mmrl.models.family import param_specs
 from mmrl.models.params import initialise
+from mmrl.packing import pack_batch
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Policy, Sampling
@@ -57,13 +58,17 @@ def small(policy):
     rows = [("a" * (k % 3 + 1), [size] if size else []) for k, size in enumerate(sizes)]
     prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
     lengths = [[4, 1], [2, 4], [1, 1], [3, 4], [4, 4], [1, 2], [2, 3], [4, 2]]
-    batch = TrainBatch(
-        prompts,
-        make_responses(lengths, SLOTS, vocabulary=1800),
-        jax.random.split(jax.random.key(3), PROMPTS),
-    )
+    responses = make_responses(lengths, SLOTS, vocabulary=1800)
+    batch = packed_on(make_mesh({}, jax.devices()[:1]), config, prompts, responses)
     static = Policy(config, 1.0, engine.vocabulary_bias(config.vocabulary, 1822, ()))
     return jax.device_get(initialise(param_specs(config), 0)), static, batch
+
+
+def packed_on(mesh, config, prompts, responses):
+    """A batch on a mesh, in rows of 128 tokens."""
+    prompts, responses = shard_batch((prompts, responses), mesh)
+    packed = pack_batch(prompts, responses, config, mesh, 128)
+    return TrainBatch(prompts, responses, packed, jax.random.split(jax.random.key(3), PROMPTS))
 
 
 @pytest.fixture(scope="module", params=MESHES, ids=lambda shape: "x".join(map(str, shape)))
@@ -72,8 +77,7 @@ def cut(request, small):
     params, policy, batch = small
     mesh = make_mesh(dict(zip(AXES, request.param, strict=True)))
     placed = jax.device_put(params, shardings(param_specs(policy.model), mesh))
-    rows, keys = shard_batch((batch.prompts, batch.responses), mesh), batch.view_keys
-    return mesh, placed, TrainBatch(*rows, keys)
+    return mesh, placed, packed_on(mesh, policy.model, batch.prompts, batch.responses)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def whole(small):
 
 def prepared(algorithm, policy, params, batch):
     wanted = algorithm.needs_of("policy") | {ENTROPY, LOGPROB}
-    scores = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted, micro_batches=1)
+    scores = programs.score({"policy": params}, policy, batch, VIEWS, wanted=wanted)
     noise = jax.random.normal(jax.random.key(1), scores[LOGPROB].shape)  # some ratios are clipped
     moved = {LOGPROB: scores[LOGPROB] + 0.3 * noise, REFERENCE_LOGPROB: scores[LOGPROB] - 0.2 * noise}
     rewards = jnp.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP) % 5 / 4
@@ -107,13 +111,11 @@ def prepared(algorithm, policy, params, batch):
 
 
 def updated(algorithm, policy, params, batch, targets):
-    """State after one update, in two micro-batches, and its metrics."""
+    """State after one update, and its metrics."""
     params = jax.tree.map(jnp.copy, params)  # the update gives its input's memory away
     optimizer = make_optimizer(OPTIMIZER, 10)
     state = initial_state(params, optimizer)
-    return programs.update(
-        state, policy, batch, targets, VIEWS, algorithm=algorithm, optimizer=optimizer, micro_batches=2
-    )
+    return programs.update(state, policy, batch, targets, VIEWS, algorithm=algorithm, optimizer=optimizer)
 
 
 def sampled(policy, params, batch):

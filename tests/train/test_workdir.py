@@ -35,11 +35,11 @@ class TestConfig:
         "other",
         [
             dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, tensor=4)),
-            changed("train", micro_prompts=4, checkpoint_every=3, keep_checkpoints=9, evaluate_every=2),
+            changed("train", row_tokens=4096, checkpoint_every=3, keep_checkpoints=9, evaluate_every=2),
             changed("rollout", prompt_slots=4, slots_per_prompt=2, chunk=8),
             changed("data", workers=1),
             changed("episode", workers=1),
-            changed("cold_start", checkpoint_every=2, micro_batch=8),
+            changed("cold_start", checkpoint_every=2),
         ],
         ids=["mesh", "train", "rollout", "data", "episode", "cold start"],
     )
