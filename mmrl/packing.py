@@ -106,6 +106,20 @@ def pack_groups(prompts: Sequence[int], responses: Sequence[Sequence[int]], n: i
     return [[pieces[k][1] for k in row] for row in rows]
 
 
+def group_spans(
+    row: Sequence[Piece], prompts: Sequence[int], responses: Sequence[Sequence[int]]
+) -> list[Span]:
+    """The spans of a row of groups: each prompt, and after it its responses, which read it."""
+    spans: list[Span] = []
+    at = 0
+    for group, members in row:
+        prompt = len(spans)
+        for k, size in enumerate([prompts[group], *(responses[group][member] for member in members)]):
+            spans.append(Span(at, at + size, prompt if k else -1))
+            at += size
+    return spans
+
+
 def first_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
     """First-fit decreasing (Johnson 1973): bins of ``room``, each a list of the numbers of its items."""
     bins: list[list[int]] = []
@@ -300,20 +314,17 @@ def _token_row(layout: _Layout, row: Sequence[Piece], n: int) -> TokenRows:
     tokens: Any = np.zeros(n, np.int32)
     position: Any = np.zeros((n, 3), np.int32)
     feature: Any = np.full(n, -1, np.int32)
-    spans: list[Span] = []
     targets: list[np.ndarray] = [np.zeros((3, 0), np.int64)]  # predictor, token, place
-    at = 0
+    spans = group_spans(row, layout.prompt_lengths.tolist(), layout.lengths.tolist())
+    following = iter(spans)
     for b, members in row:
-        length, prompt = int(layout.prompt_lengths[b]), len(spans)
-        end = at + length
-        spans.append(Span(at, end))
+        at, end, _ = next(following)
+        length = end - at
         tokens[at:end], position[at:end] = prompts.tokens[b, :length], prompts.position[b, :length]
         feature[at:end] = _features(layout.features[(b,)], prompts.image_token[b, :length])
-        at = end
         for g in members:
-            length = int(layout.lengths[b, g])
-            inside = slice(at, at + length)
-            spans.append(Span(at, at + length, prompt))
+            at, stop, _ = next(following)
+            length, inside = stop - at, slice(at, stop)
             tokens[inside] = responses.tokens[b, g, :length]
             position[inside] = prompts.next_position[b] + np.arange(length)[:, None]
             if responses.observed is not None:
@@ -324,7 +335,6 @@ def _token_row(layout: _Layout, row: Sequence[Piece], n: int) -> TokenRows:
             predictor = np.where(written > 0, at + written - 1, end - 1)
             place = (b * group + g) * slots + written
             targets.append(np.stack([predictor, responses.tokens[b, g, written], place]))
-            at += length
     found = np.concatenate(targets, axis=1)
     padded: Any = np.zeros((3, n), np.int32)
     padded[2] = responses.mask.size

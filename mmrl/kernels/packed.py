@@ -9,7 +9,7 @@ packing is known. It is data: a row of other lengths compiles nothing. `packed_a
 `mmrl.kernels.packed_tpu` has kernels for TPU. Letters as in `mmrl.kernels.attention`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -95,7 +95,7 @@ def block_pairs(spans: Sequence[Span], n: int, block: int, most: int | None = No
       ValueError: the row is not a whole number of blocks.
     """
     visible = visible_pairs(spans, n, block)
-    needed = (visible > 0) | np.eye(n // block, dtype=bool)
+    needed = needed_pairs(visible)
     lists = []
     for axis in (0, 1):
         query, key = np.nonzero(needed)
@@ -115,6 +115,11 @@ def block_pairs(spans: Sequence[Span], n: int, block: int, most: int | None = No
 def most_pairs(n: int, block: int) -> int:
     """The largest number of pairs of blocks in a row of ``n`` slots."""
     return (n // block) ** 2
+
+
+def needed_pairs(visible: Int[np.ndarray, "q k"]) -> Bool[np.ndarray, "q k"]:
+    """The pairs of blocks that are computed: those with something visible, and each block with itself."""
+    return (visible > 0) | np.eye(len(visible), dtype=bool)
 
 
 def visible_pairs(spans: Sequence[Span], n: int, block: int) -> Int[np.ndarray, "q k"]:
@@ -166,35 +171,46 @@ def packed_attention(
       pairs: of each row, in blocks of ``block`` slots.
       block: slots of a block of queries, and of keys; divides ``n``.
     """
+    return over_rows(partial(_attend, block), query, key, value, segments, pairs)
+
+
+def over_rows(
+    attend: Callable[..., Float[Array, "h q n k"]],
+    query: Float[Array, "b n h q k"],
+    key: Float[Array, "b n h k"],
+    value: Float[Array, "b n h k"],
+    segments: Segments,
+    pairs: BlockPairs,
+) -> Float[Array, "b n h q k"]:
+    """Attention of each row in turn, heads first, with scaled queries."""
     scale = query.shape[-1] ** -0.5
     rows = [
-        _attend(
+        attend(
             jnp.einsum("nhqk->hqnk", query[b] * scale),
             jnp.einsum("nhk->hnk", key[b]),
             jnp.einsum("nhk->hnk", value[b]),
             jax.tree.map(lambda leaf, b=b: leaf[b], segments),
             jax.tree.map(lambda leaf, b=b: leaf[b], pairs),
-            block,
         )
         for b in range(query.shape[0])
     ]
     return jnp.einsum("bhqnk->bnhqk", jnp.stack(rows))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    query: Array, key: Array, value: Array, segments: Segments, pairs: BlockPairs, block: int
+    block: int, query: Array, key: Array, value: Array, segments: Segments, pairs: BlockPairs
 ) -> Array:
-    return _forward(query, key, value, segments, pairs, block)[0]
+    return _forward(block, query, key, value, segments, pairs)[0]
 
 
 def _forward(
+    block: int,
     query: Float[Array, "h q n k"],
     key: Float[Array, "h n k"],
     value: Float[Array, "h n k"],
     segments: Segments,
     pairs: BlockPairs,
-    block: int,
 ) -> tuple[Array, tuple]:
     """One row, with its sums normalised as they come (arXiv:2205.14135, algorithm 1), and residuals."""
 

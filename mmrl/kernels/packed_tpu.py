@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from mmrl.kernels.attention import MASKED
-from mmrl.kernels.packed import FIRST, LAST, WHOLE, BlockPairs, Segments
+from mmrl.kernels.packed import FIRST, LAST, WHOLE, BlockPairs, Segments, over_rows
 
 _LANES, _SUBLANES = 128, 8
 _VMEM_BYTES = 64 * 2**20
@@ -53,37 +53,31 @@ def packed_attention_tpu(
 ) -> Float[Array, "b n h q k"]:
     """As `mmrl.kernels.packed.packed_attention`, with ``block`` a multiple of 128 and ``q`` up to 8."""
     width = query.shape[-1]
-    pad = [(0, 0)] * 2 + [(0, -width % _LANES)]
-    rows = []
-    for b in range(query.shape[0]):
-        out = _attend(
-            jnp.pad(jnp.einsum("nhqk->hqnk", query[b] * width**-0.5), [(0, 0), *pad]),
-            jnp.pad(jnp.einsum("nhk->hnk", key[b]), pad),
-            jnp.pad(jnp.einsum("nhk->hnk", value[b]), pad),
-            jax.tree.map(lambda leaf, b=b: leaf[b], segments),
-            jax.tree.map(lambda leaf, b=b: leaf[b], pairs),
-            block,
-            interpret,
-        )
-        rows.append(out[..., :width])
-    return jnp.einsum("bhqnk->bnhqk", jnp.stack(rows))
+
+    def attend(query: Array, key: Array, value: Array, *ids: Segments | BlockPairs) -> Array:
+        padded = [
+            jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, -width % _LANES)]) for part in (query, key, value)
+        ]
+        return _attend(block, interpret, *padded, *ids)[..., :width]
+
+    return over_rows(attend, query, key, value, segments, pairs)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(
-    query: Array, key: Array, value: Array, segments: Segments, pairs: BlockPairs, block: int, interpret: bool
+    block: int, interpret: bool, query: Array, key: Array, value: Array, segments: Segments, pairs: BlockPairs
 ) -> Array:
-    return _forward(query, key, value, segments, pairs, block, interpret)[0]
+    return _forward(block, interpret, query, key, value, segments, pairs)[0]
 
 
 def _forward(
+    block: int,
+    interpret: bool,
     query: Float[Array, "h q n k"],
     key: Float[Array, "h n k"],
     value: Float[Array, "h n k"],
     segments: Segments,
     pairs: BlockPairs,
-    block: int,
-    interpret: bool,
 ) -> tuple[Array, tuple]:
     heads, group, n, width = query.shape
     sizes = _Sizes(heads, group, n, width, block)

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Int
 
 from mmrl.config import Config
-from mmrl.kernels.packed import Span, block_of, visible_pairs
+from mmrl.kernels.packed import Span, block_of, needed_pairs, visible_pairs
 from mmrl.kernels.vocab import CHUNK
-from mmrl.packing import Piece, RowBudget, balanced_order, first_fit, pack_groups
+from mmrl.packing import RowBudget, balanced_order, first_fit, group_spans, pack_groups
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def count_rows(lengths: Lengths, budget: RowBudget, shards: int) -> RowCounts:
     for part in order.reshape(shards, -1):
         of_groups = lengths.prompts[part].tolist(), lengths.responses[part].tolist()
         rows = pack_groups(*of_groups, budget.tokens)
-        text.append([_spans(row, *of_groups) for row in rows])
+        text.append([group_spans(row, *of_groups) for row in rows])
         targets += [sum(of_groups[1][k][member] for k, members in row for member in members) for row in rows]
         patches = lengths.patches[part].tolist()
         images.append([[patches[k] for k in row] for row in first_fit(patches, budget.patches)])
@@ -112,23 +112,10 @@ def count_rows(lengths: Lengths, budget: RowBudget, shards: int) -> RowCounts:
     )
 
 
-def _spans(row: list[Piece], prompts: list[int], responses: list[list[int]]) -> list[Span]:
-    spans: list[Span] = []
-    at = 0
-    for group, members in row:
-        prompt = len(spans)
-        for k, size in enumerate([prompts[group], *(responses[group][member] for member in members)]):
-            spans.append(Span(at, at + size, prompt if k else -1))
-            at += size
-    return spans
-
-
 def _in_line(sizes: list[int]) -> list[Span]:
     ends = np.cumsum([0, *sizes]).tolist()
     return [Span(start, stop, k) for k, (start, stop) in enumerate(pairwise(ends))]
 
 
 def _mean_pairs(rows: list[list[Span]], n: int) -> float:
-    block = block_of(n)
-    diagonal = np.eye(n // block, dtype=bool)
-    return float(np.mean([np.sum((visible_pairs(row, n, block) > 0) | diagonal) for row in rows]))
+    return float(np.mean([needed_pairs(visible_pairs(row, n, block_of(n))).sum() for row in rows]))

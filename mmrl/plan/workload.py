@@ -20,6 +20,7 @@ from jaxtyping import Array, Key
 from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.passes import LOGPROB
 from mmrl.config import Config, algorithm
+from mmrl.kernels.packed import row_length
 from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings
 from mmrl.models.config import ModelConfig, Prefix
 from mmrl.models.family import family_of, param_specs
@@ -108,9 +109,10 @@ def workload(config: Config, model: ModelConfig, mesh: Mesh, kind: str = "full")
         raise ValueError(
             f"config.data.patch_buckets: {patches} is not a multiple of {slots}, the patches of a window"
         )
-    if not config.train.row_tokens:
-        row = row_choices(config, batch_shards(mesh), max(config.data.prompt_buckets))[0]
-        config = replace(config, train=replace(config.train, row_tokens=row))
+    prompt = max(config.data.prompt_buckets)
+    row = config.train.row_tokens or row_choices(config, batch_shards(mesh), prompt)[0]
+    row = row_length(max(row, prompt + config.rollout.max_tokens))
+    config = replace(config, train=replace(config.train, row_tokens=row))
     sampling_of(config)
     optimizer = make_optimizer(config.optimizer, _STEPS)
     return Workload(config, model, mesh, algorithm(config), optimizer, kind)
