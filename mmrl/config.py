@@ -169,8 +169,8 @@ class TrainConfig:
 
     steps: int = 100  # rollout batches
     update_prompts: int = 128  # prompts of one optimizer step; divides rollout.prompts
-    # Tokens of a packed row, which a device computes at once: memory and speed, never the result. Rows of
-    # patches are as long, or as the largest image. 0 means what there is room for.
+    # Tokens of a packed row, which a device computes at once: memory and speed, never the result. A row is
+    # longer where a prompt with a response is. 0 means what there is room for.
     row_tokens: int = 0
     evaluate_every: int = 10  # steps
     checkpoint_every: int = 10  # steps

@@ -36,9 +36,8 @@ from mmrl.models.pieces import pieces_of
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import Encoded, collate, padded, text_ids
 from mmrl.open import OpenModel, check_corruption, prompt_format
-from mmrl.packing import pack_batch
 from mmrl.sample import Sample
-from mmrl.train.programs import TrainBatch, score, views_of
+from mmrl.train.programs import score, train_batch, views_of
 from mmrl.types import Images, Params, Responses
 
 ESTIMATES = ("exact", "k3")
@@ -285,9 +284,9 @@ def score_responses(
                 corruption_keys([ids[k] for k in there] + [""] * missing, seed),
             )
             asked, written, keys = shard_batch(batch, model.mesh)
-            packed = pack_batch(asked, written, model.config, model.mesh, config.train.row_tokens)
-            one = TrainBatch(asked, written, packed, jax.random.wrap_key_data(keys))
-            scores = jax.device_get(measure(one))
+            keys = jax.random.wrap_key_data(keys)
+            rows_of = (model.config, model.mesh, config.train.row_tokens)
+            scores = jax.device_get(measure(train_batch(asked, written, *rows_of, keys)))
             for b, k in enumerate(there):
                 lengths = list(enumerate(map(len, groups[k])))
                 out.append([{name: scores[name][b, g, :count] for name in scores} for g, count in lengths])

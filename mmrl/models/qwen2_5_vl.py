@@ -6,6 +6,7 @@ it. `row_states` runs packed rows: scoring and the update.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +74,10 @@ def extend(
 
     def layer(x: Array, inputs: tuple) -> tuple[Array, tuple[Array, Array]]:
         weights, (prefix_key, prefix_value), stored = inputs
-        x = constrain(x, *between)
-        prefix_mask = None if prefix is None else prefix.mask
-        with jax.named_scope("attention"):
-            projected = _project(config, x, weights["attention"], angle)
+        of_prefix = (prefix_key, prefix_value, None if prefix is None else prefix.mask)
+
+        def attend(*projected: Array) -> tuple[Array, tuple[Array, Array]]:
             query, key, value = (part.reshape(b, g, s, *part.shape[2:]) for part in projected)
-            of_prefix = (prefix_key, prefix_value, prefix_mask)
             if slots is None:
                 y = _self_attend(config, query, key, value, mask, *of_prefix)
             else:
@@ -86,13 +85,9 @@ def extend(
                 key, value = _write(stored[0], slot, key), _write(stored[1], slot, value)
                 read = (jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3))
                 y = two_source_attention(query, *read, readable, *of_prefix)
-            y = y.reshape(b, -1, *y.shape[3:])
-            y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
-            x = x + constrain(y, *between)
-        with jax.named_scope("mlp"):
-            y = constrain(rms_norm(x, weights["mlp_norm"], config.norm_eps), "batch", None, None)
-            x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
-        return x, (key, value)
+            return y.reshape(b, -1, *y.shape[3:]), (key, value)
+
+        return _decoder_layer(config, weights, x, angle, between, attend)
 
     hidden, keys, values = _through_layers(
         config, layer, params["layers"], x.reshape(b, g * s, d), prefix, cache
@@ -101,6 +96,29 @@ def extend(
     if cache is None:
         keys, values = (tuple(jnp.swapaxes(part, 2, 3) for part in parts) for parts in (keys, values))
     return hidden.reshape(x.shape), Cache(keys, values, start + mask.sum(axis=-1))
+
+
+def _decoder_layer(
+    config: ModelConfig,
+    weights: Params,
+    x: Float[Array, "b n d"],
+    angle: Array,
+    between: tuple[str | None, ...],
+    attend: Callable[..., tuple[Array, Any]],
+) -> tuple[Float[Array, "b n d"], Any]:
+    """One layer; ``between`` are the axes of what lies between layers.
+
+    ``attend`` takes queries, keys and values; it gives what they attend to, ``b n h q k``, and a value more.
+    """
+    x = constrain(x, *between)
+    with jax.named_scope("attention"):
+        y, more = attend(*_project(config, x, weights["attention"], angle))
+        y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
+        x = x + constrain(y, *between)
+    with jax.named_scope("mlp"):
+        y = constrain(rms_norm(x, weights["mlp_norm"], config.norm_eps), "batch", None, None)
+        x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
+    return x, more
 
 
 def _through_layers(
@@ -220,20 +238,13 @@ def row_states(
     """Hidden states, after the final norm, of packed rows; ``features`` of images at their tokens' slots."""
     x = jnp.where((rows.feature >= 0)[..., None], features, embed(params, config, rows.tokens))
     angle = mrope_angles(rows.position, config.mrope_sections, config.rope_theta)
-    between = ("batch", "tokens", None)
+
+    def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
+        with jax.named_scope("text_pairs"):
+            return attend_packed(config.attention, query, key, value, rows.segments, rows.pairs), None
 
     def layer(x: Array, weights: Params) -> tuple[Array, None]:
-        x = constrain(x, *between)
-        with jax.named_scope("attention"):
-            projected = _project(config, x, weights["attention"], angle)
-            with jax.named_scope("text_pairs"):
-                y = attend_packed(config.attention, *projected, rows.segments, rows.pairs)
-            y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
-            x = x + constrain(y, *between)
-        with jax.named_scope("mlp"):
-            y = constrain(rms_norm(x, weights["mlp_norm"], config.norm_eps), "batch", None, None)
-            x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
-        return x, None
+        return _decoder_layer(config, weights, x, angle, ("batch", "tokens", None), attend)
 
     x, _ = jax.lax.scan(rematerialise(config.remat, layer), x, params["layers"], unroll=config.unroll)
     return rms_norm(x, params["final_norm"], config.norm_eps)

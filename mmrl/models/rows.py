@@ -21,9 +21,8 @@ class TokenRows:
     pairs: BlockPairs
     predictor: Int[Array, "*b k"]  # slot whose state predicts the target
     target: Int[Array, "*b k"]  # token id
-    place: Int[
-        Array, "*b k"
-    ]  # of the target in the shard's responses, flat ``b g r``; past their end if none
+    # Of the target in the shard's responses, flat ``b g r``; past their end if there is none.
+    place: Int[Array, "*b k"]
     count: Int[Array, "*b"]
 
 

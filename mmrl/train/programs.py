@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mmrl.algorithms import algorithm as algorithms
@@ -38,10 +39,11 @@ from mmrl.algorithms.passes import (
 from mmrl.config import Config
 from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, shard_map_kernel, sharded_over
+from mmrl.models.config import ModelConfig
 from mmrl.models.corruption import corrupt
 from mmrl.models.family import family_of, param_specs
 from mmrl.models.rows import PatchRows, TokenRows
-from mmrl.packing import PackedBatch
+from mmrl.packing import PackedBatch, pack_batch
 from mmrl.rollout.sampling import Policy
 from mmrl.train.state import TrainState, merge_params, select_paths
 from mmrl.types import Params, Prompts, Responses
@@ -55,6 +57,18 @@ class TrainBatch:
     responses: Responses
     packed: PackedBatch
     view_keys: Key[Array, "b"] | None = None  # what views of each prompt are drawn with; None: clean alone
+
+
+def train_batch(
+    prompts: Prompts,
+    responses: Responses,
+    model: ModelConfig,
+    mesh: Mesh,
+    row_tokens: int,
+    view_keys: Key[Array, "b"] | None = None,
+) -> TrainBatch:
+    """A batch that lies on the mesh, packed; arguments as for `mmrl.packing.pack_batch`."""
+    return TrainBatch(prompts, responses, pack_batch(prompts, responses, model, mesh, row_tokens), view_keys)
 
 
 @struct.dataclass
@@ -168,7 +182,7 @@ def vocabulary_statistics(
 ) -> dict[str, Float[Array, "b t"]]:
     """`mmrl.kernels.vocab.token_statistics` on the mesh: each device takes its tokens and its vocabulary.
 
-    Of each shard of ``b``, of which a device has one, the first ``count`` tokens are wanted.
+    A device has one shard of ``b``, of which the first ``count`` tokens are wanted.
     """
     table = family_of(policy.model).unembedding(params).astype(hidden.dtype)
     (cut,) = sharded_over(table, "vocab", None)[:1]
@@ -185,7 +199,7 @@ def vocabulary_statistics(
             bias,
             temperature=policy.temperature,
             corrupted_hidden=flat[1] if corrupted else None,
-            count=count.max() if tokens.shape[0] == 1 else None,
+            count=count[0],
             vocab_axis=cut[0] if cut else None,
             token_axes=token_axes,
             **wanted,

@@ -22,14 +22,12 @@ from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, shard_batch, to_host
 from mmrl.models.pieces import pieces_of
 from mmrl.open import OpenModel, TrainingData, prompt_format, readers
-from mmrl.packing import pack_batch
 from mmrl.train import programs
 from mmrl.train.evaluate import evaluate, response_rows
 from mmrl.train.guards import open_guards
 from mmrl.train.loop import Stage, run_stage
 from mmrl.train.metrics import Metrics
 from mmrl.train.optimizer import make_optimizer
-from mmrl.train.programs import TrainBatch
 from mmrl.train.rollout_batch import RolloutBatch
 from mmrl.train.rollouts import open_rollouts, prompt_keys
 from mmrl.train.state import initial_state
@@ -221,11 +219,17 @@ def _measure_perception(
     mine = local_rows(mesh, total)
     keys = prompt_keys(context.config.seed, *_PURPOSE, total)[mine]
     asked, written, drawn = shard_batch((prompts, responses, keys), mesh)
-    packed = pack_batch(asked, written, context.model.config, mesh, context.config.train.row_tokens)
     found = programs.score(
         {"policy": params},
         context.policy,
-        TrainBatch(asked, written, packed, jax.random.wrap_key_data(drawn)),
+        programs.train_batch(
+            asked,
+            written,
+            context.model.config,
+            mesh,
+            context.config.train.row_tokens,
+            jax.random.wrap_key_data(drawn),
+        ),
         learner.views,
         wanted=frozenset({PERCEPTION}),
     )

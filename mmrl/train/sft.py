@@ -19,7 +19,6 @@ from mmrl.models import checkpoint as hf
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import OverBudget, pad_prompts
 from mmrl.open import OpenModel, prompt_format, readers, training_sizes
-from mmrl.packing import pack_batch
 from mmrl.rollout.episodes import Episode
 from mmrl.rollout.generate import to_responses
 from mmrl.rollout.replay import at_once, replay
@@ -31,7 +30,7 @@ from mmrl.train.guards import Guards, open_guards
 from mmrl.train.loop import Stage, run_stage
 from mmrl.train.metrics import Phases, to_floats
 from mmrl.train.optimizer import make_optimizer
-from mmrl.train.programs import TrainBatch
+from mmrl.train.programs import TrainBatch, train_batch
 from mmrl.train.rollouts import episode_maker, observation_slots
 from mmrl.train.state import TrainState, initial_state
 from mmrl.train.stop_signal import StopSignal
@@ -173,8 +172,7 @@ def _pack(imitator: Imitator, batch: Demonstrations) -> TrainBatch:
     tokens, slots = training_sizes(config)
     padded = pad_prompts(batch.prompts, tokens, slots)
     prompts, responses = shard_batch((padded, batch.responses), model.mesh)
-    packed = pack_batch(prompts, responses, model.config, model.mesh, config.train.row_tokens)
-    return TrainBatch(prompts, responses, packed)
+    return train_batch(prompts, responses, model.config, model.mesh, config.train.row_tokens)
 
 
 def _means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -16,12 +16,12 @@ from mmrl.data.curriculum import CurriculumSampler
 from mmrl.hosts import say
 from mmrl.mesh import batch_shards, local_rows, shard_batch
 from mmrl.open import sampling_of, training_sizes
-from mmrl.packing import balanced_order, computed_slots, pack_batch
+from mmrl.packing import balanced_order, computed_slots
 from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
 from mmrl.train.guards import Guards, save_incident
 from mmrl.train.metrics import to_floats
-from mmrl.train.programs import TrainBatch, Views, views_of
+from mmrl.train.programs import TrainBatch, Views, train_batch, views_of
 from mmrl.train.rollout_batch import (
     RolloutBatch,
     RowStats,
@@ -33,7 +33,7 @@ from mmrl.train.rollout_batch import (
 )
 from mmrl.train.rollouts import RolloutContext, prompt_keys, rollout_weights
 from mmrl.train.state import TrainState
-from mmrl.types import Params, Prompts, Responses
+from mmrl.types import Params
 
 _ROLLOUT, _CORRUPTION = 0, 1  # purposes of random keys
 
@@ -93,7 +93,8 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
         keys = prompt_keys(config.seed, _CORRUPTION, step, count)[order][mine]
         keys = jax.random.wrap_key_data(shard_batch(keys, mesh))
         graded = shard_batch((stats.rewards[mine], stats.accuracy[mine].astype(np.float32)), mesh)
-        batch = _pack(learner, prompts, responses, keys)
+        pack = partial(train_batch, model=context.model.config, mesh=mesh, row_tokens=config.train.row_tokens)
+        batch = pack(prompts, responses, view_keys=keys)
 
     # Score: logprobs of policy and reference on the same tokens, and what else the algorithm needs.
     with phases("score"):
@@ -107,8 +108,10 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
         part = batch, graded, scores
         if size < count:
             with phases("pack"):
-                unpacked, *others = take_rows(((prompts, responses, keys), graded, scores), rows)
-                part = _pack(learner, *unpacked), *others
+                asked, written, drawn_keys, *others = take_rows(
+                    (prompts, responses, keys, graded, scores), rows
+                )
+                part = pack(asked, written, view_keys=drawn_keys), *others
         computed += computed_slots(part[0].packed)
         state, made, scored = _update(learner, state, *part)
         scores |= scored
@@ -169,12 +172,6 @@ def _update_order(tokens: np.ndarray, size: int, shards: int) -> np.ndarray:
     """The order of groups in which each update of ``size`` of them gives each shard as many ``tokens``."""
     starts = range(0, len(tokens), size)
     return np.concatenate([at + balanced_order(tokens[at : at + size].tolist(), shards) for at in starts])
-
-
-def _pack(learner: Learner, prompts: Prompts, responses: Responses, view_keys: jax.Array) -> TrainBatch:
-    model, row_tokens = learner.rollouts.model, learner.rollouts.config.train.row_tokens
-    packed = pack_batch(prompts, responses, model.config, model.mesh, row_tokens)
-    return TrainBatch(prompts, responses, packed, view_keys)
 
 
 def _score(learner: Learner, params: Params, batch: TrainBatch) -> dict[Score, jax.Array]:
