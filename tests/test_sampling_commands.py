@@ -161,6 +161,7 @@ def test_keys_that_say_nothing_or_twice(folder, model, capsys, words, why):
     assert why in refused(capsys, "generate", model, "--prompts=ok.jsonl", "--out=o.jsonl", *words)
 
 
+@pytest.mark.exhaustive
 def test_generate_takes_keys_and_shows_progress(folder, model, capsys):
     """The keys of a config do what the options do; each part of many prompts is what it is alone."""
     (folder / "many.jsonl").write_text('{"problem": "How many?"}\n' * 9 + (folder / "ok.jsonl").read_text())

@@ -41,7 +41,7 @@ def test_notebook_is_kept_without_outputs(name):
     assert all(cell.get("execution_count") is None for cell in notebook.cells)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FIGURES)
 def test_notebook_runs(name, smoke_run, sweep_folder):
     done = executed(name, MMRL_RUN=str(smoke_run), MMRL_SWEEP=str(sweep_folder))

@@ -8,6 +8,7 @@ is given that here. Pages of the newcomer's path, ``docs/start``, are run as the
 
 import ast
 import contextlib
+import importlib
 import importlib.util
 import itertools
 import json
@@ -21,10 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import pyarrow.parquet as pq
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from launch.__main__ import parse as launcher
 from mmrl import cli
@@ -107,25 +106,21 @@ def in_language(*languages: str) -> list[Block]:
     return [b for b in BLOCKS if b.language in languages and not b.page.startswith("start/")]
 
 
-# Commands that train another model, or compile large ones, for a minute or more: run by `make exhaustive`.
+# Commands that compute with a model: run by `make exhaustive`; `make test` reads their words only.
 LONG = (
-    "mmrl train --config=experiments/zoom.py",
-    "mmrl train --config=experiments/mixed.py",
-    "make quickstart WORKDIR=",
-    "mmrl bench --config=experiments/quickstart.py",
-    "mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --model-size=7b",
-    "python -m experiments.peers.compare",
+    *("mmrl train", "mmrl sft", "mmrl eval", "mmrl generate", "mmrl plan", "mmrl bench", "mmrl report"),
+    *("make quickstart", "python -m experiments."),
 )
 
-COMMANDS = [
-    pytest.param(
-        line,
-        id=f"{block}: {line}",
-        marks=pytest.mark.exhaustive if line.startswith(LONG) else pytest.mark.slow,
-    )
+COMMANDS = {
+    f"{block}: {line}": line
     for block in in_language("sh")
     for line in block.text.splitlines()
     if line.strip() and not line.startswith("#")
+}
+RUN = [
+    pytest.param(line, id=name, marks=pytest.mark.exhaustive if line.startswith(LONG) else pytest.mark.slow)
+    for name, line in COMMANDS.items()
 ]
 
 
@@ -150,26 +145,7 @@ def run(words: list[str], folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Programs are compiled in haste, and one that a command compiled is there for the next."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def folder(smoke_run, tmp_path_factory, compiled_once) -> Path:
+def folder(smoke_run, tmp_path_factory) -> Path:
     """A folder that holds what the commands of the manual start from.
 
     The quickstart is there, as its command leaves it; the command then finds that nothing is left to do.
@@ -211,7 +187,31 @@ def write_photos(folder: Path) -> None:
     (folder / "questions.csv").write_text("\n".join(questions))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_words_of_a_command_are_known(command, monkeypatch):
+    """The command takes its options, and its experiment its keys; nothing is run."""
+    monkeypatch.chdir(ROOT)
+    program, *words = shlex.split(command.replace("=STEP", "=2"))
+    if program == "make":
+        for line in made(words):
+            parsed(line)
+    elif program == "mmrl":
+        parsed(words)
+    elif words[:2] == ["-m", "launch"]:
+        followed([program, *words], ROOT)
+    else:
+        monkeypatch.setattr(sys, "argv", words[1:])
+        importlib.import_module(words[1]).arguments()
+
+
+def parsed(words: list[str]) -> None:
+    options, rest = cli._parser().parse_known_args(words)
+    cli._check_words(options.command, rest)
+    if getattr(options, "config", None):
+        resolve(load(options.config, rest))
+
+
+@pytest.mark.parametrize("command", RUN)
 def test_command_runs(command, folder):
     program, *words = shlex.split(command)
     if program == "mmrl":
@@ -225,7 +225,7 @@ def test_command_runs(command, folder):
         alone = ["--quick", "--threads=1", f"--peer-python={folder / 'none'}"]
         subprocess.run([sys.executable, *words, *alone], cwd=ROOT, check=True, timeout=600)
     elif words[1].startswith("experiments.faults."):
-        # For minutes in make exhaustive; here it must know the arguments.
+        # It goes on for minutes; here it must start and know the arguments.
         subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, check=True, timeout=600)
     else:
         pytest.fail(f"how is {command!r} to be tested?")
@@ -251,7 +251,7 @@ def made(words: list[str]) -> list[list[str]]:
     return commands
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("page", START, ids=_named)
 def test_a_page_of_the_path_runs_from_its_top_to_its_end(page, folder, tmp_path, monkeypatch, capsys):
     """In a folder of its own, beside the experiments, a model and a question.
@@ -336,7 +336,7 @@ def test_snippet_runs(block, tmp_path):
         exec(compile(block.text, str(block), "exec"), {})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("block", AFTER_QUICKSTART, ids=str)
 def test_snippet_runs_after_the_quickstart(block, folder):
     with contextlib.chdir(folder):

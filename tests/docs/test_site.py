@@ -46,7 +46,7 @@ def built(folder: Path, **environment: str) -> Path:
     return folder / "html"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_page_is_in_it_and_in_its_contents(site):
     contents = (site / "index.html").read_text()
     listed = set(re.findall(r'class="reference internal" href="([^"#]+)', contents)) | {"index.html"}
@@ -54,7 +54,7 @@ def test_every_page_is_in_it_and_in_its_contents(site):
     assert {str(page) for page in PAGES} - listed == set()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_links_between_pages_lead_to_headings_that_exist(site):
     broken = []
     for page in PAGES:
@@ -66,14 +66,14 @@ def test_links_between_pages_lead_to_headings_that_exist(site):
     assert broken == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_functions_are_in_it(site):
     text = (site / "api" / "algorithms.html").read_text()
     assert 'id="mmrl.algorithms.recipes.grpo"' in text
     assert "Shao et al. 2024" in text
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nothing_is_fetched_from_elsewhere(site):
     pages = [found for path in site.rglob("*.html") for found in FETCHED.findall(path.read_text())]
     styles = [

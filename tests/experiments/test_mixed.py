@@ -14,7 +14,7 @@ MIXED = Path(__file__).parents[2] / "experiments" / "mixed.py"
 FINER = {"count": "near_count", "box": "iou", "jigsaw": "positions"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smoke(tmp_path, haste):
     from mmrl.train.stages import run
 

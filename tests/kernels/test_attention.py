@@ -68,7 +68,7 @@ def _in_64_bits(inputs):
     return {name: np.asarray(x, np.float64) for name, x in inputs.items()}
 
 
-@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("prefix", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_equals_softmax_over_all_keys(prefix):
     inputs, masks = _inputs(prefix), _masks(prefix)
     ours, our_gradient = _value_and_gradient(two_source_attention, inputs, masks)
@@ -151,6 +151,7 @@ assert memory < 1.5 * scores < copies / 3, (memory, scores, copies)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]")
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
 def test_decoding_does_not_repeat_the_prefix(topology):

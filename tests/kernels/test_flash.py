@@ -57,9 +57,9 @@ def _assert_same(ours, theirs):
 @pytest.mark.parametrize(
     "shape",
     [
-        {},
-        {"p": 0, "g": 1, "s": 100},
-        {"s": 70, "p": 90, "h": 2, "q": 3, "k": 16},
+        pytest.param({}, marks=pytest.mark.exhaustive),
+        pytest.param({"p": 0, "g": 1, "s": 100}, marks=pytest.mark.exhaustive),
+        pytest.param({"s": 70, "p": 90, "h": 2, "q": 3, "k": 16}, marks=pytest.mark.exhaustive),
         {"g": 3, "b": 1, "s": 130, "p": 200},
     ],
     ids=["aligned", "prefill", "unaligned", "group"],
@@ -78,6 +78,7 @@ def test_causal_over_several_blocks(monkeypatch):
     test_causal_equals_plain({"b": 1, "s": 300, "p": 200, "q": 1})
 
 
+@pytest.mark.exhaustive
 def test_gradient_of_the_prefix_is_the_sum_over_the_group():
     arrays, masks = _responses(b=1, g=3)
     real = masks["mask"][..., None, None, None]
@@ -118,7 +119,9 @@ def _images(n, h, k):
     return dict(zip(KEYS, arrays, strict=False)), image.at[0, 40:50].set(-1)
 
 
-@pytest.mark.parametrize(("n", "h", "k"), [(128, 2, 80), (192, 1, 16)])
+@pytest.mark.parametrize(
+    ("n", "h", "k"), [(128, 2, 80), pytest.param(192, 1, 16, marks=pytest.mark.exhaustive)]
+)
 def test_images_equal_plain(n, h, k):
     arrays, image = _images(n, h, k)
     real = (image >= 0)[..., None, None]
@@ -135,7 +138,7 @@ def test_images_are_finite_in_empty_slots():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_on_four_devices():
     """The count of devices is fixed once jax has run, so a child runs the test below."""
     run_on(4, __file__, "-k", "within_shard_map")
@@ -213,14 +216,14 @@ assert images < 300, images  # of 2300
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]")
 @pytest.mark.parametrize(
     "topology",
     [
         "v5e:2x2",
-        pytest.param("v5p:2x2x1", marks=pytest.mark.exhaustive),
-        pytest.param("v6e:2x2", marks=pytest.mark.exhaustive),
+        "v5p:2x2x1",
+        "v6e:2x2",
     ],
 )
 def test_compiles_for_tpu(topology):

@@ -87,7 +87,13 @@ def _real(spans, n=512):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "groups",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in LAYOUTS if name != "groups"),
+    ],
+)
 def test_equals_dense_softmax(form, name):
     spans, arrays = LAYOUTS[name], _arrays()
     ids, pairs = _row(spans)
@@ -95,6 +101,7 @@ def test_equals_dense_softmax(form, name):
     _assert_same(ours, _run(lambda *a: _dense(*a, ids), arrays, _real(spans)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_of_one_call_are_apart(form):
     """Rows with unequal numbers of pairs, each as it is alone."""
@@ -238,18 +245,9 @@ assert temporaries < 768, temporaries  # the scores of one head would be 1,024 i
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]")
-@pytest.mark.parametrize(
-    "topology",
-    [
-        "v5e:2x2",
-        *(
-            pytest.param(name, marks=pytest.mark.exhaustive)
-            for name in ("v4:2x2x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
-        ),
-    ],
-)
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_compiles_for_tpu(topology):
     """Values and gradients of a row of 16,384 slots, 28 query and 4 key/value heads of 128."""
     child = subprocess.run(

@@ -61,7 +61,13 @@ def _weighed(function):
     return jax.jit(total)
 
 
-@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (8, 0.6), (21, 1.0), (64, 0.6)])
+@pytest.mark.parametrize(
+    ("chunk", "temperature"),
+    [
+        (8, 0.6),
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ((1, 1.0), (21, 1.0), (64, 0.6))),
+    ],
+)
 @pytest.mark.parametrize("scale", [D**-0.5, 1.0])
 def test_values_and_gradients(inputs, chunk, temperature, scale):
     """To 1e-5 where logits are of order one, and in proportion where they are larger."""
@@ -84,7 +90,9 @@ def test_values_and_gradients(inputs, chunk, temperature, scale):
         np.testing.assert_allclose(our_gradient[name], their_gradient[name], atol=bound, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("count", [0, 1, 8, 15, T])
+@pytest.mark.parametrize(
+    "count", [8, *(pytest.param(count, marks=pytest.mark.exhaustive) for count in (0, 1, 15, T))]
+)
 def test_the_first_tokens_alone(inputs, count):
     """Their values and gradients are as ever; a chunk in which none is wanted is not computed."""
     moving, fixed = _split(inputs)
@@ -112,6 +120,7 @@ def test_the_first_tokens_alone(inputs, count):
     assert np.isfinite(gradient["table"]).all()
 
 
+@pytest.mark.exhaustive
 def test_finite_differences(inputs):
     moving, fixed = _split({**inputs, "table": inputs["table"] * D**-0.5})
     total = _weighed(lambda moving: token_statistics(**moving, **fixed, **EVERYTHING, chunk=10))

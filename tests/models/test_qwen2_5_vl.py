@@ -62,6 +62,7 @@ def _same_gradient(one, other):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.exhaustive
 def test_group_equals_repeated_prompt(policy, prompts, responses):
     """The shared prefix is an economy: the prompt's gradient is the sum over its group."""
     shared = _loss_and_gradient(policy.params, policy.config, prompts, responses)
@@ -122,7 +123,9 @@ def test_text_alone_is_the_same_program(policy, prompts):
     assert first - compiled <= 1
 
 
-@pytest.mark.parametrize("chunks", [[1, 1, 1, 1, 1], [2, 3], [5]])
+@pytest.mark.parametrize(
+    "chunks", [[2, 3], *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ([1] * 5, [5]))]
+)
 def test_cache_equals_teacher_forcing(policy, prompts, responses, chunks):
     """Responses of unequal lengths grow in chunks; ones that end inside a chunk take no further slots."""
     params, config = policy.params, policy.config
@@ -173,7 +176,7 @@ def test_cache_continues_after_unequal_lengths(policy, prompts, responses):
     np.testing.assert_allclose(hidden[row, member], whole[row, member, 3:], atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_flash_attention_changes_nothing(policy, prompts, responses):
     """The kernels for TPU, interpreted, in both towers: logprobs and the gradient of every weight."""
     plain = _loss_and_gradient(policy.params, policy.config, prompts, responses)

@@ -182,7 +182,7 @@ def update_flops() -> int:
     return round(2 * (products + attention))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_libtpu
 def test_the_smallest_slice_of_a_tiny_model(tmp_path):
     out, _ = planned(tmp_path, "--smallest=v5e", "--program=prefill", "--quick")

@@ -39,7 +39,7 @@ def operations(algorithm, group):
     return flops.count(traced.jaxpr, trips=work.trips, expensive_fraction=work.full_attention_fraction).total
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "algorithm",
     [{"name": "grpo"}, {"name": "papo_g", "perception_estimator": "exact"}],

@@ -50,23 +50,24 @@ more = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(
-    ("prompt_slots", "slots", "chunk", "smallest"),
+    ("prompt_slots", "slots", "chunk", "smallest", "turns"),
     [
-        (3, 2, 5, 20),
-        more(3, 1, 3, 256),
-        more(5, 1, 16, 256),
-        more(2, 3, 40, 50),
-        more(1, 4, 3, 30),
-        more(4, 5, 7, 9),
+        (3, 2, 5, 20, 3),
+        more(3, 2, 5, 20, 8),
+        more(3, 1, 3, 256, 8),
+        more(5, 1, 16, 256, 8),
+        more(2, 3, 40, 50, 8),
+        more(1, 4, 3, 30, 8),
+        more(4, 5, 7, 9, 8),
     ],
 )
 def test_the_rest_of_the_batch_changes_nothing(
-    world, alone, monkeypatch, prompt_slots, slots, chunk, smallest
+    world, alone, monkeypatch, prompt_slots, slots, chunk, smallest, turns
 ):
     """Nor do the cuts into chunks, the growth of the cache, and when tools answer."""
     monkeypatch.setattr(engine, "_SMALLEST_CACHE", smallest)
     rng = np.random.default_rng([prompt_slots, slots])
-    for turn in range(8):
+    for turn in range(turns):
         groups = random_groups(rng, 1 + turn)
         played = play(world, groups, shape_of(prompt_slots, slots, chunk), late=0.01 * (turn % 3))
         for g, (prompt, seeds) in enumerate(groups):
@@ -74,6 +75,7 @@ def test_the_rest_of_the_batch_changes_nothing(
                 assert_same(played[g, m], alone(prompt, seed), f"group {g} {m}: prompt {prompt}, seed {seed}")
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_compiled_twice(world):
     """Other requests of the same shapes: other lengths, options, observations, numbers of members."""
     rng = np.random.default_rng(5)

@@ -168,6 +168,7 @@ def test_results_of_another_evaluation_are_not_mixed(
     assert (copy / "results.json").read_text() == before
 
 
+@pytest.mark.exhaustive
 def test_again_from_the_result_gives_the_same_numbers(done, smoke_run, tmp_path, capsys):
     """In batches of another size, from what ``results.json`` says alone."""
     again = ["eval", f"--again={done / 'results.json'}", f"--out={tmp_path / 'again'}"]

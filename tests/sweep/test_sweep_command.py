@@ -84,6 +84,7 @@ def test_what_is_asked_wrongly_is_told_and_nothing_is_begun(file, tmp_path, caps
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.exhaustive
 def test_the_devices_are_left_to_the_runs(file, tmp_path):
     """A TPU belongs to one process: that of the sweep must not take it. Ctrl-C is passed on, and told."""
     code = """

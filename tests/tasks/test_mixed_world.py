@@ -16,11 +16,18 @@ from mmrl.sample import Sample
 from mmrl.tasks.mixed_world import CELLS, GROUNDS, LETTERS, TASKS, example, model_spec, write_data
 from mmrl.tasks.shapes_world import CELL, COLOURS, board_colour, cell_name
 
-ROWS = {task: [example(3, task, "train", index) for index in range(240)] for task in TASKS}
-ALL = [(task, row) for task, rows in ROWS.items() for row in rows]
 SPANS = ((0, 1), (0, 2), (1, 2))
 BOXES = [[left, top, right, bottom] for left, right in SPANS for top, bottom in SPANS]
 NAMES = {rgb: name for name, rgb in COLOURS.items()}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {task: [example(3, task, "train", index) for index in range(240)] for task in TASKS}
+
+
+def listed(rows):
+    return [(task, row) for task, of_task in rows.items() for row in of_task]
 
 
 def as_sample(row):
@@ -72,23 +79,23 @@ def test_rows_are_a_function_of_their_place():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_answers_are_what_the_pictures_show(task):
-    assert [row["answer"] for row in ROWS[task]] == [read_off(task, row) for row in ROWS[task]]
+def test_answers_are_what_the_pictures_show(task, rows):
+    assert [row["answer"] for row in rows[task]] == [read_off(task, row) for row in rows[task]]
 
 
-def test_solutions_are_right_and_other_answers_wrong():
-    for task, row in ALL[::12]:
+def test_solutions_are_right_and_other_answers_wrong(rows):
+    for task, row in listed(rows)[::12]:
         sample, verifier = as_sample(row), VERIFIERS[TASKS[task][1]]
         assert row["verifier"] == TASKS[task][1]
         graded = verifier(sample, row["solution"])
         assert graded["accuracy"] == graded["format"] == 1.0
-        for other in {one["answer"] for one in ROWS[task]} - {row["answer"]}:
+        for other in {one["answer"] for one in rows[task]} - {row["answer"]}:
             response = row["solution"].replace(f"{{{row['answer']}}}", f"{{{other}}}")
             assert verifier(sample, response)["accuracy"] == 0.0
 
 
-def test_a_wrong_box_has_partial_credit():
-    row = next(row for row in ROWS["box"] if row["answer"] == "[0, 0, 1, 1]")
+def test_a_wrong_box_has_partial_credit(rows):
+    row = next(row for row in rows["box"] if row["answer"] == "[0, 0, 1, 1]")
     graded = VERIFIERS["box"](as_sample(row), "<think> a1 </think> \\boxed{[0, 0, 2, 1]}")
     assert graded["accuracy"] == 0.0
     assert graded["iou"] == pytest.approx(0.5)
@@ -103,10 +110,10 @@ def test_a_wrong_box_has_partial_credit():
         ("jigsaw", {", ".join(order) for order in permutations("1234")}),
     ],
 )
-def test_answers_are_balanced(task, answers):
-    counts = Counter(row["answer"] for row in ROWS[task])
+def test_answers_are_balanced(task, answers, rows):
+    counts = Counter(row["answer"] for row in rows[task])
     assert set(counts) == answers
-    total, share = len(ROWS[task]), 1 / len(answers)
+    total, share = len(rows[task]), 1 / len(answers)
     assert max(abs(n / total - share) for n in counts.values()) < 4.5 * np.sqrt(share * (1 - share) / total)
 
 
@@ -124,10 +131,10 @@ def test_the_text_of_a_choice_says_nothing():
         assert max(abs(n - 600 / 16) for n in counts.values()) < 4.5 * np.sqrt(600 / 16)
 
 
-def test_everything_is_few_tokens():
+def test_everything_is_few_tokens(rows):
     tokenizer = build_tokenizer(model_spec())
     assert tokenizer.get_vocab_size() <= 448
-    for task, row in ALL:
+    for task, row in listed(rows):
         assert len(tokenizer.encode(row["problem"].removeprefix("<image>")).ids) <= 14
         assert len(tokenizer.encode(row["solution"]).ids) <= 12, task
 

@@ -48,7 +48,7 @@ QUICK = ("deleted", "halved", "middle")
 
 @pytest.mark.parametrize(
     "ways",
-    [pytest.param(QUICK, marks=pytest.mark.slow), pytest.param((), marks=pytest.mark.exhaustive)],
+    [pytest.param(QUICK, marks=pytest.mark.exhaustive), pytest.param((), marks=pytest.mark.exhaustive)],
     ids=["some ways", "all ways"],
 )
 def test_damage_of_any_file_falls_back_or_does_not_matter(two_steps, tmp_path, ways):

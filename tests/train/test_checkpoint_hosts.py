@@ -20,7 +20,7 @@ from mmrl.train.stop_signal import Interrupted, catch_stop_signals
 COUNT = 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_in_children(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -35,7 +35,7 @@ def params_of(workdir):
     return checkpoint.load_params(workdir / "checkpoints", description)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_interruption_changes_nothing(smoke_config, smoke_run, tmp_path, monkeypatch):
     """It comes in a step that has drawn into the next round, having learned from what it drew."""
     config, whole, again = config_of(smoke_config), tmp_path / "whole", tmp_path / "again"

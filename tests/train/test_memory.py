@@ -307,6 +307,7 @@ def model_of_7b(fixture, folder):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_the_published_7b_is_refused_on_a_small_machine_before_weights_are_read(
     tmp_path, fixtures_dir, monkeypatch, request, capsys
 ):

@@ -60,9 +60,8 @@ def finish(running: list[subprocess.Popen[str]]) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize(
-    "after", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("after", [1, 2])
 def test_two_processes_make_the_same_run_and_end_together(smoke_run, tmp_path, after):
     """One of the two is killed in the middle; ``after`` processes then end the run that one would make."""
     running = start(2, tmp_path)

@@ -57,7 +57,7 @@ print(len(norms))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_update_gives_the_same_bits_every_time(smoke_run):
     experiment = Path(__file__).parents[2] / "experiments" / "quickstart.py"
     command = [sys.executable, "-c", PROGRAM, str(experiment), str(smoke_run)]

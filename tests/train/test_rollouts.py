@@ -42,6 +42,7 @@ def test_keys_depend_on_their_address_alone():
     assert all((other != data).any(axis=-1).all() for other in others)
 
 
+@pytest.mark.exhaustive
 def test_sampler_equals_scorer_where_episodes_zoom(tmp_path):
     """Real episodes of an untrained policy whose few words are whole calls, so that it zooms by chance."""
     config = resolve(load(f"{ZOOM}:smoke", ["--config.model.unroll=1"]))

@@ -86,6 +86,7 @@ def test_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     assert without_times(read_metrics(resumed)) == without_times(read_metrics(smoke_run))
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_evaluation_is_taken_again(smoke_config, smoke_run, tmp_path, monkeypatch):
     """The step before it is saved, and is logged once its evaluation is complete."""
     again = tmp_path / "run"
@@ -106,6 +107,7 @@ def test_an_interrupted_evaluation_is_taken_again(smoke_config, smoke_run, tmp_p
     assert without_times(read_metrics(again)) == without_times(read_metrics(smoke_run))
 
 
+@pytest.mark.exhaustive
 def test_begins_anew_without_a_checkpoint(smoke_config, smoke_run, tmp_path):
     """As if killed before its first checkpoint, when it had logged the first evaluation and a step."""
     again = tmp_path / "run"

@@ -153,6 +153,7 @@ def test_a_notice_leaves_the_rest_unjudged(model, config):
     assert np.isnan(found).all()
 
 
+@pytest.mark.exhaustive
 def test_the_policy_itself_judges_and_compiles_once(policy, model, config):
     """By chance among "yes", "no" and "?"; neither company nor another step of the run changes a verdict."""
     tokenizer = model.processor.tokenizer

@@ -226,7 +226,9 @@ except ValueError as error:
 """
 
 
-@pytest.mark.parametrize("room", [0, 300, 5000])
+@pytest.mark.parametrize(
+    "room", [300, *(pytest.param(room, marks=pytest.mark.exhaustive) for room in (0, 5000))]
+)
 def test_full_disk(tmp_path, room):
     """No file of the child may grow beyond ``room`` bytes, which stands for a disk that is full."""
     here = Path(__file__).parent

@@ -195,7 +195,7 @@ def test_what_wandb_needs_is_asked_for_before_anything_is_computed(monkeypatch, 
     check_wandb("p")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_with_wandb_has_token_perception(offline, smoke_config, monkeypatch, tmp_path):
     from mmrl.train.stages import run
 
