@@ -20,6 +20,10 @@ BANS = {"some": np.arange(V) % 7 == 3, "half": np.arange(V) < V // 2}  # the hal
 STATES = ("hidden", "corrupted_hidden")
 
 
+def named(shape):
+    return "x".join(map(str, shape))
+
+
 @pytest.fixture(scope="module")
 def mesh_of():
     if jax.device_count() < DEVICES:
@@ -34,8 +38,13 @@ def mesh_of():
 
 @pytest.mark.slow
 def test_on_eight_devices():
-    """The count of devices is fixed once jax has run, so a child runs the tests below."""
-    run_on(DEVICES, __file__)
+    """The count of devices is fixed once jax has run, so a child runs the tests below, on one mesh each."""
+    run_on(DEVICES, __file__, "-k", "4x2 or unchecked")
+
+
+@pytest.mark.exhaustive
+def test_other_meshes_of_eight_devices():
+    run_on(DEVICES, __file__, "-k", "not 4x2")
 
 
 def draw(bans, dtype=jnp.float32):
@@ -111,7 +120,7 @@ def assert_close(ours, theirs, atol):
 
 
 @pytest.mark.parametrize(("chunk", "bans"), [(6, "some"), (64, "half")])  # a token takes two of a chunk
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("shape", MESHES, ids=named)
 def test_values_and_gradients(mesh_of, shape, chunk, bans):
     moving, tokens, bias, weight = draw(bans)
     gradient, values = with_gradient(sharded(mesh_of(shape), chunk), weight)(moving, tokens, bias)
@@ -120,7 +129,7 @@ def test_values_and_gradients(mesh_of, shape, chunk, bans):
     assert_close(gradient, expected_gradient, 1e-5)
 
 
-@pytest.mark.parametrize("shape", [(4, 2), (1, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 2), (1, 8)], ids=named)
 def test_constant_corrupted_distribution(mesh_of, shape):
     moving, tokens, bias, weight = draw("some")
     run = with_gradient(sharded(mesh_of(shape), 6, corrupted_gradient=False), weight)
@@ -141,7 +150,7 @@ def test_constant_corrupted_distribution(mesh_of, shape):
     assert_close(gradient, {**expected, "corrupted_hidden": jnp.zeros((T, D))}, 1e-5)
 
 
-@pytest.mark.parametrize("shape", [(4, 2), (1, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 2), (1, 8)], ids=named)
 def test_no_device_holds_its_tokens_by_its_vocabulary(mesh_of, shape):
     tokens, vocabulary = 320 * shape[0], 256 * shape[1]
     moving = {"hidden": jnp.ones((tokens, 4)), "corrupted_hidden": jnp.ones((tokens, 4))}
@@ -153,7 +162,7 @@ def test_no_device_holds_its_tokens_by_its_vocabulary(mesh_of, shape):
     assert max(map(np.prod, shapes)) == 64 * 256  # of 320 * 256
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("shape", MESHES, ids=named)
 @pytest.mark.parametrize("k", [5, 20])  # 20 is more than a shard of eight has
 def test_top_tokens(mesh_of, shape, k):
     moving, _, bias, _ = draw("half")
