@@ -60,6 +60,7 @@ def trained(loaded, tokens, temperature, seed=0):
     return {name: np.asarray(values)[0, 0] for name, values in out.items()}
 
 
+@pytest.mark.exhaustive
 def test_scores_and_perception_are_those_of_training(loaded):
     expected = trained(loaded, TOKENS, 0.7)
     responses = [[TOKENS, TOKENS[:2]], [TOKENS]]

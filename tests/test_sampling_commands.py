@@ -187,6 +187,7 @@ def test_generate_takes_keys_and_shows_progress(folder, model, capsys):
     assert other != [row["tokens"] for row in ours]
 
 
+@pytest.mark.exhaustive
 def test_eval_takes_keys_and_shows_progress(folder, model, capsys):
     rows = '{"problem": "How many?", "answer": "3"}\n' * 2
     (folder / "rows.jsonl").write_text(rows)

@@ -37,7 +37,10 @@ def chosen_live(algorithm, live):
     return {name: live[name] for name in {LOGPROB} | algorithm.live}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    ["vppo", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in VARIANTS if name != "vppo")],
+)
 def test_slices_of_a_batch_add_up(name, batch):
     algorithm = VARIANTS[name]
     arguments, live = batch[0], chosen_live(algorithm, batch[1])

@@ -134,7 +134,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_reading_in_processes_changes_nothing(make_source, fixtures_dir, tmp_path):
     """In a child: functions whose shapes are checked, as in tests, cannot be sent to a process."""
     make_source(["<image>A", "B", "<image>C"])

@@ -54,12 +54,13 @@ def _assert_same(ours, theirs):
         np.testing.assert_allclose(mine, other, atol=1e-5 * np.abs(other).max(), rtol=0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "shape",
     [
-        pytest.param({}, marks=pytest.mark.exhaustive),
-        pytest.param({"p": 0, "g": 1, "s": 100}, marks=pytest.mark.exhaustive),
-        pytest.param({"s": 70, "p": 90, "h": 2, "q": 3, "k": 16}, marks=pytest.mark.exhaustive),
+        {},
+        {"p": 0, "g": 1, "s": 100},
+        {"s": 70, "p": 90, "h": 2, "q": 3, "k": 16},
         {"g": 3, "b": 1, "s": 130, "p": 200},
     ],
     ids=["aligned", "prefill", "unaligned", "group"],

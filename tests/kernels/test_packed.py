@@ -129,7 +129,7 @@ def test_the_list_of_pairs_is_all_that_is_read(form):
     np.testing.assert_array_equal(FORMS[form](*arrays, ids, replace(pairs, by_query=noise), block=128), whole)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["tpu", pytest.param("plain", marks=pytest.mark.exhaustive)])
 def test_finite_in_empty_slots(form):
     spans, arrays = LAYOUTS["images"], _arrays()
     ids, pairs = _row(spans)
@@ -183,7 +183,12 @@ def test_a_row_is_whole_blocks():
 @pytest.mark.slow
 def test_on_four_devices():
     """The count of devices is fixed once jax has run, so a child runs the test below."""
-    run_on(4, __file__, "-k", "within_shard_map")
+    run_on(4, __file__, "-k", "within_shard_map and tpu")
+
+
+@pytest.mark.exhaustive
+def test_plain_form_on_four_devices():
+    run_on(4, __file__, "-k", "within_shard_map and plain")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -127,6 +127,7 @@ def test_an_image_is_as_large_as_both_buckets_allow(work, p, n, windows):
     assert made.mask.all()
 
 
+@pytest.mark.exhaustive
 def test_decoding_goes_on_to_the_last_token(executables, given):
     state, made = executables["decode"].call(*kept(given["decode"]))
     assert made.tokens.shape == (LANES, G, R)
@@ -136,6 +137,7 @@ def test_decoding_goes_on_to_the_last_token(executables, given):
     assert jnp.isfinite(made.logprob).all()
 
 
+@pytest.mark.exhaustive
 def test_an_update_is_taken(executables, given):
     before = np.asarray(given["update"][0].params["lm_head"])
     state, metrics = executables["update"].call(*kept(given["update"]))
@@ -145,6 +147,7 @@ def test_an_update_is_taken(executables, given):
     assert (np.asarray(state.params["lm_head"]) != before).any()
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_compiled_between_calls(measured):
     found, compiles = measured
     assert {name: len(one.seconds) for name, one in found.items()} == dict.fromkeys(PROGRAMS, 2)
@@ -162,6 +165,7 @@ def test_what_an_update_gives_is_what_the_next_is_given():
     assert seen == [(0, "batch"), (1, "batch"), (2, "batch")]
 
 
+@pytest.mark.exhaustive
 def test_operations_are_those_of_the_program(work, measured):
     measured, _ = measured
     lean = replace(work, model=replace(work.model, remat="none"))
@@ -204,6 +208,7 @@ def test_an_update_moves_the_state_twice(work):
     assert least_bytes(work, "update") == 2 * 4 * (3 * sum(leaf.size for leaf in leaves) + counters)
 
 
+@pytest.mark.exhaustive
 def test_report(work, measured):
     measured, _ = measured
     made = bench_json("tiny", work, list(measured.values()), Limits(1e9, 1e9, "made up"))

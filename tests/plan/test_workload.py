@@ -15,6 +15,10 @@ from mmrl.plan.workload import PROGRAMS, Workload, program, workload
 from mmrl.train.fit import row_choices
 
 PROMPT, PATCHES, GROUP, TOKENS, PROMPTS = 256, 1024, 3, 256, 6
+KINDS = [
+    "long-tailed",
+    *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in LENGTHS if kind != "long-tailed"),
+]
 ROW, BLOCK = 1024, 128  # a group in a row of tokens, an image in a row of patches
 
 
@@ -103,7 +107,7 @@ def test_every_loop_of_a_program_has_a_length(sizes, name):
     assert not found.unbounded
 
 
-@pytest.mark.parametrize("kind", LENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attention", ["plain", "flash"])
 def test_score_computes_rows_and_pairs(sizes, kind, attention):
     work = work_of(replace(sizes, attention=attention), kind)
@@ -115,7 +119,7 @@ def test_score_computes_rows_and_pairs(sizes, kind, attention):
     assert counted(work, "score") == flops.Flops(round(expected))
 
 
-@pytest.mark.parametrize("kind", LENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("attention", "backward"), [("plain", 5), ("flash", 3 + 4)])
 def test_update_computes_rows_and_pairs(sizes, kind, attention, backward):
     """Forward and twice backward; images forward once more; the output and attention's scores again.

@@ -52,7 +52,7 @@ def test_shapes_and_bookkeeping(responses):
     assert len({tuple(row) for row in responses.tokens.reshape(12, -1).tolist()}) == 12
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [0.7, pytest.param(1.0, marks=pytest.mark.exhaustive)])
 def test_sampler_equals_scorer(policy, prompts, bias, responses, temperature):
     if temperature != 1.0:
         responses = _generate(policy, prompts, bias, temperature=temperature)
@@ -107,6 +107,7 @@ def test_rounding_and_the_cut_are_told_apart(policy, prompts, bias, whole, optio
     np.testing.assert_allclose(responses.logprob, scored - np.log1p(-cut), atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_company_and_group_size_change_nothing(policy, prompts, bias, responses):
     order = jnp.array([2, 0])
     other = jax.tree.map(lambda a: a[order], prompts)

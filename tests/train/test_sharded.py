@@ -46,7 +46,7 @@ def test_on_eight_devices():
     One method and one mesh, the one that cuts everything, because each compiles for some twenty seconds.
     With XLA_FLAGS=--xla_force_host_platform_device_count=8, pytest on this file runs all of them.
     """
-    run_on(DEVICES, __file__, "-k", "1x2x2x2 and (rollout or papo_exact)")
+    run_on(DEVICES, __file__, "-k", "1x2x2x2 and (rollout or grpo)")
 
 
 @pytest.mark.exhaustive
