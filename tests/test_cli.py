@@ -46,6 +46,7 @@ def generated(world, folder, *options):
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.exhaustive
 def test_generate(world, tmp_path):
     rows = generated(world, tmp_path, "--n=2", "--seed=3", "--temperature=0.9", "--top-p=0.8")
     assert [(row["prompt"], row["sample"]) for row in rows] == [(p, n) for p in range(3) for n in range(2)]

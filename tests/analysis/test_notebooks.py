@@ -49,7 +49,7 @@ def test_notebook_runs(name, smoke_run, sweep_folder):
     assert len(figures) == FIGURES[name]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rollouts_of_a_run_are_shown_with_what_the_model_saw(smoke_run):
     run = analysis.load_run(smoke_run)
     shown = analysis.rollout_sample(run, 3)

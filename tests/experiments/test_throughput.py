@@ -2,10 +2,13 @@
 
 import random
 
+import pytest
+
 from experiments.rewards import throughput
 from mmrl.rewards.math import equal
 
 
+@pytest.mark.exhaustive
 def test_fifty_gradings():
     figures = throughput.measure(count=50, workers=2)
     asked = throughput.requests(50, seed=0)

@@ -95,6 +95,7 @@ def test_gradient_of_the_prefix_is_the_sum_over_the_group():
     _assert_same({name: shared[name] for name in total}, total)
 
 
+@pytest.mark.exhaustive
 def test_causal_is_finite_at_padding():
     """Also where nothing at all is real, and for gradients that come from padded rows."""
     arrays, masks = _responses(s=70, p=90)

@@ -75,6 +75,7 @@ def test_group_equals_repeated_prompt(policy, prompts, responses):
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(shared[2]["vision"]))
 
 
+@pytest.mark.exhaustive
 def test_batch_equals_rows_alone(policy, prompts):
     """Rows with no, one and two images; each alone in the smallest bucket that holds it."""
     prefix, hidden = prefill(policy.params, policy.config, prompts)

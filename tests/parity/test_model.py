@@ -119,13 +119,8 @@ def test_features_logits_and_statistics(policies, prompts, directory, name):
 GREEDY = [(d, name) for d, name in CASES if "greedy_text" in _cases(d)[name]]
 
 
-@pytest.mark.parametrize(
-    ("directory", "name"),
-    [
-        pytest.param(d, name, id=f"{d.name}-{name}", marks=[pytest.mark.exhaustive] if k else [])
-        for k, (d, name) in enumerate(GREEDY)
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("directory", "name"), GREEDY, ids=[f"{d.name}-{name}" for d, name in GREEDY])
 def test_greedy_tokens(policies, prompts, directory, name):
     policy, batch = policies[directory], prompts[directory, name]
     reference = np.load(directory / "ref" / f"{name}.npz")

@@ -274,6 +274,7 @@ def test_command(fixtures_dir, tmp_path, capsys):
     assert (row["program"], row["repeats"], row["shapes"]["prompts"]) == ("prefill", 1, 1)
 
 
+@pytest.mark.exhaustive
 def test_object_alone_on_stdout(fixtures_dir, capsys):
     assert main(arguments_of_cli(fixtures_dir, "--repeats=1", "--json=-")) == 0
     assert json.loads(capsys.readouterr().out)["programs"][0]["program"] == "prefill"

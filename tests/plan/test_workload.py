@@ -137,6 +137,7 @@ def test_update_computes_rows_and_pairs(sizes, kind, attention, backward):
     assert found.total == pytest.approx(expected, rel=0.001)
 
 
+@pytest.mark.exhaustive
 def test_layers_that_are_recomputed_are_counted(sizes):
     """All is computed once more but a layer's last product, which no gradient reads."""
     plain, again = (counted(work_of(replace(sizes, remat=remat)), "update") for remat in ("none", "full"))

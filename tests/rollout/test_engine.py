@@ -142,6 +142,7 @@ def test_stop_ids_end_a_response(policy, prompts, bias, responses):
     np.testing.assert_array_equal(stopped.stop, reason)
 
 
+@pytest.mark.exhaustive
 def test_decoding_ends_with_the_last_response(policy, prompts):
     """Every id that may be sampled stops: one step is taken of all that the budget allows."""
     bias = engine.vocabulary_bias(policy.config.vocabulary, 8, (0, 1, 3, 4, 6))

@@ -92,6 +92,7 @@ def test_temperature_zero_takes_the_likeliest():
     np.testing.assert_allclose(logprob, np.log(0.3), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_row_depends_on_its_key_alone():
     keys = jax.random.split(jax.random.key(1), 6)
     logits = jax.random.normal(jax.random.key(2), (6, 50))

@@ -266,6 +266,7 @@ def test_an_update_finds_the_logprob_it_is_not_given(small):
         np.testing.assert_allclose(made[1][key], value, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.exhaustive
 def test_score_equals_the_padded_form(small):
     params, policy, batch = small
     wanted = frozenset({LOGPROB, ENTROPY, CORRUPTED_LOGPROB, PERCEPTION})
