@@ -22,8 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import pyarrow.parquet as pq
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from launch.__main__ import parse as launcher
 from mmrl import cli
@@ -145,7 +147,26 @@ def run(words: list[str], folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(smoke_run, tmp_path_factory) -> Path:
+def compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Programs are compiled in haste, and one that a command compiled is there for the next."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def folder(smoke_run, tmp_path_factory, compiled_once) -> Path:
     """A folder that holds what the commands of the manual start from.
 
     The quickstart is there, as its command leaves it; the command then finds that nothing is left to do.

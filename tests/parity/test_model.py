@@ -139,7 +139,9 @@ def test_greedy_tokens(policies, prompts, directory, name):
 
 
 @pytest.mark.parametrize("directory", _directories(), ids=lambda d: d.name)
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize(
+    "remat", ["full", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("none", "dots"))]
+)
 def test_gradients(policies, prompts, tmp_path, directory, remat):
     policy, batch = policies[directory], prompts[directory, "one_square"]
     stored = json.loads((directory / "ref" / "index.json").read_text())["_grad_one_square"]
