@@ -6,6 +6,8 @@ which slot. ``l`` prompt slots, ``w`` response slots of each, ``t`` response tok
 other letters as in `mmrl.types`.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -38,14 +40,27 @@ class RolloutShape:
     observation: int = 0  # tokens of one observation
     observation_patches: int = 0  # patch slots of one
     chunk: int = 16  # steps between two looks of the host
+    compacts: bool = False  # into fewer slots, once no response waits for one
 
     @property
     def cache_sizes(self) -> tuple[int, ...]:
         """Sizes of a slot's cache: it grows with its responses, up to the last."""
         sizes = [self.max_tokens]
-        while sizes[0] > _SMALLEST_CACHE:
-            sizes.insert(0, -(-sizes[0] // 2))
+        while sizes[0] > 2 * _SMALLEST_CACHE:
+            sizes.insert(0, -(-sizes[0] // 4))
         return tuple(sizes)
+
+    def compact_grids(self, shards: int) -> tuple[tuple[int, int], ...]:
+        """Numbers of prompt slots, and of response slots in each, that running responses are compacted into.
+
+        A half of the slots, and an eighth. Prompt slots that ``shards`` divide are so afterwards too.
+        """
+        if not self.compacts:
+            return ()
+        slots, parts = self.prompt_slots * self.slots_per_prompt, math.gcd(self.prompt_slots, shards)
+        widths = [max(self.slots_per_prompt // size, 1) for size in (2, 4)]
+        rows = (-(-slots // (size * width)) for size, width in zip((2, 8), widths, strict=True))
+        return tuple((-(-row // parts) * parts, width) for row, width in zip(rows, widths, strict=True))
 
     @property
     def prefill_sizes(self) -> tuple[int, int]:
@@ -212,6 +227,88 @@ def copy_prompts(state: DecodeState, source: Int[Array, "n"], target: Int[Array,
         prompt_hidden=copy(state.prompt_hidden),
         prompt_next=copy(state.prompt_next),
     )
+
+
+def compact(
+    state: DecodeState,
+    source: Int[np.ndarray, "m n 2"],
+    runs: Bool[np.ndarray, "m n"],
+    cache_size: int,
+) -> DecodeState:
+    """Move running responses into fewer slots, with caches of the given size; the state is given away.
+
+    Args:
+      state: the slots before.
+      source: of each new slot, the old one: its prompt slot, and which of that one's. A prompt slot gets the
+        prompt of its first.
+      runs: False in slots that stay empty.
+      cache_size: at least that of the caches before.
+    """
+    prefix, cache = state.prefix, state.cache
+    kept = replace(state, prefix=replace(prefix, key=(), value=()), cache=replace(cache, key=(), value=()))
+    kept = _take_slots(kept, source, runs)
+
+    def prompts(layer: Array) -> Array:
+        return _take_prompts(layer, source)
+
+    def responses(layer: Array) -> Array:
+        return _take_responses(layer, source, cache_size)
+
+    return replace(
+        kept,
+        prefix=replace(kept.prefix, key=_each(prompts, prefix.key), value=_each(prompts, prefix.value)),
+        cache=replace(kept.cache, key=_each(responses, cache.key), value=_each(responses, cache.value)),
+    )
+
+
+@jax.jit
+def _take_slots(state: DecodeState, source: Int[Array, "m n 2"], runs: Bool[Array, "m n"]) -> DecodeState:
+    """All of a state but its caches, in other slots."""
+
+    def of_prompts(tree: Any) -> Any:
+        return jax.tree.map(lambda rows: _by_batch(rows[source[:, 0, 0]]), tree)
+
+    def of_responses(tree: Any) -> Any:
+        return jax.tree.map(lambda rows: _by_batch(rows[source[..., 0], source[..., 1]]), tree)
+
+    return DecodeState(
+        prefix=of_prompts(state.prefix),
+        prompt_hidden=of_prompts(state.prompt_hidden),
+        prompt_next=of_prompts(state.prompt_next),
+        cache=of_responses(state.cache),
+        hidden=of_responses(state.hidden),
+        position=of_responses(state.position),
+        count=of_responses(state.count),
+        running=of_responses(state.running) & runs,
+        limit=of_responses(state.limit),
+        key=of_responses(state.key),
+        options=of_responses(state.options),
+    )
+
+
+def _by_batch(rows: Array) -> Array:
+    return constrain(rows, "batch", *[None] * (rows.ndim - 1))
+
+
+@jax.jit
+def _take_prompts(layer: Float[Array, "l s h k"], source: Int[Array, "m n 2"]) -> Float[Array, "m s h k"]:
+    return constrain(layer[source[:, 0, 0]], "batch", None, "heads", None)
+
+
+@partial(jax.jit, static_argnames="size")
+def _take_responses(
+    layer: Float[Array, "l w h t k"], source: Int[Array, "m n 2"], size: int
+) -> Float[Array, "m n h size k"]:
+    return _pad(layer[source[..., 0], source[..., 1]], size)
+
+
+def _each(make: Callable[[Array], Array], layers: tuple[Array, ...]) -> tuple[Array, ...]:
+    """New layers of old ones, one after another, so that only one exists twice."""
+    made = []
+    for layer in layers:
+        made.append(make(layer))
+        layer.delete()
+    return tuple(made)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -402,16 +499,8 @@ def prefill_observation(
 
 
 def grow_cache(state: DecodeState, size: int) -> DecodeState:
-    """Give every slot room for ``size`` tokens; layer by layer, so that only one exists twice."""
-
-    def layers(old: tuple[Array, ...]) -> tuple[Array, ...]:
-        new = []
-        for layer in old:
-            new.append(_pad(layer, size))
-            layer.delete()
-        return tuple(new)
-
-    key, value = layers(state.cache.key), layers(state.cache.value)
+    """Give every slot room for ``size`` tokens; the state is given away."""
+    key, value = (_each(partial(_pad, size=size), layers) for layers in (state.cache.key, state.cache.value))
     return replace(state, cache=replace(state.cache, key=key, value=value))
 
 

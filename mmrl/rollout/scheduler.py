@@ -7,14 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from mmrl.mesh import shard_batch
+from mmrl.mesh import batch_shards, shard_batch
 from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import Encoded
 from mmrl.rollout import engine
@@ -30,6 +30,7 @@ from mmrl.rollout.episode_state import (
 )
 from mmrl.rollout.episodes import Call, Episode, Request
 from mmrl.rollout.sampling import Sampling, SamplingArrays, sampling_arrays
+from mmrl.rollout.slots import smallest_grid
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.types import Images, Params, Prompts, StopReason
 
@@ -116,6 +117,7 @@ class _Rollout:
     mesh: Any
     state: engine.DecodeState
     prompt_slots: list[_PromptSlot]
+    grids: list[tuple[int, int]]  # those that responses are compacted into, after the one that there is
     cache_size: int
     queue: deque[PromptContext] = field(default_factory=deque)
     reading: list[EpisodeState] = field(default_factory=list)  # have an observation to read
@@ -168,8 +170,9 @@ def roll_out(
     Raises ValueError for an episode that asks for what there is no room for.
     """
     mesh = jax.sharding.get_mesh()
-    if len(shape.cache_sizes) > 1:
-        _compile_sizes(params, config, bias, shape, entropy)
+    shards = 1 if mesh.empty else batch_shards(mesh)
+    if len(shape.cache_sizes) > 1 or shape.compacts:
+        _compile_sizes(params, config, bias, shape, shards, entropy)
     run = _Rollout(
         params=params,
         config=config,
@@ -184,11 +187,13 @@ def roll_out(
         mesh=None if mesh.empty else mesh,
         state=_idle(config, shape),
         prompt_slots=[_PromptSlot([None] * shape.slots_per_prompt) for _ in range(shape.prompt_slots)],
+        grids=[(shape.prompt_slots, shape.slots_per_prompt), *shape.compact_grids(shards)],
         cache_size=shape.cache_sizes[0],
         mark=time.perf_counter(),
     )
     while not should_stop():
         _fill_slots(run)
+        _compact(run)
         _read(run)
         drawn = _decode(run)
         ready, run.done = run.done, []
@@ -217,15 +222,26 @@ def _idle(config: ModelConfig, shape: RolloutShape) -> engine.DecodeState:
 
 
 def _compile_sizes(
-    params: Params, config: ModelConfig, bias: Float[Array, "v"], shape: RolloutShape, entropy: bool
+    params: Params,
+    config: ModelConfig,
+    bias: Float[Array, "v"],
+    shape: RolloutShape,
+    shards: int,
+    entropy: bool,
 ) -> None:
-    """Call the decoding of each size of the cache on idle prompt slots, which takes no step.
+    """Call the decoding of each size of the cache and of each grid on idle slots, which takes no step.
 
     So a response that is longer than all before, late in a run, meets a program that is there.
     """
     state = _idle(config, shape)
     for size in shape.cache_sizes[1:]:
         state = engine.grow_cache(state, size)
+        state, _ = engine.decode(params, config, state, bias, steps=shape.chunk, entropy=entropy)
+    for grid in shape.compact_grids(shards):
+        nothing = np.zeros((*grid, 2), np.int32), np.zeros(grid, bool)
+        state = engine.compact(state, *nothing, shape.max_tokens)
+        shape = replace(shape, prompt_slots=grid[0], slots_per_prompt=grid[1])
+        state = engine.apply_commands(state, make_commands(shape, [], []))
         state, _ = engine.decode(params, config, state, bias, steps=shape.chunk, entropy=entropy)
 
 
@@ -308,6 +324,41 @@ def _replicate_prompts(run: _Rollout, free: list[_PromptSlot]) -> list[EpisodeSt
         pairs = np.array([source + [0] * fill, target + [run.shape.prompt_slots] * fill], np.int32)
         run.state = engine.copy_prompts(run.state, pairs[0], pairs[1])
     return begins
+
+
+def _compact(run: _Rollout) -> None:
+    """Move what runs into fewer slots, if they are enough and nothing waits for a slot.
+
+    All of it then has caches of the largest size, so that each grid has one program.
+    """
+    contexts = {id(slot.context): slot.context for slot in run.prompt_slots if slot.context}
+    running: dict[int, list[EpisodeState]] = {}
+    for member in run.members():
+        assert member.slot is not None
+        running.setdefault(id(run.prompt_slots[member.slot[0]].context), []).append(member)
+    kept = smallest_grid([len(members) for members in running.values()], run.grids)
+    if not (kept and running) or any(context.waiting for context in contexts.values()):
+        return
+    if (waits := _next_context(run)) is not None:
+        run.queue.appendleft(waits)
+        return
+    run.grids = run.grids[kept:]
+    count, size = run.grids[0]
+    source, runs = np.zeros((count, size, 2), np.int32), np.zeros((count, size), bool)
+    prompt_slots = [_PromptSlot([None] * size) for _ in range(count)]
+    rows = iter(enumerate(prompt_slots))
+    for key, members in running.items():
+        for column, member in enumerate(members):
+            if column % size == 0:
+                at, prompt_slot = next(rows)
+                prompt_slot.context = contexts[key]
+            cell = at, column % size
+            assert member.slot is not None
+            source[cell], runs[cell] = member.slot, True
+            member.slot, prompt_slot.slots[cell[1]] = cell, member
+    run.prompt_slots, run.cache_size = prompt_slots, run.shape.max_tokens
+    run.state = engine.compact(run.state, source, runs, run.cache_size)
+    run.shape = replace(run.shape, prompt_slots=count, slots_per_prompt=size)
 
 
 def _read(run: _Rollout) -> None:

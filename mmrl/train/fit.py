@@ -17,6 +17,7 @@ from mmrl.kernels.packed import row_length
 from mmrl.mesh import batch_shards
 from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import TOKEN_STEP, bucket
+from mmrl.rollout.slots import halves
 from mmrl.train.memory import (
     GIB,
     ROOM,
@@ -180,9 +181,9 @@ def _choices(key: str, config: Config, shards: int, widths: Widths) -> list[int]
     """Values of a key that bounds memory, the largest first."""
     rollout = config.rollout
     if key == "rollout.slots_per_prompt":
-        return _halves(rollout.group)
+        return halves(rollout.group)
     if key == "rollout.prompt_slots":
-        return [shards * size for size in _halves(max(1, min(_SLOTS, rollout.prompts) // shards))]
+        return [shards * size for size in halves(max(1, min(_SLOTS, rollout.prompts) // shards))]
     return row_choices(config, shards, widths.prompt)
 
 
@@ -192,12 +193,7 @@ def row_choices(config: Config, shards: int, prompt: int) -> list[int]:
     least = row_length(prompt + rollout.max_tokens)
     all_tokens = -(-config.train.update_prompts // shards) * (prompt + rollout.group * rollout.max_tokens)
     largest = row_length(max(least, min(_ROW, max(all_tokens // _ROWS, min(_SHORT, all_tokens)))))
-    return sorted({least, *(row_length(size) for size in _halves(largest) if size > least)}, reverse=True)
-
-
-def _halves(size: int) -> list[int]:
-    """The size, its half, rounded up, and so on down to 1."""
-    return [size, *_halves(-(-size // 2))] if size > 1 else [1]
+    return sorted({least, *(row_length(size) for size in halves(largest) if size > least)}, reverse=True)
 
 
 def refusal(

@@ -28,6 +28,13 @@ BEST = "heldout/accuracy"  # metric of which the best checkpoints are kept
 Values = dict[str, float]  # metrics by name
 
 
+@dataclasses.dataclass
+class DecodeSlots:
+    """Numbers of slots that a stage decodes in, once it has seen lengths."""
+
+    chosen: dict[str, Any] | None = None  # fields of `mmrl.rollout.engine.RolloutShape`
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """A stage of training, as the loop sees it."""
@@ -44,6 +51,7 @@ class Stage:
     checkpoint_every: int
     evaluate: Callable[[Params, int, Metrics], Values] = lambda params, step, metrics: {}
     sampler: CurriculumSampler | None = None  # where a curriculum makes the order of the batches
+    slots: DecodeSlots = dataclasses.field(default_factory=DecodeSlots)
     checkpoint_minutes: float = 0.0  # save when so many have passed, too; 0: never
     checkpoint_last: bool = True
     keep: int = 2  # newest checkpoints
@@ -65,8 +73,9 @@ def run_stage(stage: Stage, make_state: Callable[[], TrainState]) -> TrainState:
     """Take all steps of a stage, going on from its newest checkpoint; returns the last state.
 
     Restored are (1) weights, optimizer and update count, (2) the place in the data and what a curriculum
-    remembers of it, (3) the metrics file, cut back to the checkpoint's step. Random draws need no restoring:
-    each has the step in its address. A step whose evaluation was interrupted is evaluated again.
+    remembers of it, and the slots to decode in, (3) the metrics file, cut back to the checkpoint's step.
+    Random draws need no restoring: each has the step in its address. A step whose evaluation was interrupted
+    is evaluated again.
 
     Raises:
       Interrupted: the run was asked to stop; the last step that was taken is saved.
@@ -158,6 +167,7 @@ def _save(
         "batches": position.batches,
         "curriculum": None if position.curriculum is None else state_to_json(position.curriculum),
         "skipped_in_a_row": stage.guards.skipped_in_a_row,
+        "slots": stage.slots.chosen,
         "config": dataclasses.asdict(stage.config),
     }
     checkpoint.save(manager, step, state, facts, values)
@@ -166,6 +176,7 @@ def _save(
 def _restore_position(stage: Stage, step: int, facts: dict[str, Any]) -> None:
     check_same(stage.config, from_dict(facts["config"]), f"step {step} in {stage.workdir}")
     stage.guards.skipped_in_a_row = facts["skipped_in_a_row"]
+    stage.slots.chosen = facts["slots"]
     if stage.sampler is not None:
         stage.sampler.state = state_from_json(facts["curriculum"], len(stage.sampler.index))
     stage.batches.seek(facts["batches"])

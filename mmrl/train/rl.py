@@ -24,8 +24,9 @@ from mmrl.models.pieces import pieces_of
 from mmrl.open import OpenModel, TrainingData, prompt_format, readers
 from mmrl.train import programs
 from mmrl.train.evaluate import evaluate, response_rows
+from mmrl.train.fit import Fitted
 from mmrl.train.guards import open_guards
-from mmrl.train.loop import Stage, run_stage
+from mmrl.train.loop import DecodeSlots, Stage, run_stage
 from mmrl.train.metrics import Metrics
 from mmrl.train.optimizer import make_optimizer
 from mmrl.train.rollout_batch import RolloutBatch
@@ -50,7 +51,7 @@ _HEADLINE = {
 
 
 def train(
-    config: Config,
+    fitted: Fitted,
     model: OpenModel,
     data: TrainingData,
     heldout: tuple[Source, ...],
@@ -62,7 +63,8 @@ def train(
     Raises:
       Interrupted: a stop was requested; the last step that was taken is saved.
     """
-    chosen, limits = algorithm(config), config.train
+    config = fitted.config
+    chosen, limits, slots = algorithm(config), config.train, DecodeSlots()
     total_updates = limits.steps * (config.rollout.prompts // limits.update_prompts)
     optimizer = make_optimizer(config.optimizer, total_updates)
     sampler = open_sampler(config, data)
@@ -84,6 +86,8 @@ def train(
             sampler=sampler,
             total_updates=total_updates,
             workdir=workdir,
+            slots=slots,
+            open_keys=frozenset(fitted.chosen),
         )
         stage = Stage(
             name="rl",
@@ -97,6 +101,7 @@ def train(
             take_step=partial(take_step, learner),
             evaluate=partial(_evaluate, learner, heldout),
             sampler=sampler,
+            slots=slots,
             checkpoint_every=limits.checkpoint_every,
             checkpoint_minutes=limits.checkpoint_minutes,
             keep=limits.keep_checkpoints,

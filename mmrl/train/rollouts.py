@@ -1,20 +1,21 @@
 """Playing episodes: what all rollouts have in common, and the responses to a batch of prompts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Int, UInt32
 
 from mmrl.config import Config
 from mmrl.data.pipeline import Batch
 from mmrl.hosts import say
-from mmrl.mesh import local_copy, local_mesh
+from mmrl.mesh import batch_shards, local_copy, local_mesh
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import collate
 from mmrl.open import OpenModel, expand_workdir
@@ -26,15 +27,20 @@ from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import prompt_groups
 from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.rollout.scheduler import Stats, roll_out
+from mmrl.rollout.slots import choose_slots, halves
 from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
 from mmrl.train.fit import max_prompt_slots
-from mmrl.train.memory import Widths
+from mmrl.train.memory import Widths, on_cpu
 from mmrl.train.metrics import Phases
 from mmrl.train.stop_signal import StopSignal
 from mmrl.types import Params, Prompts
 from mmrl.workers.pool import WorkerPool
+
+# Operations that a device does in the time it reads a byte: TPUs and GPUs, about; and cores of a CPU, as
+# measured (docs/performance.md).
+_FLOPS_PER_BYTE, _CPU_FLOPS_PER_BYTE = 200.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class RolloutContext:
     stop: StopSignal = field(default_factory=StopSignal)
     phases: Phases = field(default_factory=Phases)  # where time is booked
     stats: Stats = field(default_factory=Stats)  # of sampling, added to
+    slots: Mapping[str, Any] = field(default_factory=dict)  # of a `RolloutShape`, instead of the config's
 
 
 @contextmanager
@@ -151,6 +158,35 @@ def observation_slots(config: Config) -> int:
     return max(limits.images, 1) * limits.observation_patches if limits.tools else 0
 
 
+def adapt_slots(
+    context: RolloutContext, prompts: Prompts, lengths: Int[np.ndarray, "b g"], free: Collection[str]
+) -> dict[str, Any]:
+    """Numbers of slots for batches like that of ``prompts``, whose responses had these lengths.
+
+    ``free``: keys of the config that were left open; what others say stays. Nothing is chosen where episodes
+    use tools, whose time is not known. Every process finds the same, as all of them have as many prompts.
+    """
+    config, model = context.config, context.model
+    if config.episode.tools:
+        return {}
+    mesh = local_mesh(model.mesh)
+    shards, count = batch_shards(mesh), len(prompts.tokens)
+    most = choose_shape(config, model, prompts, config.rollout.group, config.rollout.max_tokens)
+    rows, sizes = [most.prompt_slots], [most.slots_per_prompt]
+    if "rollout.prompt_slots" in free:
+        rows = [min(shards * parts, rows[0]) for parts in halves(max(rows[0] // shards, 1))]
+    if "rollout.slots_per_prompt" in free:
+        sizes = halves(sizes[0])
+    shape = choose_slots(
+        lengths[:count],
+        [replace(most, prompt_slots=row, slots_per_prompt=size) for row in rows for size in sizes],
+        shards,
+        model.config,
+        _CPU_FLOPS_PER_BYTE if on_cpu(mesh) else _FLOPS_PER_BYTE,
+    )
+    return {name: getattr(shape, name) for name in ("prompt_slots", "slots_per_prompt", "compacts")}
+
+
 def choose_shape(
     config: Config, model: OpenModel, prompts: Prompts, group: int, max_tokens: int
 ) -> RolloutShape:
@@ -187,6 +223,7 @@ def play(
     prompts = jax.tree.map(np.asarray, batch.prompts)
     make_episode = episode_maker(context.config, processor, sampling)
     shape = choose_shape(context.config, context.model, prompts, group, sampling.max_tokens)
+    shape = replace(shape, **context.slots)
     return roll_out(
         params,
         context.policy.model,

@@ -1,5 +1,6 @@
 """One step of reinforcement learning: rollout, reward, score, prepare, update."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from mmrl.packing import balanced_order, computed_slots
 from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
 from mmrl.train.guards import Guards, save_incident
+from mmrl.train.loop import DecodeSlots
 from mmrl.train.metrics import to_floats
 from mmrl.train.programs import TrainBatch, Views, train_batch, views_of
 from mmrl.train.rollout_batch import (
@@ -31,7 +33,7 @@ from mmrl.train.rollout_batch import (
     sample_and_grade,
     take_rows,
 )
-from mmrl.train.rollouts import RolloutContext, prompt_keys, rollout_weights
+from mmrl.train.rollouts import RolloutContext, adapt_slots, prompt_keys, rollout_weights
 from mmrl.train.state import TrainState
 from mmrl.types import Params
 
@@ -51,6 +53,8 @@ class Learner:
     sampler: CurriculumSampler | None
     total_updates: int
     workdir: Path
+    slots: DecodeSlots
+    open_keys: frozenset[str]  # of the config, which memory and data have decided
 
     @property
     def views(self) -> Views:
@@ -65,7 +69,8 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
       Interrupted: the run was asked to stop before the first update; ``state`` is still good then.
       ValueError: too many rows of the data, or updates in a row, could not be used.
     """
-    context, algorithm = replace(learner.rollouts, stats=Stats()), learner.algorithm
+    slots = learner.slots
+    context, algorithm = replace(learner.rollouts, stats=Stats(), slots=slots.chosen or {}), learner.algorithm
     config, mesh, phases = context.config, context.model.mesh, context.phases
     count, size = config.rollout.prompts, config.train.update_prompts
     if learner.sampler is not None:
@@ -82,6 +87,10 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
     )
     del weights
     values |= _rollout_values(learner, context, step, drawn, stats)
+    if slots.chosen is None:
+        slots.chosen = adapt_slots(context, drawn[0].prompts, drawn[0].stats.lengths, learner.open_keys)
+        if slots.chosen:
+            say("slots to decode in, by the lengths seen: " + json.dumps(slots.chosen))
 
     # Groups, in an order by which each device has equal work in each update, packed in rows of real tokens.
     with phases("pack"):

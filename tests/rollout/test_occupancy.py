@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 
 from mmrl.models.prompts import encode_turn
+from mmrl.models.published import published
 from mmrl.rollout import engine, scheduler
 from mmrl.rollout.engine import RolloutShape
 from mmrl.rollout.episodes import Request, single_turn
 from mmrl.rollout.sampling import Sampling
 from mmrl.rollout.scheduler import PromptGroup, Stats, roll_out
+from mmrl.rollout.slots import choose_slots, count_steps, halves
 from mmrl.types import Images, Prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "rollout.md"
 PROMPTS, GROUP, MOST = 128, 8, 2048
 LENGTHS = np.random.default_rng(0).lognormal(np.log(300), 0.9, (PROMPTS, GROUP)).clip(1, MOST).astype(int)
+BUSY = [(1, 1.25), (4, 1.25), (16, 1.55)]  # parts of the mesh, and slots a token at most
 ROW = Prompts(  # of one token
     tokens=np.zeros((1, 1), np.int32),
     mask=np.ones((1, 1), bool),
@@ -65,9 +68,15 @@ def counting(monkeypatch):
             most[at], running[at] = limit[prompt_slot], True
         return replace(state, count=count, limit=most, running=running)
 
+    def compact(state, source, runs, cache_size):
+        rows = source[..., 0], source[..., 1]
+        moved = {name: getattr(state, name)[rows] for name in ("count", "limit", "running")}
+        return replace(state, **{**moved, "running": moved["running"] & runs})
+
     programs = {
         "init_decode_state": init_decode_state,
         "apply_commands": apply_commands,
+        "compact": compact,
         "decode": decode,
         "prefill_observation": prefill_observation,
     }
@@ -78,11 +87,11 @@ def counting(monkeypatch):
     monkeypatch.setattr(scheduler, "engine", SimpleNamespace(**programs))
 
 
-def counted(config, lengths, prompt_slots, slots, chunk=16):
+def counted(config, lengths, prompt_slots, slots, chunk=16, compacts=False):
     """What a rollout of responses of these lengths did."""
     keys = np.zeros((lengths.shape[1], 2), np.uint32)
     groups = (PromptGroup(ROW, keys, [single_turn(Sampling(int(n))) for n in row]) for row in lengths)
-    shape, stats = RolloutShape(prompt_slots, slots, 1, MOST, chunk=chunk), Stats()
+    shape, stats = RolloutShape(prompt_slots, slots, 1, MOST, chunk=chunk, compacts=compacts), Stats()
     done = list(
         roll_out({}, config, jnp.zeros(1), groups, shape, text=str, collate=lambda _: ROW, stats=stats)
     )
@@ -98,7 +107,7 @@ def in_batches(config, lengths, prompts):
     parts = [counted(config, part, prompts, GROUP) for part in np.split(lengths, len(lengths) // prompts)]
     return Stats(
         steps=sum(part.steps for part in parts),
-        slots=sum(part.slots for part in parts),
+        token_capacity=sum(part.token_capacity for part in parts),
         sampled_tokens=sum(part.sampled_tokens for part in parts),
     )
 
@@ -119,18 +128,60 @@ def rows(policy):
 @pytest.mark.exhaustive
 def test_long_responses_keep_few_waiting(rows):
     assert LENGTHS.max() > 4 * LENGTHS.mean()
-    work = {name: one.slots / one.sampled_tokens for name, one in rows.items()}
+    work = {name: one.token_capacity / one.sampled_tokens for name, one in rows.items()}
     assert work["batches of 8 prompts"] > 4
-    assert max(work["64 prompt_slots of 1"], work["16 prompt_slots of 2"]) <= 1.3
+    assert max(work["64 prompt slots of 1"], work["16 prompt slots of 2"]) <= 1.3
 
 
 @pytest.mark.exhaustive
 def test_the_manual_has_these_counts(rows):
     found = dict(re.findall(r"^\| ([\w ]+?) \| ([\d,]+ \| [\d.]+ %) \|", PAGE.read_text(), re.MULTILINE))
     made = {
-        name: f"{one.steps:,} | {100 * one.sampled_tokens / one.slots:.1f} %" for name, one in rows.items()
+        name: f"{one.steps:,} | {100 * one.sampled_tokens / one.token_capacity:.1f} %"
+        for name, one in rows.items()
     }
     assert found == made
+
+
+@pytest.mark.parametrize(
+    ("prompt_slots", "slots", "chunk"), [(128, 8, 16), (12, 3, 5), (7, 1, 16), (1, 8, 9), (40, 2, 7)]
+)
+@pytest.mark.parametrize("compacts", [False, True])
+def test_steps_are_foreseen(policy, monkeypatch, prompt_slots, slots, chunk, compacts):
+    counting(monkeypatch)
+    lengths = LENGTHS[:30] // 4 + 1
+    stats = counted(policy.config, lengths, prompt_slots, slots, chunk, compacts)
+    shape = RolloutShape(prompt_slots, slots, 1, MOST, chunk=chunk, compacts=compacts)
+    foreseen = count_steps(lengths, shape)
+    assert (stats.steps, stats.token_capacity) == (foreseen.steps, foreseen.token_capacity)
+    assert len(foreseen.steps_in) > 1 or not compacts
+
+
+@pytest.mark.parametrize(
+    ("shards", "most", "seeds"),
+    [(4, 1.25, [0]), *(pytest.param(*one, range(5), marks=pytest.mark.exhaustive) for one in BUSY)],
+)
+def test_slots_are_busy_with_long_tails(shards, most, seeds):
+    """Of a 7B model, with its papers' limits. More shards read the weights more often: steps cost more there."""
+    model = replace(published("7B"), dtype=jnp.bfloat16)
+    for seed in seeds:
+        lengths = np.random.default_rng(seed).lognormal(np.log(300), 0.9, (PROMPTS, GROUP))
+        lengths = lengths.clip(1, MOST).astype(int)
+        shape = choose_slots(lengths, shapes(GROUP), shards, model, 200.0)
+        assert shape.prompt_slots % shards == 0
+        assert count_steps(lengths, shape, shards).token_capacity <= most * lengths.sum()
+
+
+def test_slots_of_equal_lengths_are_all_there_are():
+    model = replace(published("7B"), dtype=jnp.bfloat16)
+    shape = choose_slots(np.full((PROMPTS, GROUP), 700), shapes(GROUP), 4, model, 200.0)
+    assert (shape.prompt_slots, shape.slots_per_prompt, shape.compacts) == (PROMPTS, GROUP, False)
+
+
+def shapes(group):
+    """Those that a batch of `PROMPTS` can be decoded in."""
+    grids = [(rows, size) for rows in halves(PROMPTS) for size in halves(group)]
+    return [RolloutShape(rows, size, 4096, MOST) for rows, size in grids]
 
 
 @pytest.mark.parametrize(("prompt_slots", "chunk"), [(1, 3), (3, 16), (7, 50), (90, 16)])

@@ -50,26 +50,28 @@ more = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(
-    ("prompt_slots", "slots", "chunk", "smallest", "turns"),
+    ("prompt_slots", "slots", "chunk", "smallest", "compacts", "turns"),
     [
-        (3, 2, 5, 20, 3),
-        more(3, 2, 5, 20, 8),
-        more(3, 1, 3, 256, 8),
-        more(5, 1, 16, 256, 8),
-        more(2, 3, 40, 50, 8),
-        more(1, 4, 3, 30, 8),
-        more(4, 5, 7, 9, 8),
+        (3, 2, 5, 20, True, 3),
+        more(3, 2, 5, 20, False, 8),
+        more(3, 1, 3, 256, False, 8),
+        more(5, 1, 16, 256, True, 8),
+        more(2, 3, 40, 50, True, 8),
+        more(1, 4, 3, 30, True, 8),
+        more(4, 5, 7, 9, False, 8),
+        more(4, 5, 7, 9, True, 8),
     ],
 )
 def test_the_rest_of_the_batch_changes_nothing(
-    world, alone, monkeypatch, prompt_slots, slots, chunk, smallest, turns
+    world, alone, monkeypatch, prompt_slots, slots, chunk, smallest, compacts, turns
 ):
-    """Nor do the cuts into chunks, the growth of the cache, and when tools answer."""
+    """Nor do the cuts into chunks, the growth of the cache, compaction, and when tools answer."""
     monkeypatch.setattr(engine, "_SMALLEST_CACHE", smallest)
     rng = np.random.default_rng([prompt_slots, slots])
+    shape = replace(shape_of(prompt_slots, slots, chunk), compacts=compacts)
     for turn in range(turns):
         groups = random_groups(rng, 1 + turn)
-        played = play(world, groups, shape_of(prompt_slots, slots, chunk), late=0.01 * (turn % 3))
+        played = play(world, groups, shape, late=0.01 * (turn % 3))
         for g, (prompt, seeds) in enumerate(groups):
             for m, seed in enumerate(seeds):
                 assert_same(played[g, m], alone(prompt, seed), f"group {g} {m}: prompt {prompt}, seed {seed}")
