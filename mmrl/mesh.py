@@ -41,6 +41,7 @@ ACTIVATIONS: Rules = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "features": ("tensor",),  # the width of those of images, until a row of tokens takes them
 }
 """Activations: prompts over all axes but ``tensor``, which cuts what is inside a layer."""
 

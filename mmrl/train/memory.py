@@ -146,7 +146,7 @@ def _update(
     copies = 3 if cpu else 1  # of the images of the batch, which the host has read
     share = 2 * train.update_prompts / rollout.prompts  # those of an update, and the same as rows take them
     images = _images(config, model, shards, widths)
-    features = slots // model.token_patches * model.width
+    features = slots // model.token_patches * model.width // (1 if model.width % tensor else tensor)
     gradient = _weights(model, mesh, WEIGHTS, 4, config.optimizer.freeze)
     rows = {
         "kept for the backward pass": branches * learn.kept(),

@@ -80,6 +80,7 @@ class ImageCorruption:
 
 
 Features = dict[Pass, Float[Array, "d n w"]]  # of images, at their tokens' slots of a row of each shard
+_FEATURES = ("batch", None, "features")  # their axes, while all of a batch are held
 Views = dict[str, ImageCorruption]  # by the name that a `Pass` has for it; "clean" is not among them
 
 
@@ -241,14 +242,17 @@ def image_features(
     most, shards, n = packed.patches.source.shape
     size = n // policy.model.token_patches
     empty = jnp.zeros((shards, most * size, policy.model.width), policy.model.dtype)
-    empty = constrain(empty, "batch", None, None)
+    empty = constrain(empty, *_FEATURES)
     if not patches.shape[1]:
         return empty
 
     def add(m: Array, features: Array) -> Array:
         made = _encode(params, policy, patches, _take_row(packed.patches, m))
         made = constrain(made.astype(features.dtype), "batch", None, None)
-        return jax.lax.dynamic_update_slice_in_dim(features, made, m * size, 1)
+        put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        return shard_map_kernel(put, (_FEATURES, _FEATURES, ()), like=0, checked=False)(
+            features, made, m * size
+        )
 
     with jax.named_scope("patch_rows"):
         return jax.lax.fori_loop(0, packed.patch_rows, add, empty)
@@ -256,7 +260,13 @@ def image_features(
 
 def features_of(features: Float[Array, "d m w"], rows: TokenRows) -> Float[Array, "d n w"]:
     """The features of images at the slots of a row; of a slot of text, any."""
-    return jnp.take_along_axis(features, jnp.maximum(rows.feature, 0)[..., None], axis=1)
+
+    def take(features: Array, place: Array) -> Array:
+        return jnp.take_along_axis(features, jnp.maximum(place, 0)[..., None], axis=1)
+
+    axes = (_FEATURES, ("batch", None))
+    found = shard_map_kernel(take, axes, like=0, checked=False)(features, rows.feature)
+    return constrain(found, "batch", None, None)
 
 
 def scatter_to_responses(
@@ -471,7 +481,9 @@ def accumulate(
                 params = merge_params({**state.trainable, "vision": vision}, state.frozen)
                 return _encode(params, policy, table, rows)
 
-            of_row = jax.lax.dynamic_slice_in_dim(direction, m * size, size, 1)
+            take = partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1)
+            of_row = shard_map_kernel(take, (_FEATURES, ()), like=0, checked=False)(direction, m * size)
+            of_row = constrain(of_row, "batch", None, None)
             (more,) = jax.vjp(encode, state.trainable["vision"])[1](of_row)
             total = jax.tree.map(jnp.add, total, more)
         return total
@@ -485,8 +497,14 @@ def _add_at(
     table: Float[Array, "d m w"], place: Int[Array, "d n"], values: Float[Array, "d n w"]
 ) -> Float[Array, "d m w"]:
     """Add values to rows of a table; those with a negative place are dropped."""
-    at = jnp.where(place < 0, table.shape[1], place)
-    return jax.vmap(lambda t, k, x: t.at[k].add(x, mode="drop"))(table, at, values)
+
+    def add(table: Array, place: Array, values: Array) -> Array:
+        at = jnp.where(place < 0, table.shape[1], place)
+        return jax.vmap(lambda t, k, x: t.at[k].add(x, mode="drop"))(table, at, values)
+
+    axes = (_FEATURES, ("batch", None), _FEATURES)
+    values = constrain(values, "batch", None, None)
+    return shard_map_kernel(add, axes, like=0, checked=False)(table, place, values)
 
 
 def apply(
