@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from mmrl import hosts
 from mmrl.kernels.packed import (
@@ -28,11 +28,12 @@ from mmrl.kernels.packed import (
     row_length,
     segments,
 )
-from mmrl.mesh import local_parts, sharding
+from mmrl.mesh import batch_shards, local_parts, sharding
 from mmrl.models.config import ModelConfig
 from mmrl.models.rows import PatchRows, TokenRows
 from mmrl.types import Images, Prompts, Responses
 
+LONGEST_ROW = 16384  # slots of a row beyond which nothing gets faster
 _PATCH_ROWS = 8  # of a shard, were all images as large as they may be: else the last one would be half empty
 
 
@@ -192,26 +193,51 @@ def pack_shard(prompts: Prompts, responses: Responses, budget: RowBudget) -> Pac
     """
     observed = responses.observed
     real = np.asarray(responses.mask if observed is None else observed.real) & responses.valid[..., None]
-    patch_rows, features = _pack_images(prompts, responses, budget)
+    seen = None if observed is None else observed.images
+    patch_rows, features = _pack_images(prompts.images, seen, budget)
     layout = _Layout(prompts, responses, np.asarray(prompts.mask).sum(axis=1), real.sum(axis=-1), features)
     packed = pack_groups(layout.prompt_lengths.tolist(), layout.lengths.tolist(), budget.tokens)
-    for kind, rows, most in (
-        ("tokens", packed, budget.token_rows),
-        ("patches", patch_rows, budget.patch_rows),
-    ):
-        if len(rows) > most:
-            raise ValueError(f"{len(rows)} rows of {kind} are over the {most} that a batch may take")
     token_rows = [_token_row(layout, row, budget.tokens) for row in packed]
     token_rows += [_token_row(layout, [], budget.tokens)] * (budget.token_rows - len(packed))
-    image_rows = [_patch_row(images, budget) for images in patch_rows]
-    image_rows += [_patch_row([], budget)] * (budget.patch_rows - len(patch_rows))
-    counts: Any = np.array([len(packed), len(patch_rows)], np.int32)
-    return PackedBatch(
-        tokens=jax.tree.map(lambda *rows: np.stack(rows), *token_rows),
-        patches=jax.tree.map(lambda *rows: np.stack(rows), *image_rows),
-        token_rows=counts[0],
-        patch_rows=counts[1],
+    return _stack_rows(token_rows, len(packed), patch_rows, budget)
+
+
+def rows_of_prompts(model: ModelConfig, each: int, length: int, slots: int) -> RowBudget:
+    """The rows of ``each`` prompts on a shard, padded to ``length`` tokens and ``slots`` patches."""
+    n = row_length(max(length, min(LONGEST_ROW, each * length)))
+    patches = patch_row_length(n, slots, each * slots)
+    return RowBudget(
+        tokens=n,
+        patches=patches,
+        token_rows=min(most_rows(each * length, n), each),
+        patch_rows=min(most_rows(each * slots, patches), each),
+        token_patches=model.token_patches,
+        window=model.window_slots,
     )
+
+
+def pack_prompts(
+    prompts: Prompts, keep: Bool[np.ndarray, "b"], model: ModelConfig, mesh: Mesh | None
+) -> PackedBatch:
+    """The rows of prompts alone, for prefill; on the mesh, if there is one.
+
+    The target of a prompt is no token: ``predictor`` is the slot of its last one, and ``place`` its number
+    among the prompts of the shard.
+
+    Args:
+      prompts: arrays of the host, as many for each shard.
+      keep: False for those that are left out.
+      model: whose patches and image tokens they are.
+      mesh: over which the prompts are spread.
+    """
+    shards = 1 if mesh is None else batch_shards(mesh)
+    shards = shards if len(keep) % shards == 0 else 1
+    each = len(keep) // shards
+    budget = rows_of_prompts(model, each, prompts.mask.shape[1], prompts.images.image.shape[1])
+    parts = [slice(start, start + each) for start in range(0, len(keep), each)]
+    of_shards = [(jax.tree.map(lambda leaf, k=k: leaf[k], prompts), keep[k]) for k in parts]
+    packed = stack_shards([_pack_prompts_of_shard(*part, budget) for part in of_shards])
+    return packed if mesh is None else _place_rows(packed, mesh, shards)
 
 
 def zero_rows(budget: RowBudget, shards: int) -> PackedBatch:
@@ -264,16 +290,18 @@ class _Layout:
 
 
 def _pack_images(
-    prompts: Prompts, responses: Responses, budget: RowBudget
+    shown: Images, seen: Images | None, budget: RowBudget
 ) -> tuple[list[list[_Image]], dict[tuple[int, ...], np.ndarray]]:
-    """Rows of images, each prompt's or response's together, and the place of each image token's feature."""
-    merge, images = budget.token_patches, _images_of(prompts.images, 0)
+    """Rows of images, each prompt's or response's together, and the place of each image token's feature.
+
+    ``shown`` are those of prompts, ``seen`` those of responses.
+    """
+    merge, images = budget.token_patches, _images_of(shown, 0)
     features: dict[tuple[int, ...], np.ndarray] = {}
-    owners: list[Images] = [prompts.images]
-    if responses.observed is not None:
-        first = prompts.images.image.size
-        images += _images_of(responses.observed.images, first)
-        owners.append(responses.observed.images)
+    owners: list[Images] = [shown]
+    if seen is not None:
+        images += _images_of(seen, shown.image.size)
+        owners.append(seen)
     for of in owners:
         leading = of.image.shape[:-1]
         features |= {owner: np.full(of.image.shape[-1] // merge, -1) for owner in np.ndindex(leading)}
@@ -353,6 +381,48 @@ def _token_row(layout: _Layout, row: Sequence[Piece], n: int) -> TokenRows:
     )
 
 
+def _pack_prompts_of_shard(prompts: Prompts, keep: Bool[np.ndarray, "b"], budget: RowBudget) -> PackedBatch:
+    image: Any = np.where(keep[:, None], prompts.images.image, -1)
+    prompts = replace(prompts, images=replace(prompts.images, image=image))
+    lengths = np.where(keep, np.asarray(prompts.mask).sum(axis=1), 0)
+    none: Any = np.zeros((len(keep), 0, 0), np.int32)
+    patch_rows, features = _pack_images(prompts.images, None, budget)
+    layout = _Layout(
+        prompts, Responses(none, none, none, none, none, none), lengths, none.sum(axis=-1), features
+    )
+    chosen = np.flatnonzero(lengths).tolist()
+    rows = [[chosen[k] for k in row] for row in first_fit(lengths[chosen].tolist(), budget.tokens)]
+    made = []
+    for row in [*rows, *[[]] * (budget.token_rows - len(rows))]:
+        made.append(_token_row(layout, [Piece(b, ()) for b in row], budget.tokens))
+        ends = np.cumsum(lengths[row])
+        made[-1].predictor[: len(row)], made[-1].place[: len(row)] = ends - 1, row
+        count: Any = np.array(len(row), np.int32)
+        made[-1] = replace(made[-1], count=count)
+    return _stack_rows(made, len(rows), patch_rows, budget)
+
+
+def _stack_rows(
+    token_rows: Sequence[TokenRows], count: int, patch_rows: Sequence[Sequence[_Image]], budget: RowBudget
+) -> PackedBatch:
+    """The batch of a shard of its rows of tokens, of which ``count`` hold any, and those of images."""
+    for kind, rows, most in (
+        ("tokens", count, budget.token_rows),
+        ("patches", len(patch_rows), budget.patch_rows),
+    ):
+        if rows > most:
+            raise ValueError(f"{rows} rows of {kind} are over the {most} that a batch may take")
+    image_rows = [_patch_row(images, budget) for images in patch_rows]
+    image_rows += [_patch_row([], budget)] * (budget.patch_rows - len(patch_rows))
+    counts: Any = np.array([count, len(patch_rows)], np.int32)
+    return PackedBatch(
+        tokens=jax.tree.map(lambda *rows: np.stack(rows), *token_rows),
+        patches=jax.tree.map(lambda *rows: np.stack(rows), *image_rows),
+        token_rows=counts[0],
+        patch_rows=counts[1],
+    )
+
+
 def _features(places: Int[np.ndarray, "m"], image_token: Any) -> Int[np.ndarray, "p"]:
     return np.where(image_token >= 0, places[np.maximum(image_token, 0)] if len(places) else -1, -1)
 
@@ -411,13 +481,17 @@ def pack_batch(
         responses = replace(responses, observed=seen)
     shards = local_parts((prompts, responses))
     packed = stack_shards([pack_shard(asked, written, budget) for asked, written in shards])
+    counts: Any = np.array(hosts.maximum(int(packed.token_rows), int(packed.patch_rows)), np.int32)
+    return _place_rows(replace(packed, token_rows=counts[0], patch_rows=counts[1]), mesh, parts)
+
+
+def _place_rows(packed: PackedBatch, mesh: Mesh, shards: int) -> PackedBatch:
+    """Rows of the host on the mesh, which has so many shards; each process gives its own."""
 
     def place(leaf: np.ndarray) -> jax.Array:
-        shape = (leaf.shape[0], parts, *leaf.shape[2:])
+        shape = (leaf.shape[0], shards, *leaf.shape[2:])
         where = sharding(mesh, (None, "batch", *[None] * (leaf.ndim - 2)), shape)
         return jax.make_array_from_process_local_data(where, leaf, shape)
 
     tokens, patches = (jax.tree.map(place, part) for part in (packed.tokens, packed.patches))
-    most = hosts.maximum(int(packed.token_rows), int(packed.patch_rows))
-    counts: Any = np.array(most, np.int32)
-    return PackedBatch(tokens, patches, counts[0], counts[1])
+    return replace(packed, tokens=tokens, patches=patches)

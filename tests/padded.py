@@ -1,6 +1,6 @@
 """The padded form of scoring: each response in slots of its own behind its group's prefix, no packing.
 
-The twin of packed rows (`mmrl.packing`): plain, and made of `prefill` and `extend`.
+The twin of packed rows (`mmrl.packing`): plain, and made of `extend`.
 """
 
 import jax
@@ -10,16 +10,28 @@ from jaxtyping import Array, Float
 from mmrl.algorithms.passes import POLICY, Pass, Score, entropy, kl, logprob, passes_of
 from mmrl.kernels.vocab import log_distribution
 from mmrl.models import qwen2_5_vl
-from mmrl.models.config import ModelConfig
+from mmrl.models.config import ModelConfig, Prefix
+from mmrl.models.layers import last
 from mmrl.train import programs
 from mmrl.types import Params, Prompts, Responses
+
+
+def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
+    """The prefix of padded prompts, and the hidden state after each prompt's last token."""
+    x = qwen2_5_vl.embed_prompts(params, config, prompts)
+    own = prompts.position[:, None], prompts.mask[:, None]
+    hidden, cache = qwen2_5_vl.extend(params, config, x[:, None], *own)
+    key, value = (
+        tuple(jnp.swapaxes(part[:, 0], 1, 2) for part in parts) for parts in (cache.key, cache.value)
+    )
+    return Prefix(key, value, prompts.mask), last(hidden[:, 0], prompts.mask)
 
 
 def predict(
     params: Params, config: ModelConfig, prompts: Prompts, responses: Responses
 ) -> Float[Array, "b g r d"]:
     """Hidden states that predict each response token, teacher forced."""
-    prefix, before = qwen2_5_vl.prefill(params, config, prompts)
+    prefix, before = prefill(params, config, prompts)
     b, g, r = responses.tokens.shape
     seen = responses.observed
     if seen is None:

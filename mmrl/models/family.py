@@ -28,9 +28,9 @@ class Family:
     embed: Callable[..., Any]  # text tokens
     embed_prompts: Callable[..., Any]  # text and images
     extend: Callable[..., Any]  # a cache by some tokens
-    prefill: Callable[..., Any]  # prompts: their prefix, and what predicts the first response token
     encode_rows: Callable[..., Any]  # packed rows of patches: image features
     row_states: Callable[..., Any]  # packed rows of tokens: hidden states
+    prefill_rows: Callable[..., Any]  # the same, with the keys and values of each layer
     full_prompts: Callable[..., Any]  # prompts of given sizes, text and an image
 
 
@@ -43,9 +43,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by ``model_type`` of confi
             embed=qwen2_5_vl.embed,
             embed_prompts=qwen2_5_vl.embed_prompts,
             extend=qwen2_5_vl.extend,
-            prefill=qwen2_5_vl.prefill,
             encode_rows=vision_tower.encode_rows,
             row_states=qwen2_5_vl.row_states,
+            prefill_rows=qwen2_5_vl.prefill_rows,
             full_prompts=full_prompts,
         )
     }

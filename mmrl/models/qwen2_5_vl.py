@@ -4,7 +4,7 @@ The language model runs in two forms. `extend` extends a cache by some tokens: p
 it. `row_states` runs packed rows: scoring and the update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmrl.kernels.attention import two_source_attention
 from mmrl.kernels.flash import flash_causal
 from mmrl.mesh import constrain, shard_map_kernel
 from mmrl.models.config import Cache, ModelConfig, Prefix
-from mmrl.models.layers import gated_mlp, last, mrope_angles, rematerialise, rms_norm, rotate
+from mmrl.models.layers import gated_mlp, mrope_angles, rematerialise, rms_norm, rotate
 from mmrl.models.packed_attend import attend_packed
 from mmrl.models.rows import TokenRows
 from mmrl.models.vision_tower import encode_images
@@ -140,16 +140,20 @@ def _through_layers(
         return x, tuple(keys[i] for i in range(config.layers)), tuple(values[i] for i in range(config.layers))
     # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
     made: list[tuple[Array, Array]] = []
-    for i in range(config.layers):
-        weights = (
-            layers[i] if isinstance(layers, tuple) else jax.tree.map(lambda stack, i=i: stack[i], layers)
-        )
+    for i, weights in enumerate(_each_layer(config, layers)):
         shared = none if prefix is None else (prefix.key[i], prefix.value[i])
         stored = None if cache is None else (cache.key[i], cache.value[i])
         x, own = layer(x, (weights, shared, stored))
         made.append(own)
     keys, values = zip(*made, strict=True)
     return x, keys, values
+
+
+def _each_layer(config: ModelConfig, layers: Params | tuple[Params, ...]) -> Iterable[Params]:
+    """The weights of each layer, of a stack of them all or of each layer's own."""
+    if isinstance(layers, tuple):
+        return layers
+    return (jax.tree.map(lambda stack, i=i: stack[i], layers) for i in range(config.layers))
 
 
 def _slots(
@@ -215,39 +219,47 @@ def _write(
     return stored.at[at].set(new, mode="drop")
 
 
-def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
-    """Run the prompts, images included.
-
-    Returns:
-      The prefix their groups share, and the hidden state after each prompt's last token, which predicts the
-      first response token.
-    """
-    with jax.named_scope("prefill"):
-        x = embed_prompts(params, config, prompts)
-        hidden, cache = extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
-        key, value = (
-            tuple(jnp.swapaxes(part[:, 0], 1, 2) for part in parts) for parts in (cache.key, cache.value)
-        )
-        prefix = Prefix(key, value, prompts.mask)
-        return prefix, last(hidden[:, 0], prompts.mask)
-
-
 def row_states(
     params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n d"]
 ) -> Float[Array, "b n d"]:
     """Hidden states, after the final norm, of packed rows; ``features`` of images at their tokens' slots."""
+    x, layer = _row_layers(params, config, rows, features)
+
+    def state(x: Array, weights: Params) -> tuple[Array, None]:
+        return layer(x, weights)[0], None
+
+    x, _ = jax.lax.scan(rematerialise(config.remat, state), x, params["layers"], unroll=config.unroll)
+    return rms_norm(x, params["final_norm"], config.norm_eps)
+
+
+def prefill_rows(
+    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n d"]
+) -> tuple[Float[Array, "b n d"], list[tuple[Float[Array, "b n h k"], Float[Array, "b n h k"]]]]:
+    """`row_states` with the weights of sampling, and the keys and values of each layer."""
+    x, layer = _row_layers(params, config, rows, features)
+    made = []
+    for weights in _each_layer(config, params["layers"]):
+        x, stored = layer(x, weights)
+        made.append(stored)
+    return rms_norm(x, params["final_norm"], config.norm_eps), made
+
+
+def _row_layers(
+    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n d"]
+) -> tuple[Float[Array, "b n d"], Callable[[Array, Params], tuple[Array, tuple[Array, Array]]]]:
+    """The input of the first layer, and a function of that and a layer's weights, for packed rows."""
     x = jnp.where((rows.feature >= 0)[..., None], features, embed(params, config, rows.tokens))
     angle = mrope_angles(rows.position, config.mrope_sections, config.rope_theta)
 
-    def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
+    def attend(query: Array, key: Array, value: Array) -> tuple[Array, tuple[Array, Array]]:
         with jax.named_scope("text_pairs"):
-            return attend_packed(config.attention, query, key, value, rows.segments, rows.pairs), None
+            y = attend_packed(config.attention, query, key, value, rows.segments, rows.pairs)
+        return y, (key, value)
 
-    def layer(x: Array, weights: Params) -> tuple[Array, None]:
+    def layer(x: Array, weights: Params) -> tuple[Array, tuple[Array, Array]]:
         return _decoder_layer(config, weights, x, angle, ("batch", "tokens", None), attend)
 
-    x, _ = jax.lax.scan(rematerialise(config.remat, layer), x, params["layers"], unroll=config.unroll)
-    return rms_norm(x, params["final_norm"], config.norm_eps)
+    return x, layer
 
 
 def response_position(prompts: Prompts, index: Int[Array, "b g s"]) -> Int[Array, "b g s 3"]:

@@ -85,12 +85,37 @@ class RowCounts:
 def count_rows(lengths: Lengths, budget: RowBudget, shards: int) -> RowCounts:
     """The rows that a batch takes when its groups are spread over ``shards``."""
     order = balanced_order((lengths.prompts + lengths.responses.sum(axis=1)).tolist(), shards)
-    text, images, targets = [], [], []
-    for part in order.reshape(shards, -1):
+    parts = order.reshape(shards, -1)
+    text: list[list[list[Span]]] = []
+    targets: list[int] = []
+    for part in parts:
         of_groups = lengths.prompts[part].tolist(), lengths.responses[part].tolist()
         rows = pack_groups(*of_groups, budget.tokens)
         text.append([group_spans(row, *of_groups) for row in rows])
         targets += [sum(of_groups[1][k][member] for k, members in row for member in members) for row in rows]
+    return _count(text, targets, lengths, parts, budget)
+
+
+def count_prompt_rows(lengths: Lengths, budget: RowBudget, shards: int) -> RowCounts:
+    """The rows that prefill takes for the prompts of a batch."""
+    parts = np.arange(len(lengths.prompts)).reshape(shards, -1)
+    text = []
+    for part in parts:
+        prompts = lengths.prompts[part].tolist()
+        text.append([_in_line([prompts[k] for k in row]) for row in first_fit(prompts, budget.tokens)])
+    return _count(text, [0], lengths, parts, budget)
+
+
+def _count(
+    text: list[list[list[Span]]],
+    targets: list[int],
+    lengths: Lengths,
+    parts: Int[np.ndarray, "s b"],
+    budget: RowBudget,
+) -> RowCounts:
+    """Counts of rows, of which ``text`` has the spans for each shard, and ``parts`` the groups."""
+    images = []
+    for part in parts:
         patches = lengths.patches[part].tolist()
         images.append([[patches[k] for k in row] for row in first_fit(patches, budget.patches)])
     whole = [_in_line(row) for shard in images for row in shard]

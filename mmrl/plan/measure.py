@@ -96,7 +96,7 @@ def time_program(work: Workload, executable: Executable, given: tuple, repeats: 
     """Call a program on `arguments`, once unmeasured and then ``repeats`` times."""
     name = executable.name
     seconds = time_calls(executable.call, given, repeats, carried={"update": 0, "decode": 1}.get(name))
-    counted = operations(work, executable.traced.jaxpr)
+    counted = operations(work, name, executable.traced.jaxpr)
     lean = replace(work, model=replace(work.model, remat="none"))
     stats = work.mesh.devices.flat[0].memory_stats()
     return Measured(
@@ -104,7 +104,7 @@ def time_program(work: Workload, executable: Executable, given: tuple, repeats: 
         compile_seconds=executable.compile_seconds,
         seconds=tuple(seconds),
         flops=counted,
-        model_flops=counted if work.model.remat == "none" else operations(lean, _trace(lean, name).jaxpr),
+        model_flops=counted if work.model.remat == "none" else operations(lean, name, _trace(lean, name).jaxpr),
         memory=memory_use(executable.call),
         held_bytes=stats.get("peak_bytes_in_use") if stats else None,
     )
@@ -134,11 +134,11 @@ def _trace(work: Workload, name: str) -> jax.stages.Traced:
         return function.trace(*abstract, **static)
 
 
-def operations(work: Workload, jaxpr: ClosedJaxpr) -> int:
-    """`mmrl.plan.flops.count` of a program of ``work``, all of whose responses are full."""
+def operations(work: Workload, name: str, jaxpr: ClosedJaxpr) -> int:
+    """`mmrl.plan.flops.count` of the program ``name`` of ``work``, all of whose responses are full."""
     return flops.count(
         jaxpr,
-        trips=work.trips,
+        trips=work.trips(name),
         expensive_fraction=work.full_attention_fraction,
         platform=work.mesh.devices.flat[0].platform,
     ).total

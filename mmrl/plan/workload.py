@@ -21,13 +21,21 @@ from mmrl.algorithms.algorithm import Algorithm
 from mmrl.algorithms.passes import LOGPROB
 from mmrl.config import Config, algorithm
 from mmrl.kernels.packed import row_length
-from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings
+from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings, to_host
 from mmrl.models.config import ModelConfig, Prefix
 from mmrl.models.family import family_of, param_specs
 from mmrl.models.params import flatten, unflatten
 from mmrl.open import sampling_of
-from mmrl.packing import RowBudget, pack_batch, row_budget, zero_rows
-from mmrl.plan.lengths import LENGTHS, Lengths, RowCounts, count_rows
+from mmrl.packing import (
+    PackedBatch,
+    RowBudget,
+    pack_batch,
+    pack_prompts,
+    row_budget,
+    rows_of_prompts,
+    zero_rows,
+)
+from mmrl.plan.lengths import LENGTHS, Lengths, RowCounts, count_prompt_rows, count_rows
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Policy, sampling_arrays
 from mmrl.rollout.scheduler import MAX_STOP_IDS
@@ -60,10 +68,10 @@ class Workload:
         """Prompts that are prefilled, and whose groups are decoded, at once."""
         return self.config.rollout.prompt_slots or self.config.rollout.prompts
 
-    @property
-    def trips(self) -> dict[str, float]:
-        """Iterations of the loops whose number is data (`mmrl.plan.flops.count`), for `lengths`."""
-        return {"decode_steps": self.config.rollout.max_tokens, "read_token": 1, **self.rows.trips()}
+    def trips(self, name: str) -> dict[str, float]:
+        """Iterations of the loops of a program whose number is data (`mmrl.plan.flops.count`)."""
+        rows = self.prompt_rows if name == "prefill" else self.rows
+        return {"decode_steps": self.config.rollout.max_tokens, "read_token": 1, **rows.trips()}
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -81,6 +89,23 @@ class Workload:
     def rows(self) -> RowCounts:
         """Rows that an update takes."""
         return count_rows(self.lengths, self.budget, batch_shards(self.mesh))
+
+    @cached_property
+    def prompt_budget(self) -> RowBudget:
+        """Rows of the prompts that are prefilled at once."""
+        data, each = self.config.data, self.prompt_slots // self._prompt_shards
+        return rows_of_prompts(self.model, each, max(data.prompt_buckets), max(data.patch_buckets))
+
+    @cached_property
+    def prompt_rows(self) -> RowCounts:
+        """Rows that prompts of `kind` take in prefill."""
+        lengths = LENGTHS[self.kind](self.config, self.prompt_slots)
+        return count_prompt_rows(lengths, self.prompt_budget, self._prompt_shards)
+
+    @property
+    def _prompt_shards(self) -> int:
+        shards = batch_shards(self.mesh)
+        return shards if self.prompt_slots % shards == 0 else 1
 
     @property
     def computed_rows(self) -> int:
@@ -140,6 +165,9 @@ def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
         made = jax.jit(partial(_MAKERS[name], work), out_shardings=layout)(jax.random.key(seed))
 
         def pack(argument: Any) -> Any:
+            if isinstance(argument, PackedBatch):
+                prompts = to_host(made[1])
+                return pack_prompts(prompts, np.ones(len(prompts.mask), bool), work.model, work.mesh)
             if not isinstance(argument, TrainBatch):
                 return argument
             row_tokens = work.config.train.row_tokens
@@ -150,7 +178,9 @@ def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
 
 
 def _prefill(work: Workload, key: Key[Array, ""]) -> tuple:
-    return random_weights(work.model, key, decoding=True), _prompts(work, work.prompt_slots)
+    """Prompts whose rows are yet to be packed (`arguments`)."""
+    packed = zero_rows(work.prompt_budget, work._prompt_shards)
+    return random_weights(work.model, key, decoding=True), _prompts(work, work.prompt_slots), packed
 
 
 def _decode(work: Workload, key: Key[Array, ""]) -> tuple:
@@ -295,13 +325,14 @@ def _placed(work: Workload, argument: Any, *, decoding: bool) -> Any:
         placed = sharding(work.mesh, axes, leaf.shape)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
+    def place_row(leaf: Any) -> Any:  # ``m d``
+        axes = (None, "batch", *[None] * leaf.ndim)[: leaf.ndim]
+        placed = sharding(work.mesh, axes, leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+    if isinstance(argument, PackedBatch):
+        return jax.tree.map(place_row, argument)
     if isinstance(argument, TrainBatch):
-
-        def place_row(leaf: Any) -> Any:  # ``m d``
-            axes = (None, "batch", *[None] * leaf.ndim)[: leaf.ndim]
-            placed = sharding(work.mesh, axes, leaf.shape)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
-
         packed = jax.tree.map(place_row, argument.packed)
         return replace(jax.tree.map(place, argument), packed=packed)
     return jax.tree.map(place, argument)

@@ -19,10 +19,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mmrl.kernels.vocab import BANNED
-from mmrl.mesh import DECODING, constrain, constrain_weights
+from mmrl.mesh import DECODING, constrain, constrain_weights, shard_map_kernel
 from mmrl.models.config import Cache, ModelConfig, Prefix, empty_cache
 from mmrl.models.family import family_of, param_specs
+from mmrl.models.image_rows import features_of, image_features, take_row
 from mmrl.models.layers import last
+from mmrl.models.rows import TokenRows
+from mmrl.packing import PackedBatch
 from mmrl.rollout.sampling import Draws, SamplingArrays, sample
 from mmrl.types import Params, Prompts
 
@@ -142,9 +145,71 @@ def decoding_weights(params: Params, config: ModelConfig) -> Params:
 
 
 @partial(jax.jit, static_argnames="config")
-def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
-    """Run the prompts: the prefix their groups share, and what predicts the first response token."""
-    return family_of(config).prefill(params, config, prompts)
+def prefill(
+    params: Params, config: ModelConfig, prompts: Prompts, packed: PackedBatch
+) -> tuple[Prefix, Float[Array, "b d"]]:
+    """Run prompts in packed rows: the prefix their groups share, and what predicts the first response token.
+
+    Args:
+      params: weights of the policy, as `decoding_weights` lays them out.
+      config: its sizes.
+      prompts: padded; only their masks, their patches and their shapes are read.
+      packed: their rows (`mmrl.packing.pack_prompts`). Prompts that are in none of them get zeros.
+    """
+    (b, length), shards = prompts.mask.shape, packed.tokens.tokens.shape[1]
+    _, slots, width = prompts.images.patches.shape
+    of_shards = prompts.images.patches.reshape(shards, b // shards * slots, width)
+    with jax.named_scope("prefill"):
+        patches = constrain(of_shards, "batch", None, None)
+        features = image_features(params, config, patches, packed.patches, packed.patch_rows)
+        heads = ("batch", None, "heads", None)
+        shape = (shards, b // shards * length, config.kv_heads, config.head_dim)
+        layers = [(jnp.zeros(shape, config.dtype),) * 2 for _ in range(config.layers)]
+        hidden = jnp.zeros((shards, b // shards, config.width), config.dtype)
+        start = constrain(hidden, "batch", None, None), jax.tree.map(lambda x: constrain(x, *heads), layers)
+
+        def add_row(m: Array, made: tuple) -> tuple:
+            rows = take_row(packed.tokens, m)
+            states, stored = family_of(config).prefill_rows(params, config, rows, features_of(features, rows))
+            ends = jnp.take_along_axis(states, rows.predictor[..., None], axis=1)
+            real = jnp.arange(rows.place.shape[1]) < rows.count[:, None]
+            hidden = _scatter(made[0], jnp.where(real, rows.place, -1), ends)
+            at = _places(rows, length)
+            return hidden, jax.tree.map(lambda layer, new: _scatter(layer, at, new), made[1], stored)
+
+        with jax.named_scope("token_rows"):
+            hidden, layers = jax.lax.fori_loop(0, packed.token_rows, add_row, start)
+
+    def whole(x: Array) -> Array:
+        return x.reshape(b, -1, *x.shape[2:])
+
+    key, value = zip(*jax.tree.map(whole, layers), strict=True)
+    return Prefix(key, value, prompts.mask), whole(hidden)[:, 0]
+
+
+def _places(rows: TokenRows, length: int) -> Int[Array, "d n"]:
+    """Of each slot of a row of prompts, its place in the prefix of the shard; -1 of those of no prompt."""
+
+    def of_shard(span: Array, predictor: Array, place: Array, count: Array) -> Array:
+        starts = jnp.concatenate([jnp.zeros(1, jnp.int32), predictor[:-1] + 1])
+        number = jnp.maximum(span, 0)
+        at = place[number] * length + jnp.arange(len(span)) - starts[number]
+        return jnp.where((span >= 0) & (span < count), at, -1)
+
+    span = jnp.asarray(rows.segments.span)
+    return jax.vmap(of_shard)(span, rows.predictor, rows.place, rows.count)
+
+
+def _scatter(table: Array, place: Int[Array, "d n"], values: Array) -> Array:
+    """Write values of each shard at their places; those with a negative place are dropped."""
+
+    def of_device(table: Array, place: Array, values: Array) -> Array:
+        at = jnp.where(place < 0, table.shape[1], place)
+        return jax.vmap(lambda t, k, x: t.at[k].set(x.astype(t.dtype), mode="drop"))(table, at, values)
+
+    axes = ("batch", None, "heads", None) if table.ndim == 4 else ("batch", None, None)
+    arguments = axes, ("batch", None), axes
+    return shard_map_kernel(of_device, arguments, like=0, checked=False)(table, place, values)
 
 
 @partial(
@@ -198,10 +263,11 @@ def admit(
     config: ModelConfig,
     state: DecodeState,
     prompts: Prompts,
+    packed: PackedBatch,
     prompt_slot: Int[Array, "b"],
 ) -> DecodeState:
-    """Prefill ``prompts`` and put each into its prompt slot; an index past the end drops the row."""
-    prefix, hidden = family_of(config).prefill(params, config, prompts)
+    """`prefill` prompts and put each into its prompt slot; an index past the end drops it."""
+    prefix, hidden = prefill(params, config, prompts, packed)
 
     def scatter(rows: Array, new: Array) -> Array:
         return rows.at[prompt_slot].set(new.astype(rows.dtype), mode="drop")

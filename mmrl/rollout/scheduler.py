@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, UInt32
 from mmrl.mesh import batch_shards, shard_batch
 from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import Encoded
+from mmrl.packing import computed_slots, pack_prompts
 from mmrl.rollout import engine
 from mmrl.rollout.engine import RolloutShape, SlotCommands
 from mmrl.rollout.episode_state import (
@@ -44,7 +45,7 @@ class Stats:
     """Counts and times of a rollout."""
 
     prompt_tokens: int = 0
-    padded_prompt_tokens: int = 0  # tokens that prefill computed, padding included
+    computed_prompt_tokens: int = 0  # slots of the rows that prefill computed
     read_tokens: int = 0  # of observations
     sampled_tokens: int = 0
     steps: int = 0  # of decoding
@@ -59,7 +60,7 @@ class Stats:
             "rollout/occupancy": self.sampled_tokens / max(self.token_capacity, 1),
             "speed/prefill_tokens_per_second": self.prompt_tokens / prefill,
             "speed/decode_tokens_per_second": self.sampled_tokens / decode,
-            "padding/prefill": self.padded_prompt_tokens / max(self.prompt_tokens, 1),
+            "padding/prefill": self.computed_prompt_tokens / max(self.prompt_tokens, 1),
             "padding/decode": self.token_capacity / max(self.sampled_tokens, 1),
             "rollout/steps": float(self.steps),
             **{f"speed/rollout_{name}_seconds": seconds for name, seconds in self.seconds.items()},
@@ -281,8 +282,11 @@ def _fill_slots(run: _Rollout) -> None:
         for prompts, prompt_slots in prefill_batches(
             [(prompt_slot, one.prompt) for prompt_slot, one in new], run.shape
         ):
-            run.stats.padded_prompt_tokens += prompts.mask.size
-            run.state = engine.admit(run.params, run.config, run.state, _put(run, prompts), prompt_slots)
+            keep = prompt_slots < run.shape.prompt_slots
+            packed = pack_prompts(prompts, keep, run.config, run.mesh)
+            run.stats.computed_prompt_tokens += int(computed_slots(packed)[0])
+            given = _put(run, prompts), packed, prompt_slots
+            run.state = engine.admit(run.params, run.config, run.state, *given)
         jax.block_until_ready(run.state.prompt_hidden)
         run.stats.prompt_tokens += sum(int(one.prompt.mask.sum()) for _, one in new)
         run.lap("prefill")

@@ -24,7 +24,7 @@ from mmrl.kernels.vocab import CHUNK
 from mmrl.mesh import DECODING, WEIGHTS, Rules, batch_shards, sharding
 from mmrl.models.config import ModelConfig
 from mmrl.models.family import param_specs
-from mmrl.packing import patch_row_length
+from mmrl.packing import patch_row_length, rows_of_prompts
 from mmrl.rollout.engine import RolloutShape, cache_bytes
 from mmrl.train.state import is_under
 
@@ -106,17 +106,21 @@ def sampling(
     cache = cache_bytes(
         model, RolloutShape(prompt_slots, rollout.slots_per_prompt, widths.prompt, rollout.max_tokens)
     )
+    budget = rows_of_prompts(model, prompt_slots, widths.prompt, widths.patches)
+    prefix = cache_bytes(model, RolloutShape(prompt_slots, 0, widths.prompt, 0))
     prefill = _Pass(
         model,
         tensor,
         _wide(model, cpu),
-        prompt_slots * widths.prompt,
-        prompt_slots * widths.patches,
-        (prompt_slots * widths.prompt**2, prompt_slots * widths.patches**2),
+        budget.tokens,
+        budget.patches,
+        (block_of(budget.tokens) ** 2, block_of(budget.patches) ** 2),
     )
     return {
         "keys and values": _copies(model, cpu) * cache // _cut_heads(model, tensor),
-        **prefill.parts(_FORWARD, 1),
+        "keys and values of new prompts": _copies(model, cpu) * prefix // _cut_heads(model, tensor),
+        "features of images": _wide(model, cpu) * _features(model, tensor, prompt_slots * widths.patches),
+        **prefill.parts(_FORWARD, 1 / 3),  # of what a layer computes so much is held at once
         "logits": _LOGITS * 4 * prompt_slots * rollout.slots_per_prompt * model.vocabulary // tensor,
         "images of the batch": (3 if cpu else 1) * _images(config, model, shards, widths),
     }
@@ -146,7 +150,7 @@ def _update(
     copies = 3 if cpu else 1  # of the images of the batch, which the host has read
     share = 2 * train.update_prompts / rollout.prompts  # those of an update, and the same as rows take them
     images = _images(config, model, shards, widths)
-    features = slots // model.token_patches * model.width // (1 if model.width % tensor else tensor)
+    features = _features(model, tensor, slots)
     gradient = _weights(model, mesh, WEIGHTS, 4, config.optimizer.freeze)
     rows = {
         "kept for the backward pass": branches * learn.kept(),
@@ -164,6 +168,11 @@ def _update(
         "images of the batch": copies * images,
         "images of the update": int(share * images),
     }
+
+
+def _features(model: ModelConfig, tensor: int, patches: int) -> int:
+    """Numbers in a device's part of the features of so many patches."""
+    return patches // model.token_patches * model.width // (1 if model.width % tensor else tensor)
 
 
 def _wide(model: ModelConfig, cpu: bool) -> int:
@@ -214,7 +223,7 @@ class _Pass:
         others = self.patches * self.wide * (6 * m.vision_width + inside // self.tensor)
         return 4 * -(-m.vision_heads // self.tensor) * pairs, others
 
-    def parts(self, scores: tuple[float, float], others: int) -> Parts:
+    def parts(self, scores: tuple[float, float], others: float) -> Parts:
         """Bytes of the layer that is computed, text and images taking turns."""
         worst, held, rest = max(
             (
@@ -228,8 +237,8 @@ class _Pass:
         layer = sum(math.prod(stack.shape[1:]) for stack in stacks)
         return {
             f"attention scores of {worst}": int(held),
-            f"a layer's activations, {worst}": rest,
-            "a layer's weights": others * layer // self.tensor * (4 + self.wide),
+            f"a layer's activations, {worst}": int(rest),
+            "a layer's weights": int(others * layer) // self.tensor * (4 + self.wide),
         }
 
     def kept(self) -> int:

@@ -42,7 +42,15 @@ from mmrl.mesh import WEIGHTS, constrain, constrain_weights, shard_map_kernel, s
 from mmrl.models.config import ModelConfig
 from mmrl.models.corruption import corrupt
 from mmrl.models.family import family_of, param_specs
-from mmrl.models.rows import PatchRows, TokenRows
+from mmrl.models.image_rows import (
+    add_to_features,
+    encode_row,
+    features_of,
+    features_of_row,
+    image_features,
+    take_row,
+)
+from mmrl.models.rows import TokenRows
 from mmrl.packing import PackedBatch, pack_batch
 from mmrl.rollout.sampling import Policy
 from mmrl.train.state import TrainState, merge_params, select_paths
@@ -80,7 +88,6 @@ class ImageCorruption:
 
 
 Features = dict[Pass, Float[Array, "d n w"]]  # of images, at their tokens' slots of a row of each shard
-_FEATURES = ("batch", None, "features")  # their axes, while all of a batch are held
 Views = dict[str, ImageCorruption]  # by the name that a `Pass` has for it; "clean" is not among them
 
 
@@ -222,53 +229,6 @@ def _patches(batch: TrainBatch, views: Views, view: str) -> UInt8[Array, "d f c"
     return constrain(jnp.concatenate(tables, axis=1), "batch", None, None)
 
 
-def _take_row(rows: Any, m: Int[Array, ""]) -> Any:
-    """Row ``m`` of each shard."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, m, 0, keepdims=False), rows)
-
-
-def _encode(
-    params: Params, policy: Policy, patches: UInt8[Array, "d f c"], rows: PatchRows
-) -> Float[Array, "d m w"]:
-    """Features of one row of patches of each shard."""
-    taken = jnp.take_along_axis(patches, rows.source[..., None], axis=1)
-    return family_of(policy.model).encode_rows(params, policy.model, taken, rows)
-
-
-def image_features(
-    params: Params, policy: Policy, patches: UInt8[Array, "d f c"], packed: PackedBatch
-) -> Float[Array, "d m w"]:
-    """Features of all images of each shard, one row of patches after another; zeros where no row is."""
-    most, shards, n = packed.patches.source.shape
-    size = n // policy.model.token_patches
-    empty = jnp.zeros((shards, most * size, policy.model.width), policy.model.dtype)
-    empty = constrain(empty, *_FEATURES)
-    if not patches.shape[1]:
-        return empty
-
-    def add(m: Array, features: Array) -> Array:
-        made = _encode(params, policy, patches, _take_row(packed.patches, m))
-        made = constrain(made.astype(features.dtype), "batch", None, None)
-        put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-        return shard_map_kernel(put, (_FEATURES, _FEATURES, ()), like=0, checked=False)(
-            features, made, m * size
-        )
-
-    with jax.named_scope("patch_rows"):
-        return jax.lax.fori_loop(0, packed.patch_rows, add, empty)
-
-
-def features_of(features: Float[Array, "d m w"], rows: TokenRows) -> Float[Array, "d n w"]:
-    """The features of images at the slots of a row; of a slot of text, any."""
-
-    def take(features: Array, place: Array) -> Array:
-        return jnp.take_along_axis(features, jnp.maximum(place, 0)[..., None], axis=1)
-
-    axes = (_FEATURES, ("batch", None))
-    found = shard_map_kernel(take, axes, like=0, checked=False)(features, rows.feature)
-    return constrain(found, "batch", None, None)
-
-
 def scatter_to_responses(
     values: Float[Array, "d k"], rows: TokenRows, shape: tuple[int, ...]
 ) -> Float[Array, "b g r"]:
@@ -309,10 +269,12 @@ def score(
     shape, features = batch.responses.mask.shape, {}
     for each in sorted(passes_of(wanted)):
         table = _patches(batch, views, each.view)
-        features[each] = image_features(models[each.model], policy, table, batch.packed)
+        features[each] = image_features(
+            models[each.model], policy.model, table, batch.packed.patches, batch.packed.patch_rows
+        )
 
     def of_row(m: Array) -> dict[Score, Array]:
-        rows = _take_row(batch.packed.tokens, m)
+        rows = take_row(batch.packed.tokens, m)
         of_images = {each: features_of(table, rows) for each, table in features.items()}
         found = token_scores(models, policy, rows, of_images, wanted)
         return {name: scatter_to_responses(values, rows, shape) for name, values in found.items()}
@@ -443,11 +405,12 @@ def accumulate(
     """
     tables = {each: _patches(batch, views, each.view) for each in sorted(passes)}
     features = {
-        each: image_features(state.params, policy, table, batch.packed) for each, table in tables.items()
+        each: image_features(state.params, policy.model, table, batch.packed.patches, batch.packed.patch_rows)
+        for each, table in tables.items()
     }
 
     def of_row(m: Array) -> tuple[tuple[Params, dict[str, Array], Any], Features]:
-        rows = _take_row(batch.packed.tokens, m)
+        rows = take_row(batch.packed.tokens, m)
 
         def of_trainable(trainable: Params, of_images: Features) -> tuple[Array, tuple[dict, Any]]:
             return loss(merge_params(trainable, state.frozen), of_images, rows)
@@ -459,9 +422,9 @@ def accumulate(
 
     def add_row(m: Array, total: tuple) -> tuple:
         made, direction = of_row(m)
-        feature = _take_row(batch.packed.tokens, m).feature
+        feature = take_row(batch.packed.tokens, m).feature
         return jax.tree.map(jnp.add, total[0], made), {
-            each: _add_at(table, feature, direction[each]) for each, table in total[1].items()
+            each: add_to_features(table, feature, direction[each]) for each, table in total[1].items()
         }
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_row, jnp.int32(0))[0])
@@ -474,16 +437,14 @@ def accumulate(
 
     def of_images(m: Array) -> Params:
         total = jax.tree.map(jnp.zeros_like, state.trainable["vision"])
-        rows = _take_row(batch.packed.patches, m)
+        rows = take_row(batch.packed.patches, m)
         for each, direction in directions.items():
 
             def encode(vision: Params, table: Array = tables[each]) -> Array:
                 params = merge_params({**state.trainable, "vision": vision}, state.frozen)
-                return _encode(params, policy, table, rows)
+                return encode_row(params, policy.model, table, rows)
 
-            take = partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1)
-            of_row = shard_map_kernel(take, (_FEATURES, ()), like=0, checked=False)(direction, m * size)
-            of_row = constrain(of_row, "batch", None, None)
+            of_row = features_of_row(direction, m, size)
             (more,) = jax.vjp(encode, state.trainable["vision"])[1](of_row)
             total = jax.tree.map(jnp.add, total, more)
         return total
@@ -491,20 +452,6 @@ def accumulate(
     more = _sum_rows("patch_rows", batch.packed.patch_rows, of_images)
     gradient = {**gradient, "vision": jax.tree.map(jnp.add, gradient["vision"], more)}
     return gradient, metrics, found
-
-
-def _add_at(
-    table: Float[Array, "d m w"], place: Int[Array, "d n"], values: Float[Array, "d n w"]
-) -> Float[Array, "d m w"]:
-    """Add values to rows of a table; those with a negative place are dropped."""
-
-    def add(table: Array, place: Array, values: Array) -> Array:
-        at = jnp.where(place < 0, table.shape[1], place)
-        return jax.vmap(lambda t, k, x: t.at[k].add(x, mode="drop"))(table, at, values)
-
-    axes = (_FEATURES, ("batch", None), _FEATURES)
-    values = constrain(values, "batch", None, None)
-    return shard_map_kernel(add, axes, like=0, checked=False)(table, place, values)
 
 
 def apply(

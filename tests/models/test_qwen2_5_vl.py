@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import padded
 import pytest
 from padded import predict
 from tiny import make_prompts, make_responses
@@ -22,7 +23,7 @@ ROWS = [
 ]
 LENGTHS = [[5, 3, 1], [4, 5, 2], [1, 5, 4]]
 
-prefill = jax.jit(model.prefill, static_argnames="config")
+prefill = jax.jit(padded.prefill, static_argnames="config")
 
 
 @pytest.fixture(scope="module")

@@ -180,12 +180,15 @@ def test_operations_are_those_of_the_program(work, measured):
 def test_windowed_layers_of_the_vision_tower_count_as_such(work, full):
     sizes = replace(work.model, vision_layers=2, full_attention_layers=full)
     two = replace(work, model=sizes)
-    function, (params, config, prompts), static = program(two, "prefill")
+    function, given, static = program(two, "prefill")
     with jax.set_mesh(work.mesh):
-        jaxpr = function.trace(params, config, prompts, **static).jaxpr
-    highest = flops.count(jaxpr, platform="cpu").total
-    spared = 4 * LANES * N * (N - sizes.window_slots) * sizes.vision_width
-    assert operations(two, jaxpr) == highest - (2 - len(full)) * spared
+        jaxpr = function.trace(*given, **static).jaxpr
+    trips = two.trips("prefill")
+    highest = flops.count(jaxpr, platform="cpu", trips=trips).total
+    spared = trips["image_pairs"] - trips["window_pairs"]
+    assert spared > 0
+    spared *= 4 * trips["patch_rows"] * block_of(two.prompt_budget.patches) ** 2 * sizes.vision_width
+    assert operations(two, "prefill", jaxpr) == highest - (2 - len(full)) * spared
 
 
 def test_decoding_moves_weights_and_prefix_in_every_step(work):

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import padded
 import pytest
 from padded import predict
 from tiny import make_prompts
 
+from mmrl import packing
 from mmrl.algorithms.passes import LOGPROB
 from mmrl.kernels.vocab import token_statistics
 from mmrl.models import qwen2_5_vl as model
@@ -162,3 +164,23 @@ def test_banned_ids_are_never_sampled(policy, prompts):
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(bias) == 0), [2, 5, 7])
     tokens = _generate(policy, prompts, bias, temperature=5.0).tokens
     assert set(np.unique(tokens)) == {2, 5, 7}
+
+
+@pytest.mark.parametrize(("longest", "count"), [(packing.LONGEST_ROW, 1), (160, 2), (72, 3)])
+def test_packed_prefill_equals_the_padded_form(policy, longest, count, monkeypatch):
+    """Prefix and hidden state of each prompt; those that are left out, and idle slots, get zeros."""
+    monkeypatch.setattr(packing, "LONGEST_ROW", longest)
+    rows = [*ROWS, ("Left out", [(61, 90)]), ("Three small ones", [(56, 56), (84, 56), (28, 84)])]
+    prompts = make_prompts(policy.processor, rows, tokens=72, patches=96)
+    keep = np.array([True, True, True, False, True])
+    packed = packing.pack_prompts(jax.tree.map(np.asarray, prompts), keep, policy.config, None)
+    assert int(packed.token_rows) == count
+    prefix, hidden = engine.prefill(policy.params, policy.config, prompts, packed)
+    expected, expected_hidden = jax.jit(padded.prefill, static_argnums=1)(
+        policy.params, policy.config, prompts
+    )
+    np.testing.assert_array_equal(prefix.mask, expected.mask)
+    real = np.asarray(prompts.mask) & keep[:, None]
+    for found, wanted in zip((*prefix.key, *prefix.value), (*expected.key, *expected.value), strict=True):
+        np.testing.assert_allclose(found, np.where(real[..., None, None], wanted, 0), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(hidden, np.where(keep[:, None], expected_hidden, 0), rtol=0, atol=2e-5)

@@ -162,7 +162,7 @@ def test_steps_are_foreseen(policy, monkeypatch, prompt_slots, slots, chunk, com
     [(4, 1.25, [0]), *(pytest.param(*one, range(5), marks=pytest.mark.exhaustive) for one in BUSY)],
 )
 def test_slots_are_busy_with_long_tails(shards, most, seeds):
-    """Of a 7B model, with its papers' limits. More shards read the weights more often: steps cost more there."""
+    """Of a 7B model with its papers' limits. More shards read the weights more often: steps cost more."""
     model = replace(published("7B"), dtype=jnp.bfloat16)
     for seed in seeds:
         lengths = np.random.default_rng(seed).lognormal(np.log(300), 0.9, (PROMPTS, GROUP))

@@ -90,12 +90,12 @@ def sized(config, model, *, dtype, remat, group=5, tokens=2048, row=1, update=2,
     return config, replace(model, dtype=jnp.dtype(dtype), remat=remat)
 
 
-# Temporaries by the CPU compiler's account (jax 0.10.2; of a prefill with the weights it is given).
+# Temporaries by the CPU compiler's account (jax 0.10.2; of a prefill with its output and the weights it is given).
 @pytest.mark.parametrize(
     ("model", "prompt", "patches", "batches", "program", "measured"),
     [
         (TINY, 1088, 4352, {"dtype": "bfloat16", "remat": "full"}, "update", 70_744_216),
-        (TINY, 1088, 4352, {"dtype": "bfloat16", "remat": "full"}, "prefill", 2_492_100_072),
+        (TINY, 1088, 4352, {"dtype": "bfloat16", "remat": "full"}, "prefill", 46_730_408),
         (TINY, 1088, 4352, {"dtype": "bfloat16", "remat": "none", "row": 8192}, "update", 583_707_032),
         (TINY, 64, 64, {"dtype": "float32", "remat": "none"}, "update", 216_871_816),
         (TINY, 64, 64, {"dtype": "float32", "remat": "none", "row": 16384}, "update", 1_568_490_760),
@@ -123,7 +123,7 @@ def sized(config, model, *, dtype, remat, group=5, tokens=2048, row=1, update=2,
             12288,
             {"dtype": "bfloat16", "remat": "full", "prompt_slots": 2},
             "prefill",
-            83_793_808_104,
+            50_985_804_072,
         ),
     ],
 )
@@ -133,7 +133,7 @@ def test_estimate_is_at_most_a_third_more_than_the_cpu_compiler_takes_and_never_
     config, model = sized(papo, model, **batches)
     stages = estimate(config, model, mesh, Widths(prompt, patches), cpu=True).stages
     if program == "prefill":
-        caches = ("keys and values", "logits")
+        caches = ("keys and values", "logits", "images of the batch")
         found = sum(size for name, size in stages["sampling"].items() if name not in caches)
     else:
         found = sum(size for name, size in stages["update"].items() if name != "images of the batch")
