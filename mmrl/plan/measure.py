@@ -97,14 +97,17 @@ def time_program(work: Workload, executable: Executable, given: tuple, repeats: 
     name = executable.name
     seconds = time_calls(executable.call, given, repeats, carried={"update": 0, "decode": 1}.get(name))
     counted = operations(work, name, executable.traced.jaxpr)
-    lean = replace(work, model=replace(work.model, remat="none"))
+    needed = counted
+    if work.model.remat != "none":
+        lean = replace(work, model=replace(work.model, remat="none"))
+        needed = operations(lean, name, _trace(lean, name).jaxpr)
     stats = work.mesh.devices.flat[0].memory_stats()
     return Measured(
         name=name,
         compile_seconds=executable.compile_seconds,
         seconds=tuple(seconds),
         flops=counted,
-        model_flops=counted if work.model.remat == "none" else operations(lean, name, _trace(lean, name).jaxpr),
+        model_flops=needed,
         memory=memory_use(executable.call),
         held_bytes=stats.get("peak_bytes_in_use") if stats else None,
     )

@@ -12,6 +12,7 @@ from tiny import noise_image
 
 from mmrl.cli import main
 from mmrl.config import from_dict
+from mmrl.kernels.packed import block_of
 from mmrl.mesh import make_mesh
 from mmrl.models.family import read_config
 from mmrl.models.full_prompts import full_prompts
@@ -91,7 +92,7 @@ def counted(work, name: str) -> int:
     function, abstract, static = program(work, name)
     with jax.set_mesh(work.mesh):
         traced = function.trace(*abstract, **static)
-    return flops.count(traced.jaxpr, trips={**work.trips, "decode_steps": R}, platform="cpu").total
+    return flops.count(traced.jaxpr, trips={**work.trips(name), "decode_steps": R}, platform="cpu").total
 
 
 def test_prompts_are_those_of_the_processor(policy):
@@ -179,7 +180,8 @@ def test_operations_are_those_of_the_program(work, measured):
 @pytest.mark.parametrize("full", [(), (0,), (0, 1)])
 def test_windowed_layers_of_the_vision_tower_count_as_such(work, full):
     sizes = replace(work.model, vision_layers=2, full_attention_layers=full)
-    two = replace(work, model=sizes)
+    data = replace(work.config.data, prompt_buckets=(128,), patch_buckets=(256,))
+    two = replace(work, model=sizes, config=replace(work.config, data=data))
     function, given, static = program(two, "prefill")
     with jax.set_mesh(work.mesh):
         jaxpr = function.trace(*given, **static).jaxpr

@@ -36,7 +36,8 @@ def operations(algorithm, group):
     work = workload(config, sizes, make_mesh({}, jax.devices()[:1]))
     function, arguments, static = program(work, "update")
     traced = function.trace(*arguments, **static)
-    return flops.count(traced.jaxpr, trips=work.trips, expensive_fraction=work.full_attention_fraction).total
+    trips = work.trips("update")
+    return flops.count(traced.jaxpr, trips=trips, expensive_fraction=work.full_attention_fraction).total
 
 
 @pytest.mark.exhaustive

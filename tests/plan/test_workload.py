@@ -49,7 +49,7 @@ def counted(work: Workload, name: str) -> flops.Flops:
     function, arguments, static = program(work, name)
     with jax.set_mesh(work.mesh):
         jaxpr = function.trace(*arguments, **static).jaxpr
-    return flops.count(jaxpr, trips=work.trips, expensive_fraction=work.full_attention_fraction)
+    return flops.count(jaxpr, trips=work.trips(name), expensive_fraction=work.full_attention_fraction)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def test_rows_of_full_lengths(sizes):
     """A row is a prompt and three responses, each two blocks; an image is eight."""
     work = work_of(sizes)
     assert (work.budget.tokens, work.budget.patches, work.budget.window) == (ROW, ROW, 16)
-    assert work.trips == {
+    assert work.trips("update") == {
         "decode_steps": TOKENS, "read_token": 1, "token_rows": PROMPTS, "patch_rows": PROMPTS,
         "text_pairs": 3 + 3 * (3 + 4), "image_pairs": 8**2, "window_pairs": 8,
         "chunks_of_1024": 1, "chunks_of_512": 2,
