@@ -51,7 +51,7 @@ def add_plan_arguments(sub: argparse.ArgumentParser) -> None:
         "--lengths",
         choices=("full", "long-tailed"),
         default="full",
-        help="what score and update are counted for; memory is for full lengths (default: %(default)s)",
+        help="what programs are counted for; memory is for full lengths (default: %(default)s)",
     )
     sub.add_argument("--suggest", action="store_true", help="also look for the largest batches that fit")
     sub.add_argument(

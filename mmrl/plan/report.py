@@ -75,7 +75,7 @@ def plan_text(model: str, plan: Plan | None, attempts: Sequence[Attempt] = ()) -
             f"{model} on {plan.topology}: {plan.topology.devices} devices of {_gib(memory)} GiB; "
             f"mesh: {_axes(plan.mesh)}",
             ", ".join(f"config.{key}={value}" for key, value in _batches(plan).items()),
-            f"score and update are counted for {plan.lengths} lengths; memory is for the longest",
+            f"counted for {plan.lengths} lengths; memory is for the longest",
             "",
             *table_lines(_plan_rows(plan), numbers=True),
             "",
@@ -147,6 +147,7 @@ def _plan_rows(plan: Plan) -> list[list[str]]:
         "slots of a row": lambda found: str(found.row_tokens or "-"),
         "slots computed over tokens": lambda found: _number(found.computed_over_real),
         "with repeated prompts over tokens": lambda found: _number(found.repeated_over_real),
+        "steps of decoding": lambda found: f"{found.steps:,}" if found.steps else "-",
         "verdict": lambda found: _WORDS[found.fit],
         "GiB on a device": lambda found: "",
         "  arguments": memory("argument"),

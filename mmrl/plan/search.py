@@ -44,8 +44,10 @@ class Finding:
       prompts: of one call, over all devices.
       row_tokens: slots of the rows that they are packed in; 0 where they are not.
       rows: that are computed, over all devices; 0 where none are packed.
-      tokens: that there are in them, prompts once; 0 likewise.
-      computed_over_real: slots of the rows over ``tokens``; None where none are packed.
+      tokens: that there are in them, prompts once; of decode, those of all responses of a rollout.
+      computed_over_real: slots of the rows over ``tokens``; of decode, response slots times steps, for all
+        responses of a rollout.
+      steps: that decode takes for them, in the slots that a run chooses by these lengths; 0 elsewhere.
       repeated_over_real: tokens that there would be with a prompt for each response, over ``tokens``.
       fit: ``fits``, ``tight`` (over `ROOM` of the memory) or ``no``.
       needed_bytes: peak and what is resident beside it; where it does not fit, at least so much.
@@ -79,6 +81,7 @@ class Finding:
     rows: int = 0
     tokens: int = 0
     computed_over_real: float | None = None
+    steps: int = 0
     repeated_over_real: float | None = None
 
 
@@ -143,12 +146,12 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
         before = Finding(
             program_name,
             prompts,
-            0 if rollout else work.budget.tokens,
+            0 if decode else (work.prompt_budget if rollout else work.budget).tokens,
             "no",
             given + resident,
             chip.hbm_bytes,
             resident_bytes=resident,
-            **({} if rollout else _packing(work)),
+            **_computed(work, program_name, chip),
         )
         if before.needed_bytes > before.limit_bytes:
             return before
@@ -171,8 +174,19 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
     )
 
 
-def _packing(work: Workload) -> dict[str, Any]:
-    """What a finding says of the rows of score and update."""
+def _computed(work: Workload, program_name: str, chip: Chip) -> dict[str, Any]:
+    """What a finding says of the rows, or of the slots of decoding, that are computed for real tokens."""
+    if program_name == "decode":
+        tokens, count = work.decode_count(chip.peak_flops / chip.hbm_bandwidth)
+        return {"tokens": tokens, "computed_over_real": count.token_capacity / tokens, "steps": count.steps}
+    if program_name == "prefill":
+        rows = round(work.prompt_rows.token_rows) * work.prompt_shards
+        tokens = int(work.prompt_lengths.prompts.sum())
+        return {
+            "rows": rows,
+            "tokens": tokens,
+            "computed_over_real": rows * work.prompt_budget.tokens / tokens,
+        }
     rows, lengths = work.computed_rows, work.lengths
     return {
         "rows": rows,

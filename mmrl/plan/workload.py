@@ -39,6 +39,7 @@ from mmrl.plan.lengths import LENGTHS, Lengths, RowCounts, count_prompt_rows, co
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Policy, sampling_arrays
 from mmrl.rollout.scheduler import MAX_STOP_IDS
+from mmrl.rollout.slots import DecodeCount, choose_slots, count_steps, smaller_shapes
 from mmrl.train import programs
 from mmrl.train.fit import row_choices
 from mmrl.train.optimizer import make_optimizer
@@ -93,17 +94,46 @@ class Workload:
     @cached_property
     def prompt_budget(self) -> RowBudget:
         """Rows of the prompts that are prefilled at once."""
-        data, each = self.config.data, self.prompt_slots // self._prompt_shards
+        data, each = self.config.data, self.prompt_slots // self.prompt_shards
         return rows_of_prompts(self.model, each, max(data.prompt_buckets), max(data.patch_buckets))
 
     @cached_property
     def prompt_rows(self) -> RowCounts:
         """Rows that prompts of `kind` take in prefill."""
-        lengths = LENGTHS[self.kind](self.config, self.prompt_slots)
-        return count_prompt_rows(lengths, self.prompt_budget, self._prompt_shards)
+        return count_prompt_rows(self.prompt_lengths, self.prompt_budget, self.prompt_shards)
+
+    @cached_property
+    def prompt_lengths(self) -> Lengths:
+        """Lengths of the prompts that are prefilled at once."""
+        return LENGTHS[self.kind](self.config, self.prompt_slots)
+
+    def decode_count(self, flops_per_byte: float) -> tuple[int, DecodeCount]:
+        """Tokens of the responses of a rollout of `kind`, and the steps in which they are decoded.
+
+        In the slots that a run chooses after its first step, on a device that does so many operations while
+        it reads a byte.
+        """
+        config, shards = self.config, self.prompt_shards
+        lengths = LENGTHS[self.kind](config, config.rollout.prompts).responses
+        most = engine.RolloutShape(
+            self.prompt_slots,
+            config.rollout.slots_per_prompt,
+            max(config.data.prompt_buckets),
+            config.rollout.max_tokens,
+            chunk=config.rollout.chunk,
+        ).within(config.rollout.prompts, config.rollout.group)
+        shapes = smaller_shapes(
+            most,
+            shards,
+            fewer_prompts=not config.rollout.prompt_slots,
+            fewer_responses=not config.rollout.slots_per_prompt,
+        )
+        shape = choose_slots(lengths, shapes, shards, self.model, flops_per_byte)
+        return int(lengths.sum()), count_steps(lengths, shape, shards)
 
     @property
-    def _prompt_shards(self) -> int:
+    def prompt_shards(self) -> int:
+        """Parts that the prompts of one prefill are cut into."""
         shards = batch_shards(self.mesh)
         return shards if self.prompt_slots % shards == 0 else 1
 
@@ -179,7 +209,7 @@ def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
 
 def _prefill(work: Workload, key: Key[Array, ""]) -> tuple:
     """Prompts whose rows are yet to be packed (`arguments`)."""
-    packed = zero_rows(work.prompt_budget, work._prompt_shards)
+    packed = zero_rows(work.prompt_budget, work.prompt_shards)
     return random_weights(work.model, key, decoding=True), _prompts(work, work.prompt_slots), packed
 
 

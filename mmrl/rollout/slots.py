@@ -100,6 +100,16 @@ def weight_bytes(model: ModelConfig) -> int:
     return np.dtype(model.dtype).itemsize * sum(math.prod(spec.shape) for spec in specs.values())
 
 
+def smaller_shapes(
+    most: RolloutShape, shards: int, *, fewer_prompts: bool = True, fewer_responses: bool = True
+) -> list[RolloutShape]:
+    """The shape, and those with a half, a quarter, ... of its prompt slots and of the responses of each."""
+    parts = halves(max(most.prompt_slots // shards, 1))
+    rows = [min(shards * part, most.prompt_slots) for part in parts] if fewer_prompts else [most.prompt_slots]
+    sizes = halves(most.slots_per_prompt) if fewer_responses else [most.slots_per_prompt]
+    return [replace(most, prompt_slots=row, slots_per_prompt=size) for row in rows for size in sizes]
+
+
 def halves(size: int) -> list[int]:
     """The size, its half, rounded up, and so on down to 1."""
     return [size, *halves(-(-size // 2))] if size > 1 else [1]

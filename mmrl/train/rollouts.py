@@ -27,7 +27,7 @@ from mmrl.rollout.episodes import Episode, single_turn, with_tools
 from mmrl.rollout.generate import prompt_groups
 from mmrl.rollout.sampling import Policy, Sampling
 from mmrl.rollout.scheduler import Stats, roll_out
-from mmrl.rollout.slots import choose_slots, halves
+from mmrl.rollout.slots import choose_slots, smaller_shapes
 from mmrl.rollout.tools import TABLE
 from mmrl.rollout.trajectory import Trajectory
 from mmrl.sample import Sample
@@ -172,18 +172,14 @@ def adapt_slots(
     mesh = local_mesh(model.mesh)
     shards, count = batch_shards(mesh), len(prompts.tokens)
     most = choose_shape(config, model, prompts, config.rollout.group, config.rollout.max_tokens)
-    rows, sizes = [most.prompt_slots], [most.slots_per_prompt]
-    if "rollout.prompt_slots" in free:
-        rows = [min(shards * parts, rows[0]) for parts in halves(max(rows[0] // shards, 1))]
-    if "rollout.slots_per_prompt" in free:
-        sizes = halves(sizes[0])
-    shape = choose_slots(
-        lengths[:count],
-        [replace(most, prompt_slots=row, slots_per_prompt=size) for row in rows for size in sizes],
+    shapes = smaller_shapes(
+        most,
         shards,
-        model.config,
-        _CPU_FLOPS_PER_BYTE if on_cpu(mesh) else _FLOPS_PER_BYTE,
+        fewer_prompts="rollout.prompt_slots" in free,
+        fewer_responses="rollout.slots_per_prompt" in free,
     )
+    flops_per_byte = _CPU_FLOPS_PER_BYTE if on_cpu(mesh) else _FLOPS_PER_BYTE
+    shape = choose_slots(lengths[:count], shapes, shards, model.config, flops_per_byte)
     return {name: getattr(shape, name) for name in ("prompt_slots", "slots_per_prompt", "compacts")}
 
 

@@ -86,7 +86,10 @@ def test_arguments_alone_can_be_too_large(model, monkeypatch):
     assert (found.row_tokens, found.rows, found.tokens) == (ROW, 8 * 8, groups[0])
     assert found.computed_over_real == 8 * 8 * ROW / groups[0]
     assert found.repeated_over_real == groups[1] / groups[0]
-    assert search.examine(work, "decode", topology, quick=True).computed_over_real is None
+    decode = search.examine(work, "decode", topology, quick=True)
+    assert (decode.steps, decode.tokens, decode.computed_over_real) == (2048, 16 * 8 * 2048, 1)
+    prefill = search.examine(work, "prefill", topology, quick=True)
+    assert (prefill.row_tokens, prefill.rows, prefill.tokens) == (16384, 4, 16 * 4096)
     monkeypatch.setattr(search, "resident_bytes", lambda work, name: 5 * GIB)
     with pytest.raises(AttributeError, match="trace"):
         search.examine(work, "update", topology, quick=True)
