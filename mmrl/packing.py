@@ -33,7 +33,6 @@ from mmrl.models.config import ModelConfig
 from mmrl.models.rows import PatchRows, TokenRows
 from mmrl.types import Images, Prompts, Responses
 
-LONGEST_ROW = 16384  # slots of a row beyond which nothing gets faster
 _PATCH_ROWS = 8  # of a shard, were all images as large as they may be: else the last one would be half empty
 
 
@@ -203,8 +202,11 @@ def pack_shard(prompts: Prompts, responses: Responses, budget: RowBudget) -> Pac
 
 
 def rows_of_prompts(model: ModelConfig, each: int, length: int, slots: int) -> RowBudget:
-    """The rows of ``each`` prompts on a shard, padded to ``length`` tokens and ``slots`` patches."""
-    n = row_length(max(length, min(LONGEST_ROW, each * length)))
+    """The rows of ``each`` prompts on a shard, padded to ``length`` tokens and ``slots`` patches.
+
+    As short as the longest prompt allows, since often few prompts are prefilled at once.
+    """
+    n = row_length(length)
     patches = patch_row_length(n, slots, each * slots)
     return RowBudget(
         tokens=n,

@@ -17,7 +17,6 @@ from mmrl.kernels.packed import row_length
 from mmrl.mesh import batch_shards
 from mmrl.models.config import ModelConfig
 from mmrl.models.prompts import TOKEN_STEP, bucket
-from mmrl.packing import LONGEST_ROW
 from mmrl.rollout.slots import halves
 from mmrl.train.memory import (
     GIB,
@@ -38,7 +37,7 @@ _OPEN = (  # keys that may be left open
     "rollout.slots_per_prompt",
     "train.row_tokens",
 )
-_SLOTS = 256  # more prompt slots are not chosen: nothing gets faster
+_SLOTS, _ROW = 256, 16384  # more prompt slots, or tokens of a row, are not chosen: nothing gets faster
 _ROWS = 16  # of a device, were all responses as long as they may be: else the last one would be half empty
 _SHORT = 512  # tokens of a row below which nothing gets faster
 _SAVES = 0.85  # of the next larger bucket: one that is smaller is worth a program of its own
@@ -193,7 +192,7 @@ def row_choices(config: Config, shards: int, prompt: int) -> list[int]:
     rollout = config.rollout
     least = row_length(prompt + rollout.max_tokens)
     all_tokens = -(-config.train.update_prompts // shards) * (prompt + rollout.group * rollout.max_tokens)
-    largest = row_length(max(least, min(LONGEST_ROW, max(all_tokens // _ROWS, min(_SHORT, all_tokens)))))
+    largest = row_length(max(least, min(_ROW, max(all_tokens // _ROWS, min(_SHORT, all_tokens)))))
     return sorted({least, *(row_length(size) for size in halves(largest) if size > least)}, reverse=True)
 
 

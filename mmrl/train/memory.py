@@ -118,9 +118,9 @@ def sampling(
     )
     return {
         "keys and values": _copies(model, cpu) * cache // _cut_heads(model, tensor),
-        "keys and values of new prompts": _copies(model, cpu) * prefix // _cut_heads(model, tensor),
+        "keys and values of new prompts": prefix // _cut_heads(model, tensor),
         "features of images": _wide(model, cpu) * _features(model, tensor, prompt_slots * widths.patches),
-        **prefill.parts(_FORWARD, 0.45),  # of what a layer computes so much is held at once
+        **prefill.parts(_FORWARD, 0.3),  # of what a layer computes so much is held at once
         "logits": _LOGITS * 4 * prompt_slots * rollout.slots_per_prompt * model.vocabulary // tensor,
         "images of the batch": (3 if cpu else 1) * _images(config, model, shards, widths),
     }

@@ -89,7 +89,7 @@ def test_arguments_alone_can_be_too_large(model, monkeypatch):
     decode = search.examine(work, "decode", topology, quick=True)
     assert (decode.steps, decode.tokens, decode.computed_over_real) == (2048, 16 * 8 * 2048, 1)
     prefill = search.examine(work, "prefill", topology, quick=True)
-    assert (prefill.row_tokens, prefill.rows, prefill.tokens) == (16384, 4, 16 * 4096)
+    assert (prefill.row_tokens, prefill.rows, prefill.tokens) == (4096, 16, 16 * 4096)
     monkeypatch.setattr(search, "resident_bytes", lambda work, name: 5 * GIB)
     with pytest.raises(AttributeError, match="trace"):
         search.examine(work, "update", topology, quick=True)

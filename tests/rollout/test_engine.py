@@ -166,12 +166,11 @@ def test_banned_ids_are_never_sampled(policy, prompts):
     assert set(np.unique(tokens)) == {2, 5, 7}
 
 
-@pytest.mark.parametrize(("longest", "count"), [(packing.LONGEST_ROW, 1), (160, 2), (72, 3)])
-def test_packed_prefill_equals_the_padded_form(policy, longest, count, monkeypatch):
+@pytest.mark.parametrize(("tokens", "count"), [(300, 1), (160, 2), (72, 3)])
+def test_packed_prefill_equals_the_padded_form(policy, tokens, count):
     """Prefix and hidden state of each prompt; those that are left out, and idle slots, get zeros."""
-    monkeypatch.setattr(packing, "LONGEST_ROW", longest)
     rows = [*ROWS, ("Left out", [(61, 90)]), ("Three small ones", [(56, 56), (84, 56), (28, 84)])]
-    prompts = make_prompts(policy.processor, rows, tokens=72, patches=96)
+    prompts = make_prompts(policy.processor, rows, tokens=tokens, patches=96)
     keep = np.array([True, True, True, False, True])
     packed = packing.pack_prompts(jax.tree.map(np.asarray, prompts), keep, policy.config, None)
     assert int(packed.token_rows) == count
