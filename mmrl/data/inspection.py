@@ -333,7 +333,9 @@ def round_edges(values: np.ndarray) -> np.ndarray:
     width = max(width, 1.0) if integers else width
     first = np.floor(low / width)
     count = max(int(np.ceil(high / width - 1e-9) - first), 1)
-    return (first + np.arange(count + 1)) * width
+    edges = (first + np.arange(count + 1)) * width
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # which rounding may have left outside
+    return edges
 
 
 def _overview(found: Findings) -> Iterator[ReportPart]:
