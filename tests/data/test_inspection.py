@@ -9,11 +9,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -284,7 +285,9 @@ def test_a_file_without_a_usable_row_has_a_report(tmp_path):
     assert "is empty" in page(found, choose_examples(source, found, 5))
 
 
-@example(values=[288, 350], limit=None, scale=1e-6)  # the last edge was rounded below the largest value
+@hypothesis.example(
+    values=[288, 350], limit=None, scale=1e-6
+)  # the last edge was rounded below the largest value
 @settings(max_examples=40, deadline=None)
 @given(
     values=st.lists(st.integers(0, 10**9), min_size=1, max_size=40),
