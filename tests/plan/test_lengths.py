@@ -5,8 +5,9 @@ import pytest
 
 from mmrl.config import Config, from_dict
 from mmrl.kernels.packed import block_of
-from mmrl.packing import RowBudget, balanced_order, first_fit, pack_groups
-from mmrl.plan.lengths import Lengths, RowCounts, count_rows, full, long_tailed
+from mmrl.models.published import published
+from mmrl.packing import RowBudget, balanced_order, first_fit, pack_groups, rows_of_prompts
+from mmrl.plan.lengths import Lengths, RowCounts, count_prompt_rows, count_rows, full, long_tailed
 
 PROMPT, PATCHES, GROUP, TOKENS = 4096, 12288, 8, 2048
 
@@ -132,3 +133,14 @@ def test_rows_of_long_tailed_lengths_are_full(seed):
     assert found.token_rows * budget.tokens <= 1.1 * lengths.tokens
     assert found.patch_rows * budget.patches <= 1.1 * lengths.patches.sum()
     assert lengths.repeated_tokens > 2.7 * lengths.tokens
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_prompts_are_full(seed):
+    """All 128 prompts of a batch prefilled at once, on one part of the mesh."""
+    lengths = long_tailed(config(), 128, seed)
+    budget = rows_of_prompts(published("7b"), 128, PROMPT, PATCHES)
+    rows = count_prompt_rows(lengths, budget, 1)
+    assert rows.token_rows * budget.tokens <= 1.05 * lengths.prompts.sum()
+    assert rows.patch_rows * budget.patches <= 1.1 * lengths.patches.sum()
+    assert rows.text_pairs < (budget.tokens // block_of(budget.tokens)) ** 2
