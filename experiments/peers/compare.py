@@ -75,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts-per-step", type=int, help="steps: 4 of tiny, 2 of mid unless given")
     parser.add_argument("--group", type=int, default=8, help="steps: responses a prompt")
     parser.add_argument("--new", type=int, default=64, help="response tokens, forced")
+    parser.add_argument("--long-tailed", action="store_true", help="step: of log-normal lengths up to --new")
     parser.add_argument("--runs", type=int, default=3, help="timed a round")
     parser.add_argument("--rounds", type=int, default=2, help="mmrl, peer, mmrl, peer, ...")
     parser.add_argument("--threads", type=int, default=2)
@@ -99,6 +100,8 @@ def shared_flags(options: argparse.Namespace) -> list[str]:
     flags = [f"--new={options.new}", f"--runs={options.runs}", f"--threads={options.threads}"]
     if options.what == "generate":
         return [*flags, f"--batch={options.batch}"]
+    if options.long_tailed and options.what == "step":
+        flags.append("--long-tailed")
     return [*flags, f"--prompts-per-step={options.prompts_per_step}", f"--group={options.group}"]
 
 

@@ -3,8 +3,10 @@
 import argparse
 import importlib.util
 import json
+import math
 import os
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -33,7 +35,28 @@ def step_arguments(description: str) -> argparse.ArgumentParser:
     parser = arguments(description)
     parser.add_argument("--prompts-per-step", type=int, default=4)
     parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--long-tailed", action="store_true", help="responses of unequal lengths")
     return parser
+
+
+class ForcedLengths:
+    """Tokens of one response after another, the same for both sides: all ``new``, or drawn.
+
+    Drawn they are log-normal, with a median of 300 of 2,048 and a deviation of the logarithm of 0.9.
+    """
+
+    def __init__(self, new: int, long_tailed: bool) -> None:
+        self._new, self._draw, self._long_tailed = new, random.Random(0), long_tailed
+        self.total = 0
+
+    def next(self) -> int:
+        """The length of the next response."""
+        length = self._new
+        if self._long_tailed:
+            drawn = self._draw.lognormvariate(math.log(self._new * 300 / 2048), 0.9)
+            length = min(max(round(drawn), 1), self._new)
+        self.total += length
+        return length
 
 
 def require(*packages: str) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.peers.measure import Clock, emit, limit_threads, step_arguments
+from experiments.peers.measure import Clock, ForcedLengths, emit, limit_threads, step_arguments
 
 
 def main() -> None:
@@ -23,24 +23,26 @@ def main() -> None:
     from mmrl.run_folder import read_metrics
 
     counts, spent = watch(), processor_seconds()
+    lengths = force_lengths(options.new) if options.long_tailed else None
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
         others = run(options, workdir)
         rows = read_metrics(workdir)
     steps = []
     per_step = {name: round(total / len(rows)) for name, total in counts.items()}
-    # Not the first step, which compiles, nor the last, which writes a checkpoint.
-    for row, cpu in list(zip(rows, spent, strict=True))[1:-1]:
+    # Not the first two steps, which compile, nor the last, which writes a checkpoint.
+    for row, cpu in list(zip(rows, spent, strict=True))[2:-1]:
         parts = {name.removeprefix("time/"): value for name, value in row.items() if name.startswith("time/")}
         wall = parts.pop("step")
         compiles = row["compiles"]
         steps.append({"wall": wall, "cpu": cpu, "others": others, **parts, **per_step, "compiles": compiles})
-    responses = options.prompts_per_step * options.group
-    emit(("jax", "jaxlib", "flax", "optax"), steps=steps, tokens=responses * options.new)
+    tokens = options.prompts_per_step * options.group * options.new
+    tokens = tokens if lengths is None else round(lengths.total / len(rows))
+    emit(("jax", "jaxlib", "flax", "optax"), steps=steps, tokens=tokens)
 
 
 def run(options: Any, workdir: Path) -> float | None:
-    """Two steps more than are timed; returns the processors that others kept busy meanwhile."""
+    """Three steps more than are timed; returns the processors that others kept busy meanwhile."""
     from mmrl.models.family import read_config
     from mmrl.open import open_model, open_training_data
     from mmrl.train.rl import train
@@ -54,7 +56,8 @@ def run(options: Any, workdir: Path) -> float | None:
     model = dataclasses.replace(model, processor=dataclasses.replace(model.processor, stop=(-1,)))
     source = open_training_data(config, workdir, model)
     clock = Clock()
-    train(config, model, source, None, workdir, StopSignal())
+    open_keys = ("rollout.prompt_slots", "rollout.slots_per_prompt")
+    train(config, model, source, (), workdir, StopSignal(), open_keys)
     return clock.read()["others"]
 
 
@@ -82,10 +85,10 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
     config.optimizer.learning_rate = 1e-6
     config.train.update(
         {
-            "steps": options.runs + 2,
+            "steps": options.runs + 3,
             "update_prompts": options.prompts_per_step,
             "row_tokens": options.micro_prompts * (len(encoded.tokens) + options.group * options.new),
-            "checkpoint_every": options.runs + 2,
+            "checkpoint_every": options.runs + 3,
         }
     )
     return resolve(config)
@@ -115,6 +118,19 @@ def watch() -> dict[str, int]:
 
     prompts.patchify, vision_tower._through_tower = counted_patchify, counted_vision
     return counts
+
+
+def force_lengths(new: int) -> ForcedLengths:
+    """Give each episode that begins a length of its own; returns where they come from."""
+    from mmrl.train import rollouts
+
+    lengths, single_turn = ForcedLengths(new, long_tailed=True), rollouts.single_turn
+
+    def forced(sampling: Any) -> Any:
+        return single_turn(dataclasses.replace(sampling, max_tokens=lengths.next()))
+
+    rollouts.single_turn = forced
+    return lengths
 
 
 def processor_seconds() -> list[float]:

@@ -6,7 +6,15 @@ import tempfile
 import time
 from typing import Any
 
-from experiments.peers.measure import Clock, emit, limit_threads, prompt_rows, require, step_arguments
+from experiments.peers.measure import (
+    Clock,
+    ForcedLengths,
+    emit,
+    limit_threads,
+    prompt_rows,
+    require,
+    step_arguments,
+)
 
 
 def main() -> None:
@@ -41,7 +49,7 @@ def main() -> None:
             gradient_accumulation_steps=responses // options.micro_rows,
             num_generations=options.group,
             max_completion_length=options.new,
-            generation_kwargs={"min_new_tokens": options.new},
+            generation_kwargs={} if options.long_tailed else {"min_new_tokens": options.new},
             max_steps=options.runs + 1,
             learning_rate=1e-6,
             beta=0.0,
@@ -55,7 +63,8 @@ def main() -> None:
             disable_tqdm=True,
             seed=0,
         )
-        totals = watch(model, processor)
+        lengths = ForcedLengths(options.new, options.long_tailed)
+        totals = watch(model, processor, lengths if options.long_tailed else None)
         steps: list[dict[str, Any]] = []
         trainer = trl.GRPOTrainer(
             model=model,
@@ -66,17 +75,43 @@ def main() -> None:
             callbacks=[stopwatch(steps, totals)],
         )
         trainer.train()
-    emit(("torch", "transformers", "trl"), steps=steps[1:], tokens=responses * options.new)
+    tokens = round(lengths.total / len(steps)) if options.long_tailed else responses * options.new
+    emit(("torch", "transformers", "trl"), steps=steps[1:], tokens=tokens)
 
 
-def watch(model: Any, processor: Any) -> dict[str, float]:
-    """Totals, kept up to date from outside: seconds of generation and of the processor, and what ran."""
+def watch(model: Any, processor: Any, lengths: ForcedLengths | None) -> dict[str, float]:
+    """Totals, kept up to date from outside: seconds of generation and of the processor, and what ran.
+
+    With ``lengths``, each response that is generated ends at its own.
+    """
     totals = {"rollout": 0.0, "processor": 0.0, "images_preprocessed": 0, "vision_patches": 0}
     generate, vision, kind = model.generate, model.model.visual.forward, type(processor)
     process = kind.__call__
 
+    def end_at(ends: list[int]) -> Any:
+        """A logits processor that draws the end of each row at its last token, and not before."""
+        import torch
+
+        eos = model.generation_config.eos_token_id
+        eos = eos if isinstance(eos, list) else [eos]
+        last, start = torch.tensor(ends), None
+
+        def only_then(ids: Any, scores: Any) -> Any:
+            nonlocal start
+            start = ids.shape[1] if start is None else start
+            ended = last <= ids.shape[1] - start + 1
+            scores[:, eos] = -torch.inf
+            scores[ended] = -torch.inf
+            scores[ended, eos[0]] = 0.0
+            return scores
+
+        return only_then
+
     @functools.wraps(generate)
     def timed_generate(*args: Any, **kwargs: Any) -> Any:
+        if lengths is not None:
+            count = len(kwargs["input_ids"] if "input_ids" in kwargs else args[0])
+            kwargs["logits_processor"] = [end_at([lengths.next() for _ in range(count)])]
         start = time.perf_counter()
         out = generate(*args, **kwargs)
         totals["rollout"] += time.perf_counter() - start

@@ -1,6 +1,7 @@
 """The reinforcement-learning stage: what its steps and evaluations need, opened and given to the loop."""
 
 import dataclasses
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from mmrl.models.pieces import pieces_of
 from mmrl.open import OpenModel, TrainingData, prompt_format, readers
 from mmrl.train import programs
 from mmrl.train.evaluate import evaluate, response_rows
-from mmrl.train.fit import Fitted
 from mmrl.train.guards import open_guards
 from mmrl.train.loop import DecodeSlots, Stage, run_stage
 from mmrl.train.metrics import Metrics
@@ -51,19 +51,21 @@ _HEADLINE = {
 
 
 def train(
-    fitted: Fitted,
+    config: Config,
     model: OpenModel,
     data: TrainingData,
     heldout: tuple[Source, ...],
     workdir: Path,
     stop: StopSignal,
+    open_keys: Collection[str] = (),
 ) -> None:
     """Run the stage in ``workdir``, going on from its newest checkpoint if there is one.
+
+    ``open_keys`` of the config were left open: what memory has chosen for them, lengths may choose again.
 
     Raises:
       Interrupted: a stop was requested; the last step that was taken is saved.
     """
-    config = fitted.config
     chosen, limits, slots = algorithm(config), config.train, DecodeSlots()
     total_updates = limits.steps * (config.rollout.prompts // limits.update_prompts)
     optimizer = make_optimizer(config.optimizer, total_updates)
@@ -87,7 +89,7 @@ def train(
             total_updates=total_updates,
             workdir=workdir,
             slots=slots,
-            open_keys=frozenset(fitted.chosen),
+            open_keys=frozenset(open_keys),
         )
         stage = Stage(
             name="rl",

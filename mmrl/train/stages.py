@@ -75,7 +75,7 @@ def run(config: Config, workdir: Path) -> dict[str, float | None]:
         with fitted.explained():
             if config.cold_start.steps:
                 model = cold_start(config, model, workdir, stop)
-            train(fitted, model, data, heldout, workdir, stop)
+            train(fitted.config, model, data, heldout, workdir, stop, open_keys=fitted.chosen)
         with hosts.on_main_process() as writes:
             if writes:
                 name = f"{config.algorithm['name']}, seed {config.seed}"

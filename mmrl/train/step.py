@@ -54,7 +54,7 @@ class Learner:
     total_updates: int
     workdir: Path
     slots: DecodeSlots
-    open_keys: frozenset[str]  # of the config, which memory and data have decided
+    open_keys: frozenset[str]  # of the config, which lengths may decide
 
     @property
     def views(self) -> Views:
