@@ -72,6 +72,7 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
     processor = load_processor(options.model)
     row = prompt_rows(options.prompts, with_images=not options.text)[0]
     encoded = encode(processor, chat_messages(row["problem"]), row["images"])
+    responses = 1 if options.long_tailed else options.group  # in a row; short ones leave room for others
     config = template("grpo")
     config.algorithm.reference_kl = 0.0
     config.model.update({"path": str(options.model), "unroll": max(sizes.layers, sizes.vision_layers)})
@@ -87,7 +88,7 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
         {
             "steps": options.runs + 3,
             "update_prompts": options.prompts_per_step,
-            "row_tokens": options.micro_prompts * (len(encoded.tokens) + options.group * options.new),
+            "row_tokens": options.micro_prompts * (len(encoded.tokens) + responses * options.new),
             "checkpoint_every": options.runs + 3,
         }
     )

@@ -56,14 +56,17 @@ class RolloutShape:
     def compact_grids(self, shards: int) -> tuple[tuple[int, int], ...]:
         """Numbers of prompt slots, and of response slots in each, that running responses are compacted into.
 
-        A half of the slots, and an eighth. Prompt slots that ``shards`` divide are so afterwards too.
+        A half of the slots, and an eighth, in no more prompt slots. What ``shards`` divide is so afterwards.
         """
         if not self.compacts:
             return ()
         slots, parts = self.prompt_slots * self.slots_per_prompt, math.gcd(self.prompt_slots, shards)
         widths = [max(self.slots_per_prompt // size, 1) for size in (2, 4)]
         rows = (-(-slots // (size * width)) for size, width in zip((2, 8), widths, strict=True))
-        return tuple((-(-row // parts) * parts, width) for row, width in zip(rows, widths, strict=True))
+        return tuple(
+            (min(-(-row // parts) * parts, self.prompt_slots), width)
+            for row, width in zip(rows, widths, strict=True)
+        )
 
     @property
     def prefill_sizes(self) -> tuple[int, int]:

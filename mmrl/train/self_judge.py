@@ -65,6 +65,7 @@ def judge_responses(
         config=replace(config, episode=replace(config.episode, tools=())),
         tools=None,
         stats=Stats(),  # its tokens are none of the rollout's
+        slots={},
     )
     sampling = Sampling(max_tokens=asked.max_tokens, temperature=temperature)
     size = len(samples)
