@@ -197,8 +197,7 @@ def pack_shard(prompts: Prompts, responses: Responses, budget: RowBudget) -> Pac
     layout = _Layout(prompts, responses, np.asarray(prompts.mask).sum(axis=1), real.sum(axis=-1), features)
     packed = pack_groups(layout.prompt_lengths.tolist(), layout.lengths.tolist(), budget.tokens)
     token_rows = [_token_row(layout, row, budget.tokens) for row in packed]
-    token_rows += [_token_row(layout, [], budget.tokens)] * (budget.token_rows - len(packed))
-    return _stack_rows(token_rows, len(packed), patch_rows, budget)
+    return _stack_rows(layout, token_rows, patch_rows, budget)
 
 
 def rows_of_prompts(model: ModelConfig, each: int, length: int, slots: int) -> RowBudget:
@@ -218,6 +217,12 @@ def rows_of_prompts(model: ModelConfig, each: int, length: int, slots: int) -> R
     )
 
 
+def prompt_shards(prompts: int, mesh: Mesh) -> int:
+    """The parts that so many prompts are cut into for prefill: those of the mesh, if it divides them."""
+    shards = batch_shards(mesh)
+    return shards if prompts % shards == 0 else 1
+
+
 def pack_prompts(
     prompts: Prompts, keep: Bool[np.ndarray, "b"], model: ModelConfig, mesh: Mesh | None
 ) -> PackedBatch:
@@ -232,8 +237,7 @@ def pack_prompts(
       model: whose patches and image tokens they are.
       mesh: over which the prompts are spread.
     """
-    shards = 1 if mesh is None else batch_shards(mesh)
-    shards = shards if len(keep) % shards == 0 else 1
+    shards = 1 if mesh is None else prompt_shards(len(keep), mesh)
     each = len(keep) // shards
     budget = rows_of_prompts(model, each, prompts.mask.shape[1], prompts.images.image.shape[1])
     parts = [slice(start, start + each) for start in range(0, len(keep), each)]
@@ -394,29 +398,33 @@ def _pack_prompts_of_shard(prompts: Prompts, keep: Bool[np.ndarray, "b"], budget
     )
     chosen = np.flatnonzero(lengths).tolist()
     rows = [[chosen[k] for k in row] for row in first_fit(lengths[chosen].tolist(), budget.tokens)]
-    made = []
-    for row in [*rows, *[[]] * (budget.token_rows - len(rows))]:
-        made.append(_token_row(layout, [Piece(b, ()) for b in row], budget.tokens))
-        ends = np.cumsum(lengths[row])
-        made[-1].predictor[: len(row)], made[-1].place[: len(row)] = ends - 1, row
+    token_rows = [_token_row(layout, [Piece(b, ()) for b in row], budget.tokens) for row in rows]
+    for k, row in enumerate(rows):
+        token_rows[k].predictor[: len(row)] = np.cumsum(lengths[row]) - 1
+        token_rows[k].place[: len(row)] = row
         count: Any = np.array(len(row), np.int32)
-        made[-1] = replace(made[-1], count=count)
-    return _stack_rows(made, len(rows), patch_rows, budget)
+        token_rows[k] = replace(token_rows[k], count=count)
+    return _stack_rows(layout, token_rows, patch_rows, budget)
 
 
 def _stack_rows(
-    token_rows: Sequence[TokenRows], count: int, patch_rows: Sequence[Sequence[_Image]], budget: RowBudget
+    layout: _Layout,
+    token_rows: Sequence[TokenRows],
+    patch_rows: Sequence[Sequence[_Image]],
+    budget: RowBudget,
 ) -> PackedBatch:
-    """The batch of a shard of its rows of tokens, of which ``count`` hold any, and those of images."""
+    """The batch of a shard, of its rows and as many empty ones as the budget has room for."""
     for kind, rows, most in (
-        ("tokens", count, budget.token_rows),
-        ("patches", len(patch_rows), budget.patch_rows),
+        ("tokens", token_rows, budget.token_rows),
+        ("patches", patch_rows, budget.patch_rows),
     ):
-        if rows > most:
-            raise ValueError(f"{rows} rows of {kind} are over the {most} that a batch may take")
+        if len(rows) > most:
+            raise ValueError(f"{len(rows)} rows of {kind} are over the {most} that a batch may take")
+    counts: Any = np.array([len(token_rows), len(patch_rows)], np.int32)
+    empty = _token_row(layout, [], budget.tokens)
+    token_rows = [*token_rows, *[empty] * (budget.token_rows - len(token_rows))]
     image_rows = [_patch_row(images, budget) for images in patch_rows]
     image_rows += [_patch_row([], budget)] * (budget.patch_rows - len(patch_rows))
-    counts: Any = np.array([count, len(patch_rows)], np.int32)
     return PackedBatch(
         tokens=jax.tree.map(lambda *rows: np.stack(rows), *token_rows),
         patches=jax.tree.map(lambda *rows: np.stack(rows), *image_rows),

@@ -40,21 +40,19 @@ def step_arguments(description: str) -> argparse.ArgumentParser:
 
 
 class ForcedLengths:
-    """Tokens of one response after another, the same for both sides: all ``new``, or drawn.
+    """Tokens of one response after another, the same for both sides.
 
-    Drawn they are log-normal, with a median of 300 of 2,048 and a deviation of the logarithm of 0.9.
+    Log-normal up to ``new``, with a median of 300 of 2,048 and a deviation of the logarithm of 0.9.
     """
 
-    def __init__(self, new: int, long_tailed: bool) -> None:
-        self._new, self._draw, self._long_tailed = new, random.Random(0), long_tailed
+    def __init__(self, new: int) -> None:
+        self._new, self._draw = new, random.Random(0)
         self.total = 0
 
     def next(self) -> int:
         """The length of the next response."""
-        length = self._new
-        if self._long_tailed:
-            drawn = self._draw.lognormvariate(math.log(self._new * 300 / 2048), 0.9)
-            length = min(max(round(drawn), 1), self._new)
+        drawn = self._draw.lognormvariate(math.log(self._new * 300 / 2048), 0.9)
+        length = min(max(round(drawn), 1), self._new)
         self.total += length
         return length
 

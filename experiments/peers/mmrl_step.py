@@ -125,7 +125,7 @@ def force_lengths(new: int) -> ForcedLengths:
     """Give each episode that begins a length of its own; returns where they come from."""
     from mmrl.train import rollouts
 
-    lengths, single_turn = ForcedLengths(new, long_tailed=True), rollouts.single_turn
+    lengths, single_turn = ForcedLengths(new), rollouts.single_turn
 
     def forced(sampling: Any) -> Any:
         return single_turn(dataclasses.replace(sampling, max_tokens=lengths.next()))

@@ -63,8 +63,8 @@ def main() -> None:
             disable_tqdm=True,
             seed=0,
         )
-        lengths = ForcedLengths(options.new, options.long_tailed)
-        totals = watch(model, processor, lengths if options.long_tailed else None)
+        lengths = ForcedLengths(options.new) if options.long_tailed else None
+        totals = watch(model, processor, lengths)
         steps: list[dict[str, Any]] = []
         trainer = trl.GRPOTrainer(
             model=model,
@@ -75,7 +75,7 @@ def main() -> None:
             callbacks=[stopwatch(steps, totals)],
         )
         trainer.train()
-    tokens = round(lengths.total / len(steps)) if options.long_tailed else responses * options.new
+    tokens = responses * options.new if lengths is None else round(lengths.total / len(steps))
     emit(("torch", "transformers", "trl"), steps=steps[1:], tokens=tokens)
 
 

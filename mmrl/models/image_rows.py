@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from mmrl.mesh import constrain, shard_map_kernel
 from mmrl.models.config import ModelConfig
 from mmrl.models.family import family_of
-from mmrl.models.rows import PatchRows, TokenRows
+from mmrl.models.rows import PatchRows, TokenRows, scatter_rows
 from mmrl.types import Params
 
 _AXES = ("batch", None, "features")
@@ -82,11 +82,4 @@ def add_to_features(
     features: Float[Array, "d m w"], place: Int[Array, "d n"], values: Float[Array, "d n w"]
 ) -> Float[Array, "d m w"]:
     """Add values at their places; those with a negative place are dropped."""
-
-    def add(features: Array, place: Array, values: Array) -> Array:
-        at = jnp.where(place < 0, features.shape[1], place)
-        return jax.vmap(lambda t, k, x: t.at[k].add(x, mode="drop"))(features, at, values)
-
-    axes = (_AXES, ("batch", None), _AXES)
-    values = constrain(values, "batch", None, None)
-    return shard_map_kernel(add, axes, like=0, checked=False)(features, place, values)
+    return scatter_rows(features, place, constrain(values, "batch", None, None), _AXES, add=True)

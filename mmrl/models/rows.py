@@ -1,10 +1,13 @@
 """Packed rows: sequences of any lengths one after another, and who reads whom. `mmrl.packing` makes them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
 from mmrl.kernels.packed import BlockPairs, Segments
+from mmrl.mesh import Axes, shard_map_kernel
 
 
 @struct.dataclass
@@ -37,3 +40,25 @@ class PatchRows:
     image_pairs: BlockPairs
     windows: Segments  # and in layers of windows
     window_pairs: BlockPairs
+
+
+def scatter_rows(
+    table: Array, place: Int[Array, "d n"], values: Array, axes: Axes, *, add: bool = False
+) -> Array:
+    """Write values of each shard into its table, or add them; those with a negative place are dropped.
+
+    Args:
+      table: leading axes ``d m``, cut by the logical ``axes``.
+      place: of each value, which of ``m``.
+      values: leading axes ``d n``, cut like the table.
+      axes: one for each dimension.
+      add: instead of writing over what is there.
+    """
+
+    def of_shard(table: Array, place: Array, values: Array) -> Array:
+        at = table.at[jnp.where(place < 0, len(table), place)]
+        values = values.astype(table.dtype)
+        return at.add(values, mode="drop") if add else at.set(values, mode="drop")
+
+    arguments = axes, ("batch", None), axes
+    return shard_map_kernel(jax.vmap(of_shard), arguments, like=0, checked=False)(table, place, values)

@@ -158,15 +158,15 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
         traced = function.trace(*arguments, **static)
         compiled = aot.compile_for_tpu(traced, aot.QUICK if quick and not lone else None)
     tokens = work.config.rollout.max_tokens if decode else 1
-    fraction = work.full_attention_fraction
+    fraction, trips = work.full_attention_fraction, work.trips(program_name)
     return judge(
         before,
         compiled,
         argument_bytes=given,
-        flops=flops.count(traced.jaxpr, trips=work.trips(program_name), expensive_fraction=fraction),
+        flops=flops.count(traced.jaxpr, trips=trips, expensive_fraction=fraction),
         devices=work.mesh.size,
         chip=chip,
-        trips=work.trips(program_name),
+        trips=trips,
         tokens=tokens,
         per_token=token_read_bytes(work) if decode else 0,
         quick=quick,

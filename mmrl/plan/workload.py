@@ -31,6 +31,7 @@ from mmrl.packing import (
     RowBudget,
     pack_batch,
     pack_prompts,
+    prompt_shards,
     row_budget,
     rows_of_prompts,
     zero_rows,
@@ -134,8 +135,7 @@ class Workload:
     @property
     def prompt_shards(self) -> int:
         """Parts that the prompts of one prefill are cut into."""
-        shards = batch_shards(self.mesh)
-        return shards if self.prompt_slots % shards == 0 else 1
+        return prompt_shards(self.prompt_slots, self.mesh)
 
     @property
     def computed_rows(self) -> int:

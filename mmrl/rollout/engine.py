@@ -19,12 +19,12 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mmrl.kernels.vocab import BANNED
-from mmrl.mesh import DECODING, constrain, constrain_weights, shard_map_kernel
+from mmrl.mesh import DECODING, constrain, constrain_weights
 from mmrl.models.config import Cache, ModelConfig, Prefix, empty_cache
 from mmrl.models.family import family_of, param_specs
 from mmrl.models.image_rows import features_of, image_features, take_row
 from mmrl.models.layers import last
-from mmrl.models.rows import TokenRows
+from mmrl.models.rows import TokenRows, scatter_rows
 from mmrl.packing import PackedBatch
 from mmrl.rollout.sampling import Draws, SamplingArrays, sample
 from mmrl.types import Params, Prompts
@@ -176,9 +176,10 @@ def prefill(
             states, stored = family_of(config).prefill_rows(params, config, rows, features_of(features, rows))
             ends = jnp.take_along_axis(states, rows.predictor[..., None], axis=1)
             real = jnp.arange(rows.place.shape[1]) < rows.count[:, None]
-            hidden = _scatter(made[0], jnp.where(real, rows.place, -1), ends)
+            hidden = scatter_rows(made[0], jnp.where(real, rows.place, -1), ends, ("batch", None, None))
+            put = partial(scatter_rows, axes=heads)
             at = _places(rows, length)
-            return hidden, jax.tree.map(lambda layer, new: _scatter(layer, at, new), made[1], stored)
+            return hidden, jax.tree.map(lambda layer, new: put(layer, at, new), made[1], stored)
 
         with jax.named_scope("token_rows"):
             hidden, layers = jax.lax.fori_loop(0, packed.token_rows, add_row, start)
@@ -187,7 +188,7 @@ def prefill(
         return x.reshape(b, -1, *x.shape[2:])
 
     key, value = zip(*jax.tree.map(whole, layers), strict=True)
-    return Prefix(key, value, prompts.mask), whole(hidden)[:, 0]
+    return Prefix(key, value, prompts.mask), hidden.reshape(b, -1)
 
 
 def _places(rows: TokenRows, length: int) -> Int[Array, "d n"]:
@@ -201,18 +202,6 @@ def _places(rows: TokenRows, length: int) -> Int[Array, "d n"]:
 
     span = jnp.asarray(rows.segments.span)
     return jax.vmap(of_shard)(span, rows.predictor, rows.place, rows.count)
-
-
-def _scatter(table: Array, place: Int[Array, "d n"], values: Array) -> Array:
-    """Write values of each shard at their places; those with a negative place are dropped."""
-
-    def of_device(table: Array, place: Array, values: Array) -> Array:
-        at = jnp.where(place < 0, table.shape[1], place)
-        return jax.vmap(lambda t, k, x: t.at[k].set(x.astype(t.dtype), mode="drop"))(table, at, values)
-
-    axes = ("batch", None, "heads", None) if table.ndim == 4 else ("batch", None, None)
-    arguments = axes, ("batch", None), axes
-    return shard_map_kernel(of_device, arguments, like=0, checked=False)(table, place, values)
 
 
 @partial(
@@ -316,13 +305,8 @@ def compact(
     prefix, cache = state.prefix, state.cache
     kept = replace(state, prefix=replace(prefix, key=(), value=()), cache=replace(cache, key=(), value=()))
     kept = _take_slots(kept, source, runs)
-
-    def prompts(layer: Array) -> Array:
-        return _take_prompts(layer, source)
-
-    def responses(layer: Array) -> Array:
-        return _take_responses(layer, source, cache_size)
-
+    prompts = partial(_take_prompts, source=source)
+    responses = partial(_take_responses, source=source, size=cache_size)
     return replace(
         kept,
         prefix=replace(kept.prefix, key=_each(prompts, prefix.key), value=_each(prompts, prefix.value)),

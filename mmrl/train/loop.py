@@ -28,13 +28,6 @@ BEST = "heldout/accuracy"  # metric of which the best checkpoints are kept
 Values = dict[str, float]  # metrics by name
 
 
-@dataclasses.dataclass
-class DecodeSlots:
-    """Numbers of slots that a stage decodes in, once it has seen lengths."""
-
-    chosen: dict[str, Any] | None = None  # fields of `mmrl.rollout.engine.RolloutShape`
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """A stage of training, as the loop sees it."""
@@ -51,7 +44,8 @@ class Stage:
     checkpoint_every: int
     evaluate: Callable[[Params, int, Metrics], Values] = lambda params, step, metrics: {}
     sampler: CurriculumSampler | None = None  # where a curriculum makes the order of the batches
-    slots: DecodeSlots = dataclasses.field(default_factory=DecodeSlots)
+    # Fields of `mmrl.rollout.engine.RolloutShape`, chosen once lengths are known; the step fills them in.
+    slots: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint_minutes: float = 0.0  # save when so many have passed, too; 0: never
     checkpoint_last: bool = True
     keep: int = 2  # newest checkpoints
@@ -167,7 +161,7 @@ def _save(
         "batches": position.batches,
         "curriculum": None if position.curriculum is None else state_to_json(position.curriculum),
         "skipped_in_a_row": stage.guards.skipped_in_a_row,
-        "slots": stage.slots.chosen,
+        "slots": stage.slots,
         "config": dataclasses.asdict(stage.config),
     }
     checkpoint.save(manager, step, state, facts, values)
@@ -176,7 +170,7 @@ def _save(
 def _restore_position(stage: Stage, step: int, facts: dict[str, Any]) -> None:
     check_same(stage.config, from_dict(facts["config"]), f"step {step} in {stage.workdir}")
     stage.guards.skipped_in_a_row = facts["skipped_in_a_row"]
-    stage.slots.chosen = facts["slots"]
+    stage.slots.update(facts["slots"])
     if stage.sampler is not None:
         stage.sampler.state = state_from_json(facts["curriculum"], len(stage.sampler.index))
     stage.batches.seek(facts["batches"])

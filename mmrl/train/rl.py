@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from mmrl.open import OpenModel, TrainingData, prompt_format, readers
 from mmrl.train import programs
 from mmrl.train.evaluate import evaluate, response_rows
 from mmrl.train.guards import open_guards
-from mmrl.train.loop import DecodeSlots, Stage, run_stage
+from mmrl.train.loop import Stage, run_stage
 from mmrl.train.metrics import Metrics
 from mmrl.train.optimizer import make_optimizer
 from mmrl.train.rollout_batch import RolloutBatch
@@ -66,7 +67,8 @@ def train(
     Raises:
       Interrupted: a stop was requested; the last step that was taken is saved.
     """
-    chosen, limits, slots = algorithm(config), config.train, DecodeSlots()
+    chosen, limits = algorithm(config), config.train
+    slots: dict[str, Any] = {}
     total_updates = limits.steps * (config.rollout.prompts // limits.update_prompts)
     optimizer = make_optimizer(config.optimizer, total_updates)
     sampler = open_sampler(config, data)

@@ -163,12 +163,10 @@ def adapt_slots(
 ) -> dict[str, Any]:
     """Numbers of slots for batches like that of ``prompts``, whose responses had these lengths.
 
-    ``free``: keys of the config that were left open; what others say stays. Nothing is chosen where episodes
-    use tools, whose time is not known. Every process finds the same, as all of them have as many prompts.
+    For episodes without tools, whose time would not be known. Every process finds the same, as all of them
+    have as many prompts. ``free``: keys of the config that were left open; what others say stays.
     """
     config, model = context.config, context.model
-    if config.episode.tools:
-        return {}
     mesh = local_mesh(model.mesh)
     shards, count = batch_shards(mesh), len(prompts.tokens)
     most = choose_shape(config, model, prompts, config.rollout.group, config.rollout.max_tokens)

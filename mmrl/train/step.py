@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,6 @@ from mmrl.packing import balanced_order, computed_slots
 from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
 from mmrl.train.guards import Guards, save_incident
-from mmrl.train.loop import DecodeSlots
 from mmrl.train.metrics import to_floats
 from mmrl.train.programs import TrainBatch, Views, train_batch, views_of
 from mmrl.train.rollout_batch import (
@@ -53,7 +53,7 @@ class Learner:
     sampler: CurriculumSampler | None
     total_updates: int
     workdir: Path
-    slots: DecodeSlots
+    slots: dict[str, Any]  # to decode in, as for `RolloutContext`; filled in by the first step
     open_keys: frozenset[str]  # of the config, which lengths may decide
 
     @property
@@ -69,8 +69,8 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
       Interrupted: the run was asked to stop before the first update; ``state`` is still good then.
       ValueError: too many rows of the data, or updates in a row, could not be used.
     """
-    slots = learner.slots
-    context, algorithm = replace(learner.rollouts, stats=Stats(), slots=slots.chosen or {}), learner.algorithm
+    algorithm, slots = learner.algorithm, learner.slots
+    context = replace(learner.rollouts, stats=Stats(), slots=dict(slots))
     config, mesh, phases = context.config, context.model.mesh, context.phases
     count, size = config.rollout.prompts, config.train.update_prompts
     if learner.sampler is not None:
@@ -87,10 +87,9 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
     )
     del weights
     values |= _rollout_values(learner, context, step, drawn, stats)
-    if slots.chosen is None:
-        slots.chosen = adapt_slots(context, drawn[0].prompts, drawn[0].stats.lengths, learner.open_keys)
-        if slots.chosen:
-            say("slots to decode in, by the lengths seen: " + json.dumps(slots.chosen))
+    if not slots and not config.episode.tools:
+        slots |= adapt_slots(context, drawn[0].prompts, drawn[0].stats.lengths, learner.open_keys)
+        say("slots to decode in, by the lengths seen: " + json.dumps(slots))
 
     # Groups, in an order by which each device has equal work in each update, packed in rows of real tokens.
     with phases("pack"):
