@@ -10,17 +10,22 @@ from jaxtyping import Array, Float
 from mmrl.algorithms.passes import POLICY, Pass, Score, entropy, kl, logprob, passes_of
 from mmrl.kernels.vocab import log_distribution
 from mmrl.models import qwen2_5_vl
-from mmrl.models.config import ModelConfig, Prefix
+from mmrl.models.config import ModelConfig, Prefix, empty_cache
 from mmrl.models.layers import last
 from mmrl.train import programs
 from mmrl.types import Params, Prompts, Responses
 
 
+def forward(params, config, x, position, mask, prefix=None):
+    """`extend` of a cache with room for just these tokens."""
+    cache = empty_cache(config, *x.shape[:3], x.dtype)
+    return qwen2_5_vl.extend(params, config, x, position, mask, prefix, cache)
+
+
 def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
     """The prefix of padded prompts, and the hidden state after each prompt's last token."""
     x = qwen2_5_vl.embed_prompts(params, config, prompts)
-    own = prompts.position[:, None], prompts.mask[:, None]
-    hidden, cache = qwen2_5_vl.extend(params, config, x[:, None], *own)
+    hidden, cache = forward(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
     key, value = (
         tuple(jnp.swapaxes(part[:, 0], 1, 2) for part in parts) for parts in (cache.key, cache.value)
     )
@@ -51,7 +56,7 @@ def predict(
         )
         x = qwen2_5_vl.embed_prompts(params, config, rows).reshape(b, g, r, -1)
         real = seen.real
-    hidden, _ = qwen2_5_vl.extend(params, config, x, position, real, prefix)
+    hidden, _ = forward(params, config, x, position, real, prefix)
     first = jnp.broadcast_to(before[:, None, None], (b, g, 1, hidden.shape[-1]))
     return jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
 

@@ -1,8 +1,8 @@
 """Two-source attention: every response reads its group's prompt (one copy) and its own tokens.
 
 ``b`` prompts, ``g`` responses a group, ``s`` query tokens, ``p`` prefix tokens, ``t`` own key slots, ``h``
-key/value heads, ``q`` query heads per key/value head, ``k`` head width. `mmrl.kernels.flash` has forms for
-TPU that do not hold the scores; decoding takes this one there too.
+key/value heads, ``q`` query heads per key/value head, ``k`` head width. `mmrl.kernels.flash` has a form of
+`self_attention` for TPU that does not hold the scores.
 """
 
 import jax

@@ -1,11 +1,10 @@
 """Qwen2.5-VL (arXiv:2502.13923) as pure functions over a pytree of weights.
 
-The language model runs in two forms. `extend` extends a cache by some tokens: prefill and decode are calls of
-it. `row_states` runs packed rows: scoring and the update.
+The language model runs in two forms. `extend` extends a cache by some tokens: decoding, and tools' answers.
+`row_states` and `prefill_rows` run packed rows: scoring and the update, and prefill.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.kernels.attention import two_source_attention
-from mmrl.kernels.flash import flash_causal
-from mmrl.mesh import constrain, shard_map_kernel
+from mmrl.mesh import constrain
 from mmrl.models.config import Cache, ModelConfig, Prefix
 from mmrl.models.layers import gated_mlp, mrope_angles, rematerialise, rms_norm, rotate
 from mmrl.models.packed_attend import attend_packed
@@ -52,50 +50,39 @@ def extend(
     x: Float[Array, "b g s d"],
     position: Int[Array, "b g s 3"],
     mask: Bool[Array, "b g s"],
-    prefix: Prefix | None = None,
-    cache: Cache | None = None,
+    prefix: Prefix | None,
+    cache: Cache,
 ) -> tuple[Float[Array, "b g s d"], Cache]:
     """Run ``s`` further tokens of each response through the language model.
 
-    Each token reads the prefix of its group, the tokens already in ``cache`` and the earlier ones of this
-    call. Tokens with ``mask`` False, which come after the real ones, are read by nobody and take no slot.
-    Without a cache, one of just these tokens is made.
+    Each token reads the prefix of its group, if there is one, the tokens already in ``cache`` and the earlier
+    ones of this call. Tokens with ``mask`` False, which come after the real ones, are read by nobody and take
+    no slot.
 
     Returns:
       The hidden states after the final norm, and the cache with the real tokens added.
     """
     b, g, s, d = x.shape
     angle = mrope_angles(position.reshape(b, g * s, 3), config.mrope_sections, config.rope_theta)
-    start = jnp.zeros((b, g), jnp.int32) if cache is None else cache.length
-    slots = None if cache is None else _slots(start, mask, cache)
+    slot, readable = _slots(cache.length, mask, cache)
+    hidden = x.reshape(b, g * s, d)
+    made: list[tuple[Array, Array]] = []
+    # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
+    for i, weights in enumerate(_each_layer(config, params["layers"])):
+        of_prefix = () if prefix is None else (prefix.key[i], prefix.value[i], prefix.mask)
 
-    # Between the layers of a pass over many tokens, each device keeps some tokens of its prompts.
-    between = ("batch", "tokens" if cache is None else None, None)
-
-    def layer(x: Array, inputs: tuple) -> tuple[Array, tuple[Array, Array]]:
-        weights, (prefix_key, prefix_value), stored = inputs
-        of_prefix = (prefix_key, prefix_value, None if prefix is None else prefix.mask)
-
-        def attend(*projected: Array) -> tuple[Array, tuple[Array, Array]]:
+        def attend(*projected: Array, i: int = i, of_prefix: tuple = of_prefix) -> tuple[Array, tuple]:
             query, key, value = (part.reshape(b, g, s, *part.shape[2:]) for part in projected)
-            if slots is None:
-                y = _self_attend(config, query, key, value, mask, *of_prefix)
-            else:
-                slot, readable = slots
-                key, value = _write(stored[0], slot, key), _write(stored[1], slot, value)
-                read = (jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3))
-                y = two_source_attention(query, *read, readable, *of_prefix)
+            key, value = _write(cache.key[i], slot, key), _write(cache.value[i], slot, value)
+            read = (jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3))
+            y = two_source_attention(query, *read, readable, *of_prefix)
             return y.reshape(b, -1, *y.shape[3:]), (key, value)
 
-        return _decoder_layer(config, weights, x, angle, between, attend)
-
-    hidden, keys, values = _through_layers(
-        config, layer, params["layers"], x.reshape(b, g * s, d), prefix, cache
-    )
+        hidden, own = _decoder_layer(config, weights, hidden, angle, ("batch", None, None), attend)
+        made.append(own)
+    keys, values = zip(*made, strict=True)
     hidden = rms_norm(hidden, params["final_norm"], config.norm_eps)
-    if cache is None:
-        keys, values = (tuple(jnp.swapaxes(part, 2, 3) for part in parts) for parts in (keys, values))
-    return hidden.reshape(x.shape), Cache(keys, values, start + mask.sum(axis=-1))
+    return hidden.reshape(x.shape), Cache(keys, values, cache.length + mask.sum(axis=-1))
 
 
 def _decoder_layer(
@@ -121,34 +108,6 @@ def _decoder_layer(
     return x, more
 
 
-def _through_layers(
-    config: ModelConfig,
-    layer: Callable[[Array, tuple], tuple[Array, tuple[Array, Array]]],
-    layers: Params | tuple[Params, ...],
-    x: Float[Array, "b n d"],
-    prefix: Prefix | None,
-    cache: Cache | None,
-) -> tuple[Float[Array, "b n d"], tuple[Array, ...], tuple[Array, ...]]:
-    """Run ``layer`` with the weights of each layer in turn; also the keys and values that each has made.
-
-    ``layers`` is one stack of them all, as for training, or each layer's own, as for sampling.
-    """
-    none = (None, None)
-    if prefix is None and cache is None and not isinstance(layers, tuple):
-        step = rematerialise(config.remat, lambda x, weights: layer(x, (weights, none, None)))
-        x, (keys, values) = jax.lax.scan(step, x, layers, unroll=config.unroll)
-        return x, tuple(keys[i] for i in range(config.layers)), tuple(values[i] for i in range(config.layers))
-    # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
-    made: list[tuple[Array, Array]] = []
-    for i, weights in enumerate(_each_layer(config, layers)):
-        shared = none if prefix is None else (prefix.key[i], prefix.value[i])
-        stored = None if cache is None else (cache.key[i], cache.value[i])
-        x, own = layer(x, (weights, shared, stored))
-        made.append(own)
-    keys, values = zip(*made, strict=True)
-    return x, keys, values
-
-
 def _each_layer(config: ModelConfig, layers: Params | tuple[Params, ...]) -> Iterable[Params]:
     """The weights of each layer, of a stack of them all or of each layer's own."""
     if isinstance(layers, tuple):
@@ -163,35 +122,6 @@ def _slots(
     slot = start[..., None] + jnp.arange(mask.shape[-1])
     size = cache.key[0].shape[3]
     return jnp.where(mask, slot, size), slot[..., None] >= jnp.arange(size)
-
-
-def _self_attend(
-    config: ModelConfig,
-    query: Float[Array, "b g s h q k"],
-    key: Float[Array, "b g s h k"],
-    value: Float[Array, "b g s h k"],
-    mask: Bool[Array, "b g s"],
-    prefix_key: Float[Array, "b p h k"] | None = None,
-    prefix_value: Float[Array, "b p h k"] | None = None,
-    prefix_mask: Bool[Array, "b p"] | None = None,
-) -> Float[Array, "b g s h q k"]:
-    """Attention of many tokens at once over their prefix, if any, and those before them."""
-    if config.attention == "plain":
-        return two_source_attention(query, key, value, _causal(mask), prefix_key, prefix_value, prefix_mask)
-    own = ("batch", None, None, "heads", None)
-    arguments, axes = [query, key, value, mask], [(*own, None), own, own, ("batch", None, None)]
-    if prefix_key is not None and prefix_value is not None and prefix_mask is not None:
-        shared = ("batch", None, "heads", None)
-        arguments += [prefix_key, prefix_value, prefix_mask]
-        axes += [shared, shared, ("batch", None)]
-    flash = partial(flash_causal, interpret=config.attention == "interpreted")
-    return shard_map_kernel(flash, axes, like=0, checked=False)(*arguments)
-
-
-def _causal(mask: Bool[Array, "b g s"]) -> Bool[Array, "b g s s"]:
-    """Each token reads the real ones up to itself."""
-    order = jnp.arange(mask.shape[-1])
-    return (order[:, None] >= order) & mask[..., None, :]
 
 
 def _project(config: ModelConfig, x: Array, weights: dict, angle: Array) -> tuple[Array, Array, Array]:

@@ -136,8 +136,8 @@ def test_cache_equals_teacher_forcing(policy, prompts, responses, chunks):
     position = model.response_position(prompts, jnp.broadcast_to(jnp.arange(r), (b, g, r)))
     x = model.embed(params, config, responses.tokens)
     extend = jax.jit(lambda *args: model.extend(*args), static_argnums=1)
-    whole = extend(params, config, x, position, responses.mask, prefix)[0]
     cache = empty_cache(config, b, g, r, jnp.float32)
+    whole = extend(params, config, x, position, responses.mask, prefix, cache)[0]
     parts, start = [], 0
     for size in chunks:
         cut = slice(start, start + size)
@@ -174,7 +174,8 @@ def test_cache_continues_after_unequal_lengths(policy, prompts, responses):
     row, member = 0, 1  # three tokens, then two
     joined = jnp.concatenate([responses.tokens[row, member, :3], turn.tokens[row, member]])
     tokens = jnp.zeros((b, g, r), jnp.int32).at[row, member].set(joined)
-    whole, _ = run(tokens, every, jnp.ones((b, g, r), bool), None)
+    empty = empty_cache(config, b, g, r, jnp.float32)
+    whole, _ = run(tokens, every, jnp.ones((b, g, r), bool), empty)
     np.testing.assert_allclose(hidden[row, member], whole[row, member, 3:], atol=2e-5)
 
 

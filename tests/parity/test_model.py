@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import padded
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
@@ -76,7 +77,7 @@ def _encode(policy, case):
 def _forward(params, config, prompts):
     """Features at the image tokens, logits everywhere, and statistics of the next token."""
     x = model.embed_prompts(params, config, prompts)
-    hidden, _ = model.extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
+    hidden, _ = padded.forward(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
     hidden, table = hidden[:, 0], model.unembedding(params)
     targets = jnp.roll(prompts.tokens, -1, axis=1)
     flat = hidden.reshape(-1, hidden.shape[-1])

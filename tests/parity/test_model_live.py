@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import padded
 import pytest
 from tiny import make_prompts, read_policy
 
@@ -162,7 +163,7 @@ def _their_outputs(theirs, policy, prompts):
 @partial(jax.jit, static_argnames="config")
 def _our_outputs(params, config, prompts):
     x = model.embed_prompts(params, config, prompts)
-    hidden, _ = model.extend(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
+    hidden, _ = padded.forward(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
     return x, hidden[:, 0] @ model.unembedding(params).T
 
 
