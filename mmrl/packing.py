@@ -463,6 +463,21 @@ def _patch_row(images: Sequence[_Image], budget: RowBudget) -> PatchRows:
     )
 
 
+def real_sizes(
+    prompts: Prompts, responses: Responses
+) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"], Int[np.ndarray, "b g"]]:
+    """Tokens of prompts, patches of groups and tokens of responses that there are to compute.
+
+    Of responses those that are valid, with what they read and the images they looked at.
+    """
+    valid = np.asarray(responses.valid)
+    read, patches = np.asarray(responses.mask), (np.asarray(prompts.images.image) >= 0).sum(axis=1)
+    if (observed := responses.observed) is not None:
+        read = np.asarray(observed.real)
+        patches = patches + ((np.asarray(observed.images.image) >= 0).sum(axis=2) * valid).sum(axis=1)
+    return np.asarray(prompts.mask).sum(axis=1), patches, read.sum(axis=2) * valid
+
+
 def computed_slots(packed: PackedBatch) -> Int[np.ndarray, "2"]:
     """Slots of tokens and of patches that a pass over a batch computes, on all shards."""
     rows = (packed.token_rows, packed.tokens.tokens.shape), (packed.patch_rows, packed.patches.source.shape)

@@ -121,6 +121,35 @@ def _texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
+def read_lengths(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of ``lengths.jsonl``, one a step, in order: sizes of the groups that it trained on.
+
+    "prompts" and "patches" have a number a group, "responses" those of each group: tokens and patches that
+    were computed. Of a step that was taken twice, the second time counts; damaged lines are left out.
+    """
+    rows, damaged = read_jsonl(workdir / "lengths.jsonl", _damage_of_lengths, appended=True)
+    warn_of(damaged)
+    of_steps = {row["step"]: row for row in rows}
+    return [of_steps[step] for step in sorted(of_steps)]
+
+
+def _damage_of_lengths(row: dict[str, Any]) -> str | None:
+    """Why an object is no row of lengths."""
+    if type(row.get("step")) is not int or row["step"] < 0:
+        return "it has no step"
+    of_groups: list[Any] = [row.get("prompts"), row.get("patches")]
+    responses = row.get("responses")
+    if not isinstance(responses, list) or not all(map(_sizes, (*of_groups, *responses))):
+        return "its sizes are none"
+    if {*map(len, of_groups)} != {len(responses)} or len({*map(len, responses)}) != 1:
+        return "its groups do not agree"
+    return None
+
+
+def _sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(size) is int and 0 <= size < 1 << 31 for size in values)
+
+
 def read_metrics(directory: Path) -> list[dict[str, float]]:
     """The rows of a stage's ``metrics.jsonl``; a last line cut short by a crash is left out.
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from mmrl import hosts
 from mmrl.atomic import set_aside, write_jsonl
@@ -84,6 +86,12 @@ class Phases:
 def to_floats(arrays: Mapping[str, jax.Array]) -> dict[str, float]:
     """Scalars of the devices as numbers of the host."""
     return {name: float(value) for name, value in jax.device_get(dict(arrays)).items()}
+
+
+def padding_metrics(computed: Int[np.ndarray, "2"], used: Int[np.ndarray, "2"]) -> dict[str, float]:
+    """Slots of tokens and of patches that an update has ``computed``, over the tokens and patches in them."""
+    text, patches = computed / np.maximum(used, 1)
+    return {"padding/text": float(text), "padding/patches": float(patches)}
 
 
 class CompileCounter:

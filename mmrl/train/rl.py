@@ -46,7 +46,9 @@ _HEADLINE = {
     "heldout": "heldout/accuracy",
     "length": "response/length",
     "tok/s": "rollout/tokens_per_second",
-    "busy": "rollout/occupancy",
+    "slots/token": "padding/text",
+    "slots/patch": "padding/patches",
+    "slots/sampled": "padding/decode",
     "s": "time/step",
 }
 

@@ -18,6 +18,7 @@ from mmrl.data.pipeline import Batch, Skipped
 from mmrl.grading import SELF_JUDGE, Rewards, group_rewards, response_info, rewards_of, verifier_input
 from mmrl.mesh import constrain, local_mesh, shard_batch
 from mmrl.models.prompts import pad_prompts
+from mmrl.packing import real_sizes
 from mmrl.rewards.verifier import Graded
 from mmrl.rollout.generate import response_keys, to_responses
 from mmrl.rollout.sampling import Sampling
@@ -48,7 +49,14 @@ class RowStats:
     components: Table  # of the reward
     episode_metrics: Table
     digests: np.ndarray  # [b], of each row's id and the tokens sampled
-    used: np.ndarray  # [b 2], tokens and patches that there are to compute: the prompt once, all that is read
+    prompt_tokens: np.ndarray  # [b]
+    patches: np.ndarray  # [b], of the prompt's images and of those that responses looked at
+    read: np.ndarray  # [b g], tokens of a response to compute: what it reads, too; 0 where it is not valid
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of each group that there are to compute, the prompt once."""
+        return self.prompt_tokens + self.read.sum(axis=1)
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -203,12 +211,8 @@ def make_rollout_batch(
         }
     )
     names = [_names(part["names"][k] for part in notes) for k in (0, 1)]
-    prompts, count = batch.prompts, len(batch.samples)
-    valid: Any = np.asarray(responses.valid)[..., None]
-    read, seen = [responses.mask & valid], []
-    if (observed := responses.observed) is not None:
-        read, seen = [observed.real & valid], [(observed.images.image >= 0) & valid]
-    masks = [prompts.mask, *read], [prompts.images.image >= 0, *seen]
+    prompts = batch.prompts
+    sizes = real_sizes(prompts, responses)
     ids = [sample.id.encode() for sample in batch.samples]
     arrays = {
         "rewards": np.asarray(rewards, np.float32),
@@ -221,10 +225,10 @@ def make_rollout_batch(
             [zlib.crc32(responses.tokens[b].tobytes(), zlib.crc32(name)) for b, name in enumerate(ids)],
             np.uint32,
         ),
-        "used": np.array(
-            [np.sum([mask.reshape(count, -1).sum(axis=1) for mask in kind], axis=0) for kind in masks],
-            np.int32,
-        ).T,
+        **{
+            name: size.astype(np.int32)
+            for name, size in zip(("prompt_tokens", "patches", "read"), sizes, strict=True)
+        },
     }
     labels = hosts.gather_rows(batch.rows, [(sample.id, sample.source) for sample in batch.samples])
     found, sources = np.array(labels).reshape(-1, 2).T

@@ -19,6 +19,7 @@ from mmrl.models import checkpoint as hf
 from mmrl.models.processor import Processor
 from mmrl.models.prompts import OverBudget, pad_prompts
 from mmrl.open import OpenModel, prompt_format, readers, training_sizes
+from mmrl.packing import computed_slots, real_sizes
 from mmrl.rollout.episodes import Episode
 from mmrl.rollout.generate import to_responses
 from mmrl.rollout.replay import at_once, replay
@@ -28,7 +29,7 @@ from mmrl.sample import Sample
 from mmrl.train import programs
 from mmrl.train.guards import Guards, open_guards
 from mmrl.train.loop import Stage, run_stage
-from mmrl.train.metrics import Phases, to_floats
+from mmrl.train.metrics import Phases, padding_metrics, to_floats
 from mmrl.train.optimizer import make_optimizer
 from mmrl.train.programs import TrainBatch, train_batch
 from mmrl.train.rollouts import episode_maker, observation_slots
@@ -104,7 +105,7 @@ def sft(config: Config, model: OpenModel, source: Source, workdir: Path, out: Pa
         take_step=partial(take_step, imitator),
         checkpoint_every=limits.checkpoint_every,
         checkpoint_last=False,  # its result is written to ``out``
-        headline={"loss": "loss/loss"},
+        headline={"loss": "loss/loss", "slots/token": "padding/text"},
         show_every=max(1, limits.steps // 40),
     )
     state = run_stage(stage, lambda: initial_state(model.load(), optimizer, config.optimizer.freeze))
@@ -144,6 +145,7 @@ def take_step(imitator: Imitator, state: TrainState, step: int) -> tuple[TrainSt
         batch = next(imitator.batches)
     with phases("pack"):
         packed = _pack(imitator, batch)
+        prompt_tokens, patches, read = real_sizes(batch.prompts, batch.responses)
     with phases("update"):
         state, made = programs.imitate(state, imitator.policy, packed, optimizer=imitator.optimizer)
         values = {f"loss/{name}": value for name, value in to_floats(made).items()}
@@ -153,10 +155,13 @@ def take_step(imitator: Imitator, state: TrainState, step: int) -> tuple[TrainSt
                 "skipped": [[row.id, row.reason] for row in batch.skipped],
                 "episodes": [dict(facts) for facts in batch.facts],
                 "ids": [sample.id for sample in batch.samples],
+                "used": [int(prompt_tokens.sum() + read.sum()), int(patches.sum())],
             }
         )
     skipped = [Skipped(*pair) for part in parts for pair in part["skipped"]]
     values |= _means([row for part in parts for row in part["episodes"]])
+    used = np.sum([part["used"] for part in parts], axis=0)
+    values |= padding_metrics(computed_slots(packed.packed), used)
     values["data/skipped"] = float(len(skipped))
     imitator.guards.note_rows(skipped)
     if values["loss/skipped"]:

@@ -22,7 +22,7 @@ from mmrl.packing import balanced_order, computed_slots
 from mmrl.rollout.scheduler import Stats, merged
 from mmrl.train import programs
 from mmrl.train.guards import Guards, save_incident
-from mmrl.train.metrics import to_floats
+from mmrl.train.metrics import padding_metrics, to_floats
 from mmrl.train.programs import TrainBatch, Views, train_batch, views_of
 from mmrl.train.rollout_batch import (
     RolloutBatch,
@@ -93,7 +93,7 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
 
     # Groups, in an order by which each device has equal work in each update, packed in rows of real tokens.
     with phases("pack"):
-        order = _update_order(stats.used[:, 0], size, batch_shards(mesh))
+        order = _update_order(stats.tokens, size, batch_shards(mesh))
         stats = take_rows(stats, order)
         ordered = [chosen[k] for k in order]
         prompts, responses = put_on_mesh(drawn, ordered, mesh, *training_sizes(config))
@@ -110,7 +110,7 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
 
     # Prepare and update: statistics are taken over all groups of an update together.
     totals: dict[str, float] = {}
-    computed = np.zeros(2)
+    computed: Any = np.zeros(2, np.int64)
     for start in range(0, count, size):
         rows = slice(start, start + size)
         part = batch, graded, scores
@@ -130,8 +130,8 @@ def take_step(learner: Learner, state: TrainState, step: int) -> tuple[TrainStat
         learner.guards.count_update(bool(made["loss/skipped"]), learner.workdir / "incidents")
     with phases("score"):
         values |= totals | to_floats(programs.score_metrics(scores, responses))
-    of_text, of_patches = computed / np.maximum(stats.used.sum(axis=0), 1)
-    values |= {"padding/text": float(of_text), "padding/patches": float(of_patches)}
+    values |= padding_metrics(computed, np.array([stats.tokens.sum(), stats.patches.sum()]))
+    _log_lengths(learner.workdir, step, stats)
     values["rollout/tokens_per_second"] = float(stats.lengths.sum()) / max(phases.seconds["rollout"], 1e-9)
     return state, values
 
@@ -154,6 +154,20 @@ def _draw(learner: Learner, context: RolloutContext, weights: Params, step: int,
         stats = graded.stats
         learner.sampler.update(stats.ids, stats.components.get("accuracy", stats.rewards), stats.valid)
     return graded
+
+
+def _log_lengths(workdir: Path, step: int, stats: RowStats) -> None:
+    """Add what a step trained on to ``lengths.jsonl`` (`mmrl.run_folder.read_lengths`)."""
+    if not hosts.is_main_process():
+        return
+    row = {
+        "step": step,
+        "prompts": stats.prompt_tokens.tolist(),
+        "patches": stats.patches.tolist(),
+        "responses": stats.read.tolist(),
+    }
+    with (workdir / "lengths.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _worth_training(algorithm: Algorithm, stats: RowStats) -> np.ndarray:

@@ -10,7 +10,7 @@ from fuzzing import command
 
 from mmrl.analysis import load_run
 from mmrl.config import Config, DataConfig, TrainConfig
-from mmrl.run_folder import read_metrics, read_starts
+from mmrl.run_folder import read_lengths, read_metrics, read_starts
 from mmrl.suite.run import changed, read_results, read_rows
 from mmrl.sweep.results import load_sweep, write_table
 from mmrl.train.guards import open_guards
@@ -54,6 +54,7 @@ RESPONSES = [
     }
     for k in range(3)
 ]
+LENGTHS = [{"step": k, "prompts": [5, 7], "patches": [4, 0], "responses": [[3, 1], [0, 9]]} for k in range(3)]
 SUMMARY = {"seconds": 75.0, "heldout/accuracy": 0.5, "before/accuracy": None}
 CONFIG = dataclasses.replace(
     Config(), data=DataConfig(train="train.parquet", heldout="a.parquet"), train=TrainConfig(steps=3)
@@ -108,6 +109,16 @@ def test_load_run(fuzz, run, name):
             assert len(steps) == len(values)
 
     fuzz(DAMAGED[name], go, names=name, share=0.6)
+
+
+def test_lengths(fuzz, run):
+    def go(data):
+        (run / "lengths.jsonl").write_bytes(data)
+        for row in read_lengths(run):
+            assert len(row["prompts"]) == len(row["patches"]) == len(row["responses"])
+
+    fuzz.outputs.add("lengths.jsonl")
+    fuzz(jsonl_files(LENGTHS), go, names="lengths.jsonl", share=0.6)
 
 
 def test_run_to_export(fuzz, run):

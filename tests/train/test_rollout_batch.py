@@ -154,7 +154,8 @@ def test_what_there_is_to_compute_is_counted():
     """The prompt once, and what is read of the valid responses, with what they have looked at."""
     valid = np.array([[True, False], [True, True], [False, False]])
     plain = graded(valid=valid)
-    np.testing.assert_array_equal(plain.stats.used, [[4 + 5, 4], [4 + 10, 4], [4, 0]])
+    assert plain.stats.tokens.tolist() == [4 + 5, 4 + 10, 4]
+    assert plain.stats.patches.tolist() == [4, 4, 0]
     shape = (ROWS, 2, 5)
     observed = Observed(
         real=np.broadcast_to(np.arange(5) < 3, shape),
@@ -167,7 +168,9 @@ def test_what_there_is_to_compute_is_counted():
         ),
     )
     looking = graded(valid=valid, observed=observed)
-    np.testing.assert_array_equal(looking.stats.used, [[4 + 3, 4 + 6], [4 + 6, 4 + 12], [4, 0]])
+    assert looking.stats.prompt_tokens.tolist() == [4, 4, 4]
+    assert looking.stats.read.tolist() == [[3, 0], [3, 3], [0, 0]]
+    assert looking.stats.patches.tolist() == [4 + 6, 4 + 12, 0]
 
 
 def test_empty_slots_are_no_responses():

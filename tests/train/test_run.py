@@ -16,7 +16,7 @@ from runs import assert_same_run, without_times
 
 from mmrl.models.checkpoint import load
 from mmrl.models.family import param_specs, read_config
-from mmrl.run_folder import read_metrics
+from mmrl.run_folder import read_lengths, read_metrics
 from mmrl.train import checkpoint, rl
 from mmrl.train.stages import run
 from mmrl.train.stop_signal import Interrupted
@@ -45,6 +45,23 @@ def test_leaves_what_it_promises(smoke_run):
     rows = [json.loads(line) for line in (smoke_run / "responses_after.jsonl").read_text().splitlines()]
     accuracy = np.mean([row["accuracy"] for row in rows])
     np.testing.assert_allclose(accuracy, summary["accuracy_after"], atol=1e-6)
+
+
+def test_lengths_of_every_step_are_kept(smoke_run, smoke_config):
+    """They are those of which the metrics have the means, and that rows were computed for."""
+    rows, metrics = read_lengths(smoke_run), read_metrics(smoke_run)[1:]
+    assert [row["step"] for row in rows] == [row["step"] for row in metrics]
+    updates = smoke_config.rollout.prompts // smoke_config.train.update_prompts
+    for row, logged in zip(rows, metrics, strict=True):
+        assert np.shape(row["responses"]) == (smoke_config.rollout.prompts, smoke_config.rollout.group)
+        assert np.mean(row["responses"]) == pytest.approx(logged["response/length"])
+        tokens = sum(row["prompts"]) + np.sum(row["responses"])
+        computed = logged["padding/text"] * tokens / smoke_config.train.row_tokens
+        assert computed == pytest.approx(round(computed))
+        assert computed >= updates
+        assert logged["padding/patches"] >= 1
+        assert logged["padding/decode"] >= 1
+    assert all(row["padding/text"] >= 1 for row in read_metrics(smoke_run / "cold_start"))
 
 
 def test_sampler_agrees_with_scorer(smoke_run):
@@ -84,6 +101,7 @@ def test_resumes_to_the_same_end(smoke_config, smoke_run, tmp_path):
     assert step == again == STEPS
     assert_same(before, after)
     assert without_times(read_metrics(resumed)) == without_times(read_metrics(smoke_run))
+    assert read_lengths(resumed) == read_lengths(smoke_run)
 
 
 @pytest.mark.exhaustive
