@@ -1,0 +1,185 @@
+"""Mixtures of experts against a loop over dense experts, however tokens lie and devices share the work."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrl.kernels.ragged import grouped_outer, ragged_product
+from mmrl.models import experts as experts_module
+from mmrl.models.experts import Experts, balance_loss, expert_mlp, route, router_metrics
+from mmrl.models.layers import gated_mlp
+
+EXPERTS = Experts(count=8, per_token=3, width=12)
+FIXTURES = Path(__file__).parent.parent / "data" / "fixtures"
+B, N, D = 8, 6, 16
+BETWEEN = ("batch", "tokens", None)
+
+
+def draw(seed=0, dtype=jnp.float32, rows=B):
+    """States, weights and which tokens are real."""
+    keys = iter(jax.random.split(jax.random.key(seed), 6))
+    e, f = EXPERTS.count, EXPERTS.width
+    normal = lambda *shape: jax.random.normal(next(keys), shape, jnp.float32)  # noqa: E731
+    weights = {
+        "router": normal(D, e),
+        "gate": normal(e, D, f) / 4,
+        "up": normal(e, D, f) / 4,
+        "down": normal(e, f, D) / 4,
+    }
+    x = normal(rows, N, D).astype(dtype)
+    return x, weights, jax.random.uniform(next(keys), (rows, N)) < 0.8
+
+
+def dense_twin(x, weights, real):
+    """Every expert computes every token; those that were not chosen have weight zero."""
+    probability = jax.nn.softmax(x.astype(jnp.float32) @ weights["router"], axis=-1)
+    top, index = jax.lax.top_k(probability, EXPERTS.per_token)
+    share = jnp.zeros_like(probability)
+    share = jnp.put_along_axis(share, index, top / top.sum(-1, keepdims=True), axis=-1, inplace=False)
+    y = 0
+    for e in range(EXPERTS.count):
+        one = {name: weights[name][e] for name in ("gate", "up", "down")}
+        y += gated_mlp(x, one) * share[..., e : e + 1].astype(x.dtype)
+    return jnp.where(real[..., None], y, 0), (probability, share > 0)
+
+
+@jax.jit
+def ours(x, weights, real):
+    return expert_mlp(x, weights, EXPERTS, real, BETWEEN)
+
+
+def gradients(function, x, weights, real):
+    """Value and gradients of a sum that weighs every output differently, and of the balance loss."""
+    slope = jax.random.normal(jax.random.key(9), x.shape)
+
+    def loss(x, weights):
+        y, statistics = function(x, weights, real)
+        extra = balance_loss(statistics, statistics)
+        return jnp.sum(y * slope) + 10 * extra, (y, statistics)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, weights)
+
+
+def assert_near(found, expected, tolerance=1e-5):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), found, expected)
+
+
+def with_statistics(x, weights, real):
+    y, (probability, chosen) = dense_twin(x, weights, real)
+    masked = lambda a: jnp.where(real[..., None], a, 0).sum(1)  # noqa: E731
+    entropy = -(probability * jnp.log(probability)).sum(-1, keepdims=True)
+    sums = (real.sum(1).astype(jnp.float32), masked(chosen).astype(jnp.float32), masked(probability))
+    return y, experts_module.RouterStatistics(*sums, masked(entropy)[:, 0])
+
+
+@pytest.fixture
+def small_passes(monkeypatch):
+    """Passes of few rows, so that there are several."""
+    monkeypatch.setattr(experts_module, "_rows_of_pass", lambda rows, part: 32)
+    ours.clear_cache()
+    yield
+    ours.clear_cache()
+
+
+def test_equals_a_loop_over_dense_experts():
+    assert_near(gradients(ours, *draw()), gradients(with_statistics, *draw()))
+
+
+def test_equals_transformers():
+    """Two layers by transformers' classes, and its load-balancing loss, in which some tokens do not count."""
+    with np.load(FIXTURES / "qwen3_vl_moe_experts.npz") as file:
+        stored = {name: jnp.asarray(array) for name, array in file.items()}
+    found = []
+    for layer in ("0", "1"):
+        of_layer = {name[2:]: array for name, array in stored.items() if name.startswith(f"{layer}/")}
+        weights = {name: of_layer[name] for name in ("router", "gate", "up", "down")}
+        index, share, _ = jax.jit(route, static_argnums=2)(
+            of_layer["x"], weights["router"], EXPERTS, jnp.full((2, 10), True)
+        )
+        np.testing.assert_array_equal(index, of_layer["index"])
+        assert_near(share, of_layer["share"], 1e-6)
+        assert_near(ours(of_layer["x"], weights, jnp.full((2, 10), True))[0], of_layer["y"])
+        y, statistics = ours(of_layer["x"], weights, stored["real"])
+        assert_near(y, of_layer["y"] * stored["real"][..., None])
+        found.append(statistics)
+    both = jax.tree.map(lambda *layers: jnp.stack(layers), *found)
+    assert_near(balance_loss(both, both), stored["balance_loss"], 1e-6)
+
+
+def test_passes_change_nothing(small_passes):
+    """Several passes, the last one not full."""
+    assert_near(gradients(ours, *draw()), gradients(with_statistics, *draw()))
+
+
+def test_experts_without_tokens():
+    """All tokens choose the same three experts, so that five have none."""
+    x, weights, real = draw()
+    weights["router"] = weights["router"].at[:, 3:].set(0).at[0, :3].add(30.0)
+    x = x.at[..., 0].set(1.0)
+    found = gradients(ours, x, weights, real)
+    assert_near(found, gradients(with_statistics, x, weights, real))
+    assert not np.any(found[1][1]["gate"][3:])
+
+
+def test_nothing_is_real():
+    x, weights, real = draw()
+    (_, (y, statistics)), slopes = gradients(ours, x, weights, jnp.zeros_like(real))
+    assert not np.any(y)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((statistics, slopes)))
+
+
+def test_order_of_tokens_changes_no_result():
+    """To the last bit; and what else is in the batch moves it by rounding only."""
+    x, weights, real = draw()
+    order = np.random.default_rng(0).permutation(B * N)
+    shuffle = lambda a: a.reshape(B * N, -1)[order].reshape(a.shape)  # noqa: E731
+    y = ours(x, weights, real)[0]
+    np.testing.assert_array_equal(ours(shuffle(x), weights, shuffle(real))[0], shuffle(y))
+    np.testing.assert_allclose(ours(x[:1], weights, real[:1])[0], y[:1], atol=1e-6)
+
+
+def test_routing_is_in_float32():
+    """Of bfloat16 states, as of the same numbers in float32."""
+    x, weights, real = draw(dtype=jnp.bfloat16)
+    low = route(x, weights["router"], EXPERTS, real)
+    high = route(x.astype(jnp.float32), weights["router"], EXPERTS, real)
+    jax.tree.map(np.testing.assert_array_equal, low, high)
+    y = ours(x, weights, real)[0]
+    assert y.dtype == jnp.bfloat16
+    expected = dense_twin(x.astype(jnp.float32), weights, real)[0]
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.03)
+
+
+def test_balance_loss_is_linear_in_parts_of_a_batch():
+    x, weights, real = draw()
+    whole = ours(x, weights, real)[1]
+    halves = [jax.tree.map(lambda a, i=i: a[i : i + 4], whole) for i in (0, 4)]
+    np.testing.assert_allclose(
+        sum(balance_loss(half, whole) for half in halves), balance_loss(whole, whole), rtol=1e-6
+    )
+    even = jax.tree.map(jnp.ones_like, whole)._replace(
+        tokens=jnp.full(B, 8.0), chosen=jnp.full((B, 8), 3.0), probability=jnp.ones((B, 8))
+    )
+    np.testing.assert_allclose(balance_loss(even, even), EXPERTS.per_token, rtol=1e-6)
+
+
+def test_metrics_of_the_log():
+    stacked = experts_module.RouterStatistics(
+        tokens=jnp.array([[2.0], [2.0]]),
+        chosen=jnp.array([[[2.0, 2, 0, 0]], [[1.0, 1, 1, 1]]]),
+        probability=jnp.full((2, 1, 4), 0.5),
+        entropy=jnp.array([[1.0], [3.0]]),
+    )
+    assert router_metrics(stacked) == {"router/load_max": 1.5, "router/entropy": 1.0}
+
+
+def test_kernel_of_the_weights_gradient():
+    """The one that TPUs run, interpreted: groups that are empty, that share blocks, and rows in none."""
+    x, y = (jax.random.normal(jax.random.key(i), (700, width)) for i, width in ((0, 24), (1, 40)))
+    sizes = jnp.array([130, 0, 300, 1, 9, 200])
+    slopes = jax.vjp(lambda w: ragged_product(x, w, sizes), jnp.zeros((6, 24, 40)))[1](y)[0]
+    np.testing.assert_allclose(grouped_outer(x, y, sizes, interpret=True), slopes, atol=1e-4)
