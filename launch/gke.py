@@ -137,17 +137,19 @@ def check_mesh(topology: Topology, mesh: dict[str, int]) -> None:
     Raises:
       ValueError: it does not; the key of the config is named.
     """
-    count, here, tensor = topology.slices, slices.gke_machine_devices(topology), mesh["tensor"]
+    count, here = topology.slices, slices.gke_machine_devices(topology)
+    whole = mesh["expert"] * mesh["tensor"]
     if mesh["replica"] != count:
         there = f"there is {count} slice" if count == 1 else f"there are {count} slices"
         raise ValueError(
             f"config.mesh.replica={mesh['replica']}, and {there}: say "
             f"--config.mesh.replica={count} (each slice has a copy of everything)"
         )
-    if slices.gke_machines(topology) > 1 and (tensor > here or here % max(tensor, 1)):
+    if slices.gke_machines(topology) > 1 and (whole > here or here % max(whole, 1)):
+        of_experts = f" (times config.mesh.expert={mesh['expert']})" if mesh["expert"] > 1 else ""
         raise ValueError(
-            f"config.mesh.tensor={tensor} would reach over machines, which have {here} devices each: "
-            f"say --config.mesh.tensor={here} or a divisor of it"
+            f"config.mesh.tensor={mesh['tensor']}{of_experts} would reach over machines, which have {here} "
+            f"devices each: say --config.mesh.tensor={max(here // mesh['expert'], 1)} or a divisor of it"
         )
 
 

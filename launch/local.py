@@ -96,17 +96,18 @@ def cpu_devices(count: int, mesh: Mapping[str, int]) -> int:
     """The least number of devices of each process that the sizes of ``mesh`` (one may be -1) allow.
 
     Raises:
-      ValueError: the mesh has a number of devices that does not divide by the processes, or its ``tensor``
-        would reach over processes.
+      ValueError: the mesh has a number of devices that does not divide by the processes, or its ``expert``
+        and ``tensor`` would reach over processes.
     """
     known = math.prod(size for size in mesh.values() if size > 0)
-    tensor = max(mesh.get("tensor", 1), 1)
-    total = math.lcm(known, count * tensor) if -1 in mesh.values() else known
-    if total % (count * tensor):
+    whole = count * math.prod(max(mesh.get(axis, 1), 1) for axis in ("expert", "tensor"))
+    total = math.lcm(known, whole) if -1 in mesh.values() else known
+    if total % whole:
         sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.items())
         raise ValueError(
             f"--processes={count}: the {total} devices of config.mesh ({sizes}) cannot be shared out "
-            "equally, each process holding all of tensor; leave one size at -1, or take another number"
+            "equally, each process holding all of expert and tensor; leave one size at -1, or take another "
+            "number"
         )
     return total // count
 

@@ -142,7 +142,7 @@ def mesh_sizes(config: str, overrides: Sequence[str]) -> dict[str, int]:
     from mmrl.experiment import load
 
     mesh = resolve(load(config, overrides)).mesh
-    return {axis: getattr(mesh, axis) for axis in ("replica", "data", "fsdp", "tensor")}
+    return {axis: getattr(mesh, axis) for axis in ("replica", "data", "fsdp", "expert", "tensor")}
 
 
 def job(shell: Shell, options: argparse.Namespace, overrides: Sequence[str], root: Path) -> LaunchJob:

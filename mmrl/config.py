@@ -39,12 +39,13 @@ class BaseModelConfig:
 class MeshConfig:
     """Sizes of the device mesh; they multiply to the number of devices, and one may be -1: what is left.
 
-    Prompts are spread over ``replica``, ``data`` and ``fsdp``; weights are cut over ``fsdp`` and ``tensor``.
+    Prompts are spread over all but ``tensor``; weights are cut over ``fsdp``, ``expert`` and ``tensor``.
     """
 
     replica: int = 1  # copies of everything, on slices that only the data-centre network connects
     data: int = 1  # copies of everything, within a slice
     fsdp: int = -1  # each weight is cut, and gathered when it is used
+    expert: int = 1  # of a mixture, the experts are cut and tokens exchanged; other weights are as by fsdp
     tensor: int = 1  # heads, hidden units and vocabulary are cut; should divide the key/value heads
 
 

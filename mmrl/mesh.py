@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("replica", "data", "fsdp", "tensor")
-BATCH_AXES = ("replica", "data", "fsdp")  # what the prompts of a batch are spread over
+AXES = ("replica", "data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("replica", "data", "fsdp", "expert")  # what the prompts of a batch are spread over
 
 _INSTALL = {"cuda": 'pip install "jax[cuda13]"', "tpu": 'pip install "jax[tpu]"'}
 Rules = Mapping[str, tuple[str, ...]]
@@ -25,19 +25,22 @@ Axes = Sequence[str | None]  # the logical axis of each dimension of an array
 
 WEIGHTS: Rules = {
     "layers": (),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "expert"),
+    "expert_embed": ("fsdp",),  # the width of weights that have a matrix for each expert
+    "experts": ("expert",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
 }
-"""Weights and optimizer state while training: cut over ``fsdp`` and ``tensor``, copied over the rest."""
+"""Weights and optimizer state while training: cut over ``fsdp``, ``expert`` and ``tensor``, else copied."""
 
-DECODING: Rules = {**WEIGHTS, "embed": ()}
-"""Weights while decoding: cut over ``tensor`` alone, so that a token needs no weight from elsewhere."""
+DECODING: Rules = {**WEIGHTS, "embed": (), "expert_embed": ()}
+"""Weights while decoding: cut by expert and over ``tensor`` alone: a token needs no weight from elsewhere."""
 
 ACTIVATIONS: Rules = {
     "batch": BATCH_AXES,
     "tokens": ("tensor",),  # of one prompt and its group, between the layers of a training pass
+    "experts": ("expert",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
@@ -87,7 +90,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     shape = _filled([sizes.get(axis, 1) for axis in AXES], len(devices))
     if hasattr(devices[0], "slice_index") and shape[0] > 1:
         grid = mesh_utils.create_hybrid_device_mesh(
-            (1, *shape[1:]), (shape[0], 1, 1, 1), devices=devices, allow_split_physical_axes=True
+            (1, *shape[1:]), (shape[0], 1, 1, 1, 1), devices=devices, allow_split_physical_axes=True
         )
     elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
@@ -214,35 +217,42 @@ def local_rows(mesh: Mesh, count: int) -> np.ndarray:
     here = jax.process_index()
     if all(device.process_index == here for device in mesh.devices.flat):
         return np.arange(count)
-    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    owners = [{device.process_index for device in part} for part in parts]
+    owners = [{device.process_index for device in part} for part in _samplers(mesh)]
     if any(len(owner) > 1 for owner in owners):
         raise ValueError(
-            f"config.mesh.tensor={mesh.shape['tensor']} reaches over several processes: each samples "
-            "responses on its own devices, which therefore must hold all of tensor"
+            f"config.mesh.expert={mesh.shape['expert']} and config.mesh.tensor={mesh.shape['tensor']} reach "
+            "over several processes: each samples responses on its own devices, which therefore must hold "
+            "all of both"
         )
-    if count % len(parts):
+    parts = batch_shards(mesh)
+    if count % parts:
         raise ValueError(
-            f"a batch of {count} prompts cannot be cut into {len(parts)} parts (config.mesh), which several "
+            f"a batch of {count} prompts cannot be cut into {parts} parts (config.mesh), which several "
             "processes need: make it a multiple"
         )
-    size = count // len(parts)
+    size = count // len(owners)
     return np.concatenate(
         [np.arange(k * size, (k + 1) * size) for k, owner in enumerate(owners) if here in owner]
     )
 
 
+def _samplers(mesh: Mesh) -> np.ndarray:
+    """The devices of a mesh in rows, each of which holds all weights while decoding."""
+    return mesh.devices.reshape(-1, mesh.shape["expert"] * mesh.shape["tensor"])
+
+
 def local_mesh(mesh: Mesh) -> Mesh:
-    """The part of ``mesh`` on this process's devices, batch axes as ``fsdp``; all of it where it is whole."""
-    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    """The part of ``mesh`` on this process's devices, copies as ``fsdp``; all of it where it is whole."""
+    parts = _samplers(mesh)
     mine = np.array([part for part in parts if part[0].process_index == jax.process_index()])
     if len(mine) == len(parts):
         return mesh
-    return Mesh(mine[None, None], AXES, axis_types=mesh.axis_types)
+    grid = mine.reshape(1, 1, -1, *mesh.devices.shape[3:])
+    return Mesh(grid, AXES, axis_types=mesh.axis_types)
 
 
 def local_copy(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that no batch axis cuts, as arrays over `local_mesh`; their data stays where it is."""
+    """Arrays that only ``expert`` and ``tensor`` cut, as arrays over `local_mesh`, whose data stays there."""
 
     def one(x: Any) -> jax.Array:
         pieces = [shard.data for shard in x.addressable_shards]

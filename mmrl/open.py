@@ -184,6 +184,9 @@ def sharding_warnings(config: Config, sizes: ModelConfig, mesh: Mesh | AbstractM
     }
     if config.cold_start.steps:
         batches["cold_start.batch"] = config.cold_start.batch
+    cut = f"config.mesh.fsdp={mesh.shape['fsdp']}"
+    if mesh.shape["expert"] > 1:
+        cut += f" times config.mesh.expert={mesh.shape['expert']}"
     widths = {"": sizes.width, " of the vision tower": sizes.vision_width}
     return [
         f"config.{key}={size} is no multiple of {parts}, the parts that config.mesh cuts a batch into: "
@@ -191,10 +194,10 @@ def sharding_warnings(config: Config, sizes: ModelConfig, mesh: Mesh | AbstractM
         for key, size in batches.items()
         if size % parts
     ] + [
-        f"config.mesh.fsdp={mesh.shape['fsdp']} does not divide the width{of} ({width}): those weights are "
+        f"{cut} does not divide the width{of} ({width}): those weights are "
         "kept whole; move a factor of it to config.mesh.data"
         for of, width in widths.items()
-        if width % mesh.shape["fsdp"]
+        if width % (mesh.shape["fsdp"] * mesh.shape["expert"])
     ]
 
 

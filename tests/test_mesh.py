@@ -27,7 +27,7 @@ from mmrl.mesh import (
 from mmrl.models.published import published
 from mmrl.open import sharding_warnings
 
-SIZES = {"replica": 2, "data": 1, "fsdp": 4, "tensor": 2}
+SIZES = {"replica": 2, "data": 1, "fsdp": 4, "expert": 2, "tensor": 2}
 
 
 @pytest.fixture
@@ -37,15 +37,19 @@ def one():
 
 def test_weights_move_from_training_to_decoding():
     axes, shape = ("layers", "embed", "heads", None), (3, 8, 16, 6)
-    assert spec(axes, shape, WEIGHTS, SIZES) == P(None, "fsdp", "tensor", None)
+    assert spec(axes, shape, WEIGHTS, SIZES) == P(None, ("fsdp", "expert"), "tensor", None)
     assert spec(axes, shape, DECODING, SIZES) == P(None, None, "tensor", None)
+    axes, shape = ("layers", "experts", "expert_embed", "mlp"), (3, 6, 8, 16)
+    assert spec(axes, shape, WEIGHTS, SIZES) == P(None, "expert", "fsdp", "tensor")
+    assert spec(axes, shape, DECODING, SIZES) == P(None, "expert", None, "tensor")
 
 
 def test_a_batch_is_cut_over_what_divides_it():
     def cut(rows):
         return spec(("batch", None), (rows, 3), ACTIVATIONS, SIZES)[0]
 
-    assert cut(16) == ("replica", "data", "fsdp")
+    assert cut(16) == ("replica", "data", "fsdp", "expert")
+    assert cut(8) == ("replica", "data", "fsdp")
     assert cut(2) == ("replica", "data")
     assert cut(3) is None
 
@@ -57,7 +61,11 @@ def test_two_claims_on_one_axis_are_refused():
 
 @pytest.mark.parametrize(
     ("sizes", "devices", "expected"),
-    [({}, 1, (1, 1, 1, 1)), ({"fsdp": -1, "tensor": 2}, 8, (1, 1, 4, 2)), ({"data": 8}, 8, (1, 8, 1, 1))],
+    [
+        ({}, 1, (1, 1, 1, 1, 1)),
+        ({"fsdp": -1, "tensor": 2}, 8, (1, 1, 4, 1, 2)),
+        ({"data": 2, "expert": 4}, 8, (1, 2, 1, 4, 1)),
+    ],
 )
 def test_one_size_may_be_left_open(sizes, devices, expected):
     assert meshes._filled([sizes.get(axis, 1) for axis in AXES], devices) == expected
@@ -93,14 +101,14 @@ def test_host_arrays_keep_their_rows(one):
 
 def test_what_a_mesh_does_not_divide_is_said():
     sizes = replace(published("7b"), layers=1)
-    mesh = AbstractMesh((1, 1, 1024, 4), AXES)
+    mesh = AbstractMesh((1, 1, 1024, 1, 4), AXES)
     config = Config(train=TrainConfig(update_prompts=1024), rollout=RolloutConfig(prompts=1000))
     batch, text, vision = sharding_warnings(config, sizes, mesh)
     assert "config.rollout.prompts=1000 is no multiple of 1024" in batch
     assert "config.mesh.fsdp=1024 does not divide the width (3584)" in text
     assert "does not divide the width of the vision tower (1280)" in vision
     config = Config(train=TrainConfig(update_prompts=1024), rollout=RolloutConfig(prompts=1024))
-    assert sharding_warnings(config, sizes, AbstractMesh((1, 8, 128, 4), AXES)) == []
+    assert sharding_warnings(config, sizes, AbstractMesh((1, 8, 64, 2, 4), AXES)) == []
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def device_mesh(topology: Topology, axis_sizes: Mapping[str, int]) -> Mesh:
 
     Args:
       topology: the slices to compile for.
-      axis_sizes: of each mesh axis, for all slices together; one of ``data``, ``fsdp``, ``tensor`` may be -1:
-        whatever is left. ``replica`` is the number of slices and may be left out.
+      axis_sizes: of each mesh axis, for all slices together; one but ``replica`` may be -1: whatever is
+        left. ``replica`` is the number of slices and may be left out.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, ``replica`` is not the number of slices,

@@ -376,7 +376,7 @@ def with_batches(config: Config, shards: int, per_shard: int | None) -> Config:
 def _meshes(config: Config, model: ModelConfig, devices: int) -> Iterator[Mapping[str, int]]:
     """Axes to try on one slice: those of the config, if it has devices for them, and all heads cut."""
     own = dataclasses.asdict(config.mesh)
-    cut = {"replica": 1, "data": 1, "fsdp": -1, "tensor": math.gcd(model.kv_heads, devices)}
+    cut = {"replica": 1, "data": 1, "fsdp": -1, "expert": 1, "tensor": math.gcd(model.kv_heads, devices)}
     known = math.prod(size for size in own.values() if size > 0)
     if own["replica"] == 1 and (devices == known or (-1 in own.values() and devices % known == 0)):
         yield own

@@ -191,6 +191,7 @@ def test_a_mesh_decides_how_many_virtual_devices():
     assert cpu_devices(4, {"replica": 1, "data": 1, "fsdp": -1, "tensor": 1}) == 1
     assert cpu_devices(2, {"replica": 1, "data": 1, "fsdp": -1, "tensor": 2}) == 2
     assert cpu_devices(2, {"replica": 1, "data": 2, "fsdp": 4, "tensor": 1}) == 4
+    assert cpu_devices(2, {"replica": 1, "data": 1, "fsdp": -1, "expert": 4, "tensor": 2}) == 8
     assert cpu_devices(4, {"replica": 2, "data": 3, "fsdp": -1, "tensor": 1}) == 3
     for processes, mesh in ((4, {"data": 2, "fsdp": 3}), (2, {"data": 1, "fsdp": 1, "tensor": 2})):
         with pytest.raises(ValueError, match=r"config\.mesh"):

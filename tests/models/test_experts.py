@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import run_on
+from jax.sharding import NamedSharding
 
 from mmrl.kernels.ragged import grouped_outer, ragged_product
+from mmrl.mesh import ACTIVATIONS, AXES, DECODING, WEIGHTS, make_mesh, spec
 from mmrl.models import experts as experts_module
 from mmrl.models.experts import Experts, balance_loss, expert_mlp, route, router_metrics
 from mmrl.models.layers import gated_mlp
@@ -125,6 +128,7 @@ def test_experts_without_tokens():
     assert not np.any(found[1][1]["gate"][3:])
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_real():
     x, weights, real = draw()
     (_, (y, statistics)), slopes = gradients(ours, x, weights, jnp.zeros_like(real))
@@ -183,3 +187,72 @@ def test_kernel_of_the_weights_gradient():
     sizes = jnp.array([130, 0, 300, 1, 9, 200])
     slopes = jax.vjp(lambda w: ragged_product(x, w, sizes), jnp.zeros((6, 24, 40)))[1](y)[0]
     np.testing.assert_allclose(grouped_outer(x, y, sizes, interpret=True), slopes, atol=1e-4)
+
+
+DEVICES = 8
+# replica, data, fsdp, expert, tensor. The last cuts nothing: 8 divides neither hidden units nor tokens.
+MESHES = [(1, 1, 2, 2, 2), (2, 1, 1, 4, 1), (1, 1, 1, 8, 1), (1, 2, 1, 1, 4), (1, 1, 1, 1, 8)]
+AXES_OF = {
+    "router": ("expert_embed", None),
+    "gate": ("experts", "expert_embed", "mlp"),
+    "up": ("experts", "expert_embed", "mlp"),
+    "down": ("experts", "mlp", "expert_embed"),
+}
+
+
+@pytest.mark.slow
+def test_on_eight_devices():
+    """The count of devices is fixed once jax has run, so a child runs the tests below; here of one mesh."""
+    run_on(DEVICES, __file__, "-k", "mesh and 1x1x2x2x2")
+
+
+@pytest.mark.exhaustive
+def test_others_on_eight_devices():
+    run_on(DEVICES, __file__, "-k", "mesh")
+
+
+@pytest.fixture(params=MESHES, ids=lambda shape: "x".join(map(str, shape)))
+def mesh(request):
+    if jax.device_count() < DEVICES:
+        pytest.skip(f"needs {DEVICES} devices: runs in the child of test_on_eight_devices")
+    return make_mesh(dict(zip(AXES, request.param, strict=True)))
+
+
+def placed(mesh, x, weights, real, rules):
+    """Arrays on a mesh, the weights by ``rules``."""
+
+    def put(array, axes, rules):
+        return jax.device_put(array, NamedSharding(mesh, spec(axes, array.shape, rules, dict(mesh.shape))))
+
+    cut = {name: put(weights[name], axes, rules) for name, axes in AXES_OF.items()}
+    return put(x, BETWEEN, ACTIVATIONS), cut, put(real, BETWEEN[:2], ACTIVATIONS)
+
+
+@pytest.mark.parametrize("rows", [8, 3])  # 3 are cut over no axis
+def test_a_mesh_changes_no_gradient(mesh, rows):
+    arrays = draw(rows=rows)
+    expected = gradients(ours, *arrays)
+    with jax.set_mesh(mesh):
+        found = gradients(ours, *placed(mesh, *arrays, WEIGHTS))
+    assert_near(found, expected)
+
+
+def test_a_mesh_and_passes_change_no_gradient(mesh, small_passes):
+    """All tokens go to the experts of one device, so that it has many passes and others none."""
+    x, weights, real = draw()
+    weights["router"] = weights["router"].at[0, :3].add(30.0)
+    x = x.at[..., 0].set(1.0)
+    expected = gradients(with_statistics, x, weights, real)
+    with jax.set_mesh(mesh):
+        found = gradients(ours, *placed(mesh, x, weights, real, WEIGHTS))
+    assert_near(found, expected)
+
+
+def test_a_mesh_changes_no_decoding(mesh):
+    """Weights as they lie while sampling, a token a row."""
+    x, weights, real = draw()
+    x, real = x[:, :1], real[:, :1]
+    expected = ours(x, weights, real)
+    with jax.set_mesh(mesh):
+        found = ours(*placed(mesh, x, weights, real, DECODING))
+    assert_near(found, expected)

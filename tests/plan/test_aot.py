@@ -107,7 +107,7 @@ def test_the_compilers_verdict():
     assert large["limit"] == pytest.approx(TPUS["v5e"].hbm_bytes, rel=1e-3)
     assert large["needed"] >= 200_000**2 * 2
     assert large["memory"] is None
-    assert found["shape"] == {"replica": 2, "data": 1, "fsdp": 4, "tensor": 4}
+    assert found["shape"] == {"replica": 2, "data": 1, "fsdp": 4, "expert": 1, "tensor": 4}
     assert found["slices"] == [[0] * 16, [1] * 16]
     assert found["lowered"]["fits"]
     assert "xla_no_such_option" in found["error"]

@@ -129,7 +129,7 @@ def test_a_tiny_model_on_four_chips(tmp_path):
     only = ["--program=update", "--program=decode"]
     out, progress = planned(tmp_path, "--topology=v5e:2x2", "--per-shard=1", *only, "--suggest", "--json")
     plan = json.loads(out)["plan"]
-    assert plan["mesh"] == {"replica": 1, "data": 1, "fsdp": 2, "tensor": 2}
+    assert plan["mesh"] == {"replica": 1, "data": 1, "fsdp": 2, "expert": 1, "tensor": 2}
     assert (plan["batches"]["train.row_tokens"], plan["batches"]["rollout.prompt_slots"]) == (ROW, 2)
     decode, update = plan["programs"]
     assert (decode["program"], update["program"]) == ("decode", "update")

@@ -25,7 +25,7 @@ REFUSED = Finding(
     rows=48, tokens=262144, computed_over_real=1.5, repeated_over_real=3.25,
 )  # fmt: skip
 NOT_COMPILED = replace(REFUSED, program="score", needed_bytes=33 * GIB, flops=None, compile_seconds=0.0)
-MESH = {"replica": 1, "data": 1, "fsdp": 4, "tensor": 4}
+MESH = {"replica": 1, "data": 1, "fsdp": 4, "expert": 1, "tensor": 4}
 CONFIG = replace(Config(), train=replace(Config().train, row_tokens=8192))
 PLAN = Plan(parse_topology("v5e:4x4"), MESH, CONFIG, (FITS, NOT_COMPILED, REFUSED), quick=False)
 
@@ -67,7 +67,7 @@ def test_the_table():
 def test_the_head_says_for_what():
     head = plan_text("Qwen2.5-VL-7B", PLAN).split("\n\n")[0]
     assert "Qwen2.5-VL-7B on v5e:4x4: 16 devices of 15.75 GiB" in head
-    assert "fsdp 4, tensor 4" in head
+    assert "fsdp 4, expert 1, tensor 4" in head
     assert "config.train.row_tokens=8192" in head
     assert "counted for full lengths; memory is for the longest" in head
     tailed = plan_text("a model", replace(PLAN, lengths="long-tailed")).split("\n\n")[0]

@@ -164,7 +164,7 @@ def test_only_what_was_asked_for_is_compiled(needs, model):
     plan = search.plan(config(), model, parse_topology("v5e:2x2"), ["update", "prefill"], per_shard=2)
     assert [found.program for found in plan.findings] == ["prefill", "update"]
     assert asked == [("v5e:2x2", "prefill", 8), ("v5e:2x2", "update", ROW)]
-    assert plan.mesh == {"replica": 1, "data": 1, "fsdp": 4, "tensor": 1}
+    assert plan.mesh == {"replica": 1, "data": 1, "fsdp": 4, "expert": 1, "tensor": 1}
 
 
 def test_plans_are_counted_for_lengths(needs, model, monkeypatch):
@@ -191,7 +191,7 @@ def test_the_smallest_slice(needs, model):
     plan, attempts = search.smallest(config(), model, "v5e", per_shard=1)
     assert plan is not None
     assert str(plan.topology) == "v5e:2x4"
-    assert plan.mesh == {"replica": 1, "data": 1, "fsdp": 4, "tensor": 2}
+    assert plan.mesh == {"replica": 1, "data": 1, "fsdp": 4, "expert": 1, "tensor": 2}
     assert [found.program for found in plan.findings] == ["prefill", "decode", "score", "update"]
     assert [
         (str(one.topology), one.mesh["tensor"], one.failed and one.failed.program) for one in attempts

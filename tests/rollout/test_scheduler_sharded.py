@@ -30,7 +30,7 @@ def test_a_mesh_changes_nothing(policy):
     rng = np.random.default_rng(3)
     groups = [(prompt, rng.integers(0, 48, 1 + prompt % 3).tolist()) for prompt in (0, 1, 2, 3, 1, 2)]
     expected = play(world, groups, shape_of(3, 1, 5))
-    mesh = make_mesh(dict(zip(AXES, (1, 2, 2, 2), strict=True)))
+    mesh = make_mesh(dict(zip(AXES, (1, 2, 1, 2, 2), strict=True)))
     config = world.policy.config
     params = jax.device_put(world.policy.params, shardings(param_specs(config), mesh))
     with jax.set_mesh(mesh):

@@ -157,7 +157,7 @@ def test_estimate_is_near_what_the_tpu_compiler_takes(papo, size, fsdp, tensor, 
         train=replace(papo.train, row_tokens=6144),
     )
     model = replace(published(size), dtype=jnp.dtype("bfloat16"), remat="full", attention="flash")
-    mesh = AbstractMesh((1, 1, fsdp, tensor), AXES)
+    mesh = AbstractMesh((1, 1, fsdp, 1, tensor), AXES)
     found = estimate(config, model, mesh, Widths(4096, 12288), cpu=False).peak / GIB
     assert 0.94 * gib <= found <= 1.2 * gib
 

@@ -26,8 +26,8 @@ from mmrl.train.programs import ImageCorruption, TrainBatch
 from mmrl.train.state import initial_state
 
 DEVICES = 8
-# replica, data, fsdp, tensor. The model has 4 heads and 2 key/value heads: over 8 they cannot be cut.
-MESHES = [(1, 8, 1, 1), (1, 1, 8, 1), (1, 2, 2, 2), (2, 1, 1, 4), (1, 1, 1, 8)]
+# replica, data, fsdp, expert, tensor. The model has 4 heads and 2 key/value heads: over 8 they cannot be cut.
+MESHES = [(1, 8, 1, 1, 1), (1, 1, 8, 1, 1), (1, 2, 2, 1, 2), (2, 1, 1, 2, 2), (1, 1, 1, 1, 8)]
 ALGORITHMS = {
     "grpo": RECIPES["grpo"](),
     "papo_exact": RECIPES["papo_g"](perception_estimator="exact"),
@@ -46,13 +46,13 @@ def test_on_eight_devices():
     One method and one mesh, the one that cuts everything, because each compiles for some twenty seconds.
     With XLA_FLAGS=--xla_force_host_platform_device_count=8, pytest on this file runs all of them.
     """
-    run_on(DEVICES, __file__, "-k", "1x2x2x2 and (rollout or grpo)")
+    run_on(DEVICES, __file__, "-k", "1x2x2x1x2 and (rollout or grpo)")
 
 
 @pytest.mark.exhaustive
 def test_others_on_eight_devices():
     """Updates of the other methods on that mesh, rollouts on all."""
-    run_on(DEVICES, __file__, "-k", "rollout or 1x2x2x2")
+    run_on(DEVICES, __file__, "-k", "rollout or 1x2x2x1x2")
 
 
 @pytest.fixture(scope="module")
