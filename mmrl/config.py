@@ -29,7 +29,7 @@ from mmrl.user_code import load_function, run_user_code
 class BaseModelConfig:
     """The checkpoint that training begins from, and the form in which it is computed."""
 
-    path: str = ""  # Hugging Face directory of the Qwen2.5-VL family; "{workdir}" stands for the run's folder
+    path: str = ""  # Hugging Face directory; "{workdir}" stands for the run's folder
     dtype: str = "float32"  # of matrix products: "float32" or "bfloat16"; weights are float32
     remat: str = "none"  # what layers recompute in the backward pass: "none", "dots" or "full"
     unroll: int = 1  # layers in one turn of the scan over them; a small model on CPU is faster with all

@@ -156,7 +156,7 @@ def load(path: str | Path, *, step: int | None = None) -> LoadedModel:
     """Load a model to work with in a notebook: no config is needed.
 
     Args:
-      path: a Hugging Face directory of the Qwen2.5-VL family, ORG/NAME[@REVISION] of the hub, or the folder
+      path: a Hugging Face directory, ORG/NAME[@REVISION] of the hub, or the folder
         of a run, whose config then says how prompts are made.
       step: of a run's checkpoint; None means the newest, 0 the weights reinforcement learning began with.
 

@@ -140,7 +140,7 @@ def open_model(config: Config, directory: str | Path) -> OpenModel:
         not fit the devices, or ``config.episode`` not the model's windows.
     """
     if not str(directory):
-        raise ValueError("config.model.path is empty: name a Hugging Face directory of the Qwen2.5-VL family")
+        raise ValueError("config.model.path is empty: name a Hugging Face directory of a model")
     processor = open_processor(config, directory)
     seen = config.episode.observation_patches
     if config.episode.tools and seen % processor.slots:
@@ -187,7 +187,7 @@ def sharding_warnings(config: Config, sizes: ModelConfig, mesh: Mesh | AbstractM
     cut = f"config.mesh.fsdp={mesh.shape['fsdp']}"
     if mesh.shape["expert"] > 1:
         cut += f" times config.mesh.expert={mesh.shape['expert']}"
-    widths = {"": sizes.width, " of the vision tower": sizes.vision_width}
+    widths = {"": sizes.width, " of the vision tower": sizes.vision.width}
     return [
         f"config.{key}={size} is no multiple of {parts}, the parts that config.mesh cuts a batch into: "
         "devices will repeat each other's work"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mmrl.algorithms.passes import POLICY, Pass, Score, entropy, kl, logprob, passes_of
 from mmrl.kernels.vocab import log_distribution
-from mmrl.models import qwen2_5_vl
+from mmrl.models import language_model
 from mmrl.models.config import ModelConfig, Prefix, empty_cache
 from mmrl.models.layers import last
 from mmrl.train import programs
@@ -19,12 +19,12 @@ from mmrl.types import Params, Prompts, Responses
 def forward(params, config, x, position, mask, prefix=None):
     """`extend` of a cache with room for just these tokens."""
     cache = empty_cache(config, *x.shape[:3], x.dtype)
-    return qwen2_5_vl.extend(params, config, x, position, mask, prefix, cache)
+    return language_model.extend(params, config, x, position, mask, prefix, cache)
 
 
 def prefill(params: Params, config: ModelConfig, prompts: Prompts) -> tuple[Prefix, Float[Array, "b d"]]:
     """The prefix of padded prompts, and the hidden state after each prompt's last token."""
-    x = qwen2_5_vl.embed_prompts(params, config, prompts)
+    x = language_model.embed_prompts(params, config, prompts)
     hidden, cache = forward(params, config, x[:, None], prompts.position[:, None], prompts.mask[:, None])
     key, value = (
         tuple(jnp.swapaxes(part[:, 0], 1, 2) for part in parts) for parts in (cache.key, cache.value)
@@ -41,8 +41,8 @@ def predict(
     seen = responses.observed
     if seen is None:
         index = jnp.broadcast_to(jnp.arange(r), (b, g, r))
-        position = qwen2_5_vl.response_position(prompts, index)
-        x, real = qwen2_5_vl.embed(params, config, responses.tokens), responses.mask
+        position = language_model.response_position(prompts, index)
+        x, real = language_model.embed(params, config, responses.tokens), responses.mask
     else:
         position = prompts.next_position[:, None, None, None] + seen.position
         flat = jax.tree.map(lambda leaf: leaf.reshape(b * g, *leaf.shape[2:]), (responses.tokens, seen))
@@ -54,7 +54,7 @@ def predict(
             image_token=flat[1].image_token,
             images=flat[1].images,
         )
-        x = qwen2_5_vl.embed_prompts(params, config, rows).reshape(b, g, r, -1)
+        x = language_model.embed_prompts(params, config, rows).reshape(b, g, r, -1)
         real = seen.real
     hidden, _ = forward(params, config, x, position, real, prefix)
     first = jnp.broadcast_to(before[:, None, None], (b, g, 1, hidden.shape[-1]))
@@ -73,7 +73,7 @@ def scores(
         if each not in differentiated | {POLICY}:
             params = jax.lax.stop_gradient(params)
         hidden = predict(params, policy.model, prompts, responses)
-        table = qwen2_5_vl.unembedding(params)
+        table = language_model.unembedding(params)
         flat = hidden.reshape(-1, hidden.shape[-1])
         made = log_distribution(flat, table, policy.bias, policy.temperature)
         distributions[each] = made.reshape(*hidden.shape[:-1], -1)

@@ -75,7 +75,7 @@ def configured(options: Any, data: Path, sizes: Any) -> Any:
     responses = 1 if options.long_tailed else options.group  # in a row; short ones leave room for others
     config = template("grpo")
     config.algorithm.reference_kl = 0.0
-    config.model.update({"path": str(options.model), "unroll": max(sizes.layers, sizes.vision_layers)})
+    config.model.update({"path": str(options.model), "unroll": max(sizes.layers, sizes.vision.layers)})
     config.data.train = str(data)
     config.data.prompt_buckets = (len(encoded.tokens),)
     config.data.patch_buckets = (len(encoded.patches),)

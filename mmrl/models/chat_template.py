@@ -25,8 +25,10 @@ _MOST_CHARACTERS = 100_000  # of what it renders
 _ASKED = "What is this?"
 
 
-def attach_chat_template(tokenizer: Any, folder: Path) -> None:
+def attach_chat_template(tokenizer: Any, folder: Path, *, images: bool) -> None:
     """Give the tokenizer the template that transformers' processor takes, and try it on a conversation.
+
+    Contents are lists of parts in the conversations of a model that reads ``images``, and else texts.
 
     That is the one of processor_config.json, then of chat_template.json, then the tokenizer's own (of
     chat_template.jinja or tokenizer_config.json).
@@ -49,7 +51,7 @@ def attach_chat_template(tokenizer: Any, folder: Path) -> None:
             _check_text(template)
     source, tokenizer.chat_template = list(found.items())[-1]
     with _naming(folder / source):
-        _try(tokenizer)
+        _try(tokenizer, images)
 
 
 @contextmanager
@@ -62,12 +64,12 @@ def _naming(source: Path) -> Iterator[None]:
         raise ValueError(f"{source}: the chat template does not work{line}: {one_line(error)}") from error
 
 
-def _try(tokenizer: Any) -> None:
+def _try(tokenizer: Any, images: bool) -> None:
     """Render a short conversation, and a longer one."""
     template = tokenizer.chat_template
     texts = list(template.values()) if isinstance(template, dict) else [template]
     most = _MOST_STEPS + _STEPS_TO_COMPILE * max(map(len, texts))
-    content = [{"type": "image"}, {"type": "text", "text": _ASKED}]
+    content = [{"type": "image"}, {"type": "text", "text": _ASKED}] if images else _ASKED
     turns: list[dict[str, Any]] = [
         {"role": "user", "content": content},
         {"role": "assistant", "content": "A cat."},

@@ -19,7 +19,16 @@ from safetensors.numpy import save_file
 
 from mmrl.atomic import atomic_folder
 from mmrl.models.params import Param, flatten, unflatten
-from mmrl.models.weight_files import INDEX, SINGLE, TensorHeader, check_type, finite, locate, open_weights
+from mmrl.models.weight_files import (
+    INDEX,
+    SINGLE,
+    TensorHeader,
+    check_type,
+    finite,
+    locate,
+    open_weights,
+    short_name,
+)
 from mmrl.terminal import one_line
 from mmrl.types import Params
 
@@ -53,7 +62,7 @@ def load(
     for path, param in _params(description).items():
         parts = [
             rearrange(_read(files, where[name], name), param.layout, **_sizes(param))
-            for name in _tensor_names(param)
+            for name in map(short_name, _tensor_names(param))
         ]
         array = np.stack(parts) if param.stacked else parts[0]
         leaves[path] = _placed(np.asarray(array, dtype), places.get(path))
@@ -67,7 +76,9 @@ def check(directory: str | Path, description: dict) -> dict[str, TensorHeader]:
     """
     directory = Path(directory)
     where = locate(directory)
-    expected = {name: param for param in _params(description).values() for name in _tensor_names(param)}
+    expected = {
+        short_name(name): param for param in _params(description).values() for name in _tensor_names(param)
+    }
     tied = "lm_head" not in description
     _check_names(directory, set(expected), set(where), tied)
     for name, param in expected.items():

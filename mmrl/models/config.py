@@ -12,6 +12,59 @@ from mmrl.mesh import constrain
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """A vision tower, and the merger that makes image tokens of its patches."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    patch_size: int  # pixels of a side
+    merge: int = 2  # patches along a side of the block that makes one image token
+    window_size: int = 0  # pixels of a side; 0: every layer attends over the whole image
+    full_attention_layers: tuple[int, ...] = ()  # those that do, of a tower with windows
+    norm: str = "layer"  # "layer", with biases, or "rms"
+    activation: str = "gelu_pytorch_tanh"  # of the MLP: that, "quick_gelu", or "silu" (gated)
+    patch_bias: bool = False
+    position_table: int = 0  # cells of a side of the learned positions, interpolated; 0: there are none
+    # Layers of which the states are merged too, and added behind the first layers of the language model
+    # (deepstack, arXiv:2406.04334).
+    taps: tuple[int, ...] = ()
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads
+
+    @property
+    def full_layers(self) -> tuple[int, ...]:
+        """Layers that attend over the whole image."""
+        every = range(self.layers)
+        return tuple(layer for layer in every if not self.window_size or layer in self.full_attention_layers)
+
+    @property
+    def window_side(self) -> int:
+        """Merge blocks along a side of a window; without windows, one."""
+        return self.window_size // (self.merge * self.patch_size) if self.window_size else 1
+
+
+NO_VISION = VisionConfig(layers=0, width=0, heads=1, mlp_width=0, patch_size=1, merge=1)
+"""That of a model that reads text alone."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 stretches the low rotary frequencies (rope type "llama3" of transformers)."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_length: int  # tokens
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Static sizes and choices; hashable, so it can be a static argument of a jitted function."""
 
@@ -24,19 +77,15 @@ class ModelConfig:
     head_dim: int
     mlp_width: int
     rope_theta: float
+    # Rotary frequencies that turn with the temporal, row and column position; of text all are equal.
     mrope_sections: tuple[int, int, int]
     norm_eps: float
     tied: bool
-    vision_layers: int
-    vision_width: int
-    vision_heads: int
-    vision_mlp_width: int
-    patch_size: int
-    window_size: int  # pixels
-    full_attention_layers: tuple[int, ...]
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    merge: int = 2  # patches along a side of the block that makes one image token
+    mrope_interleaved: bool = False  # dealt out in turn (Qwen3-VL), not one section after another
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False  # of each head, before it is rotated
+    vision: VisionConfig = NO_VISION
     dtype: Any = jnp.float32  # of matrix products; norms, softmax and logprobs are float32 always
     remat: str = "none"  # "none", "dots" or "full": what layers recompute in the backward pass
     unroll: int = 1  # layers in one turn of the scan over layers
@@ -45,25 +94,24 @@ class ModelConfig:
     )
 
     @property
-    def vision_head_dim(self) -> int:
-        """Width of one head of the vision tower."""
-        return self.vision_width // self.vision_heads
-
-    @property
     def window_slots(self) -> int:
         """Patches in a window of the vision tower, which holds whole merge blocks."""
-        side = self.window_size // (self.merge * self.patch_size) * self.merge
-        return side * side
+        return self.vision.window_side**2 * self.token_patches
 
     @property
     def token_patches(self) -> int:
         """Patches that make one image token."""
-        return self.merge**2
+        return self.vision.merge**2
 
     @property
     def patch_bytes(self) -> int:
         """Bytes of the pixels of a patch."""
-        return 3 * self.patch_size**2
+        return 3 * self.vision.patch_size**2
+
+    @property
+    def feature_width(self) -> int:
+        """Width of an image token's features: those of the first layer, then those of `VisionConfig.taps`."""
+        return self.width * (1 + len(self.vision.taps))
 
 
 @struct.dataclass

@@ -7,59 +7,46 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from mmrl.models import qwen2_5_vl, qwen2_5_vl_config, vision_tower
+from mmrl.models import qwen_vl, text_only
 from mmrl.models.config import ModelConfig
-from mmrl.models.full_prompts import full_prompts
 from mmrl.models.model_files import image_settings, read_json, short_repr
+from mmrl.models.weights import CheckpointNames, describe
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: its functions, of which all but the first two take a `ModelConfig`.
-
-    Passes are pure functions of weights, config and inputs, with the caches of `mmrl.models.config`.
-    """
+    """A family of models: how its directories are read, and what its tensors are called there."""
 
     from_hf: Callable[[dict, dict, str, str], ModelConfig]  # config.json, image settings, their files
-    unembedding: Callable[[dict], Any]  # weights: the output table
-    describe: Callable[[ModelConfig], dict]  # a nested dict of `mmrl.models.params.Param`
-    embed: Callable[..., Any]  # text tokens
-    embed_prompts: Callable[..., Any]  # text and images
-    extend: Callable[..., Any]  # a cache by some tokens
-    encode_rows: Callable[..., Any]  # packed rows of patches: image features
-    row_states: Callable[..., Any]  # packed rows of tokens: hidden states
-    prefill_rows: Callable[..., Any]  # the same, with the keys and values of each layer
-    full_prompts: Callable[..., Any]  # prompts of given sizes, text and an image
+    names: CheckpointNames = CheckpointNames()  # noqa: RUF009 (frozen)
 
+
+_QWEN2_VL = CheckpointNames(
+    vision_mlp={"up": "mlp.fc1", "down": "mlp.fc2"}, merger={"norm": "ln_q", "in": "mlp.0", "out": "mlp.2"}
+)
+_QWEN3_VL = CheckpointNames(
+    text="model.language_model",
+    vision="model.visual",
+    vision_mlp={"up": "mlp.linear_fc1", "down": "mlp.linear_fc2"},
+    merger={"norm": "norm", "in": "linear_fc1", "out": "linear_fc2"},
+)
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(  # by ``model_type`` of config.json
     {
-        "qwen2_5_vl": Family(
-            from_hf=qwen2_5_vl_config.from_hf,
-            unembedding=qwen2_5_vl.unembedding,
-            describe=qwen2_5_vl_config.describe,
-            embed=qwen2_5_vl.embed,
-            embed_prompts=qwen2_5_vl.embed_prompts,
-            extend=qwen2_5_vl.extend,
-            encode_rows=vision_tower.encode_rows,
-            row_states=qwen2_5_vl.row_states,
-            prefill_rows=qwen2_5_vl.prefill_rows,
-            full_prompts=full_prompts,
-        )
+        "qwen2_vl": Family(qwen_vl.qwen2_vl, _QWEN2_VL),
+        "qwen2_5_vl": Family(qwen_vl.qwen2_5_vl),
+        "qwen3_vl": Family(qwen_vl.qwen3_vl, _QWEN3_VL),
+        "qwen2": Family(text_only.qwen2),
+        "qwen3": Family(text_only.qwen3),
+        "llama": Family(text_only.llama),
     }
 )
 
 
-def family_of(config: ModelConfig) -> Family:
-    """The functions of the architecture that a model is of."""
-    return FAMILIES[config.family]
-
-
 def param_specs(config: ModelConfig) -> dict:
     """Shape, axes, initialisation and checkpoint name of each weight: a nested dict of `Param`, no arrays."""
-    return family_of(config).describe(config)
+    return describe(config, FAMILIES[config.family].names)
 
 
 def read_config(directory: str | Path) -> ModelConfig:

@@ -13,7 +13,7 @@ from mmrl.types import Images, Prompts
 
 def full_prompts(model: ModelConfig, b: int, p: int, n: int) -> Prompts:
     """``b`` times the same prompt, without padding: text, an image, text."""
-    merge, slots, block = model.merge, model.window_slots, model.token_patches
+    merge, slots, block = model.vision.merge, model.window_slots, model.token_patches
     side = math.isqrt(slots) // merge
     windows = min(n, block * p) // slots
     high = max((size for size in range(1, math.isqrt(windows) + 1) if windows % size == 0), default=0)

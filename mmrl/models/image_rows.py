@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mmrl.mesh import constrain, shard_map_kernel
 from mmrl.models.config import ModelConfig
-from mmrl.models.family import family_of
 from mmrl.models.rows import PatchRows, TokenRows, scatter_rows
+from mmrl.models.vision_tower import encode_rows
 from mmrl.types import Params
 
 _AXES = ("batch", None, "features")
@@ -31,7 +31,7 @@ def encode_row(
 ) -> Float[Array, "d m w"]:
     """Features of one row of patches of each shard; ``patches`` are all that each has."""
     taken = jnp.take_along_axis(patches, rows.source[..., None], axis=1)
-    return family_of(config).encode_rows(params, config, taken, rows)
+    return encode_rows(params, config, taken, rows)
 
 
 def image_features(
@@ -47,7 +47,7 @@ def image_features(
     """
     most, shards, n = rows.source.shape
     size = n // config.token_patches
-    empty = constrain(jnp.zeros((shards, most * size, config.width), config.dtype), *_AXES)
+    empty = constrain(jnp.zeros((shards, most * size, config.feature_width), config.dtype), *_AXES)
     if not patches.shape[1]:
         return empty
     put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.mesh import constrain
+from mmrl.models.config import ModelConfig, RopeScaling
 
 
 def rms_norm(x: Float[Array, "... d"], scale: Float[Array, "d"], eps: float) -> Float[Array, "... d"]:
@@ -14,6 +16,16 @@ def rms_norm(x: Float[Array, "... d"], scale: Float[Array, "d"], eps: float) -> 
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return scale.astype(x.dtype) * normed.astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "... d"], scale: Float[Array, "d"], bias: Float[Array, "d"], eps: float
+) -> Float[Array, "... d"]:
+    """Layer norm, computed in float32 and returned in the dtype of ``x`` (arXiv:1607.06450)."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
 def gated_mlp(x: Float[Array, "... d"], weights: dict) -> Float[Array, "... d"]:
@@ -43,18 +55,30 @@ def rotate(x: Float[Array, "... t h k"], angle: Float[Array, "... t half"]) -> F
     return rotated.astype(x.dtype)
 
 
-def mrope_angles(
-    position: Int[Array, "... 3"], sections: tuple[int, int, int], theta: float
-) -> Float[Array, "... half"]:
+def mrope_angles(position: Int[Array, "... 3"], config: ModelConfig) -> Float[Array, "... half"]:
     """Angles of multimodal rotary embedding (Qwen2-VL, arXiv:2409.12191, section 2.1).
 
     The ``half = sum(sections)`` frequencies are dealt out to the temporal, row and column position: the first
-    ``sections[0]`` turn with the first, and so on.
+    ``sections[0]`` turn with the first, and so on; or, interleaved (Qwen3-VL, arXiv:2511.21631), every third
+    with the row and every third with the column until theirs are dealt, all others with the first.
     """
+    sections = config.mrope_sections
     half = sum(sections)
-    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    axis = jnp.repeat(jnp.arange(3), jnp.array(sections), total_repeat_length=half)
+    axis = np.repeat(np.arange(3), sections)
+    if config.mrope_interleaved:
+        axis = np.arange(half) % 3
+        axis = np.where(np.arange(half) < 3 * np.take(sections, axis), axis, 0)
+    frequency = config.rope_theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling is not None:
+        frequency = _stretched(frequency, config.rope_scaling)
     return position[..., axis].astype(jnp.float32) * frequency
+
+
+def _stretched(frequency: Array, scaling: RopeScaling) -> Array:
+    turns = scaling.original_length * frequency / (2 * jnp.pi)  # over the context that was trained
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (kept + (1 - kept) / scaling.factor)
 
 
 def grid_angles(

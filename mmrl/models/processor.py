@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer
 
 from mmrl.models.chat_template import attach_chat_template
-from mmrl.models.config import ModelConfig
+from mmrl.models.config import NO_VISION, ModelConfig
 from mmrl.models.family import read_config
 from mmrl.models.images import ImageSpec
 from mmrl.models.model_files import (
@@ -26,6 +26,9 @@ from mmrl.terminal import one_line
 
 _MOST_PIXELS = 1 << 31  # of an image
 _MOST_TOKENS = 1 << 24
+_NO_IMAGES = ImageSpec(
+    1, 1, NO_VISION.patch_size, NO_VISION.merge, 1, NO_VISION.image_mean, NO_VISION.image_std
+)
 
 # Qwen2's control tokens, in its order: what a data set is looked through for where no model is named.
 SPECIAL_TOKENS = (
@@ -57,12 +60,17 @@ class Processor:
     tokenizer: Any
     image: ImageSpec
     window: int  # side of an attention window, in merge blocks
-    image_pad: int  # the token that stands for one merged image token
+    image_pad: int  # the token that stands for one merged image token; -1 in a model of text alone
     placeholders: tuple[int, ...]  # all vision token ids: never part of a text, never to be sampled
     eos: int  # ends a turn
     stop: tuple[int, ...]  # ids that end a response, eos among them
     pad: int
     control: Mapping[str, int]  # all control tokens: special tokens, placeholders, what ends or pads
+
+    @property
+    def sees(self) -> bool:
+        """True if the model reads images."""
+        return self.image_pad >= 0
 
     @property
     def slots(self) -> int:
@@ -79,26 +87,28 @@ def load_processor(model_dir: str | Path) -> Processor:
     """
     folder = Path(model_dir)
     sizes = read_config(folder)
+    sees = sizes.vision != NO_VISION
     config = read_json(folder, "config.json")
-    _check_ids(folder, config, range(_MOST_TOKENS))  # transformers reads them too, and says less
-    spec = _image_spec(folder, sizes)
+    if sees:
+        _check_ids(folder, config, range(_MOST_TOKENS))  # transformers reads them too, and says less
+    spec = _image_spec(folder, sizes) if sees else _NO_IMAGES
     tokenizer = _read_tokenizer(folder)
-    attach_chat_template(tokenizer, folder)
+    attach_chat_template(tokenizer, folder, images=sees)
     top = max(tokenizer.get_vocab().values())
     if top >= sizes.vocabulary:
         raise ValueError(
             f"{folder}: vocabulary mismatch: the tokenizer has ids up to {top}, the model embeds"
             f" {sizes.vocabulary} (vocab_size of config.json). Use the model's own tokenizer."
         )
-    vision = _check_ids(folder, config, tokenizer.added_tokens_decoder)
+    vision = _check_ids(folder, config, tokenizer.added_tokens_decoder) if sees else set()
     stop = _stop_ids(folder, config, tokenizer, top)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[-1]
     placeholders = tuple(sorted(vision))
     return Processor(
         tokenizer=tokenizer,
         image=spec,
-        window=sizes.window_size // spec.merge // spec.patch,
-        image_pad=config["image_token_id"],
+        window=sizes.vision.window_side,
+        image_pad=config["image_token_id"] if sees else -1,
         placeholders=placeholders,
         eos=stop[0],
         stop=stop,
@@ -197,12 +207,12 @@ def _image_spec(folder: Path, sizes: ModelConfig) -> ImageSpec:
         patch=require_integer(defaults, "patch_size", path, 4096),
         merge=require_integer(defaults, "merge_size", path, 4096),
         temporal=require_integer(defaults, "temporal_patch_size", path, 4096),
-        mean=sizes.image_mean,
-        std=sizes.image_std,
+        mean=sizes.vision.image_mean,
+        std=sizes.vision.image_std,
     )
     if spec.min_pixels > spec.max_pixels:
         raise ValueError(f"{path}: min_pixels {low} and max_pixels {high} leave no size for an image")
-    model = [sizes.patch_size, sizes.merge, 2]
+    model = [sizes.vision.patch_size, sizes.vision.merge, 2]
     if model != [spec.patch, spec.merge, spec.temporal]:
         raise ValueError(
             f"{path}: patch, merge and temporal sizes {[spec.patch, spec.merge, spec.temporal]} are not those"

@@ -319,6 +319,8 @@ def _rendered(processor: Processor, conversation: Messages, name: str) -> tuple[
     shown = [
         {"role": turn["role"], "content": _hidden_content(turn["content"], hiding)} for turn in conversation
     ]
+    if not processor.sees:  # their templates take texts, not lists of parts
+        shown = [{**turn, "content": "".join(_texts(turn["content"]))} for turn in shown]
     template = processor.tokenizer.apply_chat_template
     try:
         return template(shown, tokenize=False, add_generation_prompt=True), hidden
@@ -364,6 +366,8 @@ def _tokenised(
     for token, following in zip(parts[1::2], others, strict=True):
         ids += [processor.control[token], *following]
     tokens = np.array(ids, np.int32)
+    if images and not processor.sees:
+        raise ValueError(f"{name}: the model reads no images; take a vision-language model, or rows of text")
     check_placeholders(int((tokens == processor.image_pad).sum()), images, name)
     return tokens
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mmrl.models.config import ModelConfig
+from mmrl.models.config import ModelConfig, VisionConfig
 
 _7B = ModelConfig(
     family="qwen2_5_vl",
@@ -18,16 +18,22 @@ _7B = ModelConfig(
     mrope_sections=(16, 24, 24),
     norm_eps=1e-6,
     tied=False,
-    vision_layers=32,
-    vision_width=1280,
-    vision_heads=16,
-    vision_mlp_width=3420,
-    patch_size=14,
-    window_size=112,
-    full_attention_layers=(7, 15, 23, 31),
-    image_mean=(0.48145466, 0.4578275, 0.40821073),
-    image_std=(0.26862954, 0.26130258, 0.27577711),
+    qkv_bias=True,
+    vision=VisionConfig(
+        layers=32,
+        width=1280,
+        heads=16,
+        mlp_width=3420,
+        patch_size=14,
+        window_size=112,
+        full_attention_layers=(7, 15, 23, 31),
+        norm="rms",
+        activation="silu",
+        image_mean=(0.48145466, 0.4578275, 0.40821073),
+        image_std=(0.26862954, 0.26130258, 0.27577711),
+    ),
 )
+_WIDER_VISION = replace(_7B.vision, mlp_width=3456)
 
 PUBLISHED: Mapping[str, ModelConfig] = {
     "3b": replace(
@@ -48,7 +54,7 @@ PUBLISHED: Mapping[str, ModelConfig] = {
         query_heads=40,
         kv_heads=8,
         mlp_width=27_648,
-        vision_mlp_width=3456,
+        vision=_WIDER_VISION,
     ),
     "72b": replace(
         _7B,
@@ -57,7 +63,7 @@ PUBLISHED: Mapping[str, ModelConfig] = {
         query_heads=64,
         kv_heads=8,
         mlp_width=29_568,
-        vision_mlp_width=3456,
+        vision=_WIDER_VISION,
     ),
 }
 """By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct."""

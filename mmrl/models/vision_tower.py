@@ -1,4 +1,8 @@
-"""The vision tower of Qwen2.5-VL (arXiv:2502.13923), and the merger behind it."""
+"""Vision towers that read patches of images of any size, and the mergers behind them.
+
+Those of Qwen2-VL (arXiv:2409.12191), Qwen2.5-VL (arXiv:2502.13923) and Qwen3-VL (arXiv:2511.21631), as
+`mmrl.models.config.VisionConfig` describes them.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,13 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from mmrl.kernels.attention import self_attention
 from mmrl.kernels.flash import flash_images
 from mmrl.mesh import constrain, shard_map_kernel
-from mmrl.models.config import ModelConfig
-from mmrl.models.layers import gated_mlp, grid_angles, linear, rematerialise, rms_norm, rotate
+from mmrl.models.config import ModelConfig, VisionConfig
+from mmrl.models.layers import gated_mlp, grid_angles, layer_norm, linear, rematerialise, rms_norm, rotate
 from mmrl.models.packed_attend import attend_packed
 from mmrl.models.rows import PatchRows
 from mmrl.types import Images, Params
@@ -20,105 +24,192 @@ from mmrl.types import Images, Params
 _VISION_EPS = 1e-6
 
 
-def encode_images(params: Params, config: ModelConfig, images: Images) -> Float[Array, "b m d"]:
-    """Vision tower and merger: one feature of the language model's width for each 2 x 2 block of patches."""
+def encode_images(params: Params, config: ModelConfig, images: Images) -> Float[Array, "b m e"]:
+    """Features of image tokens, one for each block of merged patches; ``e``: `ModelConfig.feature_width`."""
     image, (b, n), slots = images.image, images.image.shape, config.window_slots
     real = image >= 0
 
-    def attend(query: Array, key: Array, value: Array, full: Array) -> Array:
-        def over_image() -> Array:
-            if config.attention == "plain":
-                same = (image[:, :, None] == image[:, None, :]) & real[:, None, :]
-                return self_attention(query, key, value, same)
-            heads = ("batch", None, "heads", None)
-            flash = partial(flash_images, interpret=config.attention == "interpreted")
-            return shard_map_kernel(flash, (heads, heads, heads, ("batch", None)), like=0, checked=False)(
-                query, key, value, image
-            )
+    def over_image(query: Array, key: Array, value: Array) -> Array:
+        if config.attention == "plain":
+            same = (image[:, :, None] == image[:, None, :]) & real[:, None, :]
+            return self_attention(query, key, value, same)
+        heads = ("batch", None, "heads", None)
+        flash = partial(flash_images, interpret=config.attention == "interpreted")
+        return shard_map_kernel(flash, (heads, heads, heads, ("batch", None)), like=0, checked=False)(
+            query, key, value, image
+        )
 
-        def over_window() -> Array:
-            def windows(a: Array) -> Array:
-                return a.reshape(b, n // slots, slots, *a.shape[2:])
+    def over_window(query: Array, key: Array, value: Array) -> Array:
+        def windows(a: Array) -> Array:
+            return a.reshape(b, n // slots, slots, *a.shape[2:])
 
-            here = windows(real)
-            mask = jnp.broadcast_to(here[..., None, :], (*here.shape, slots))
-            return self_attention(windows(query), windows(key), windows(value), mask).reshape(query.shape)
-
-        return jax.lax.cond(full, over_image, over_window)
+        here = windows(real)
+        mask = jnp.broadcast_to(here[..., None, :], (*here.shape, slots))
+        return self_attention(windows(query), windows(key), windows(value), mask).reshape(query.shape)
 
     with jax.named_scope("vision_tower"):
-        angle = grid_angles(images.position, config.vision_head_dim)
-        return _through_tower(params, config, _embed_patches(params, config, images.patches), angle, attend)
-
-
-def _embed_patches(
-    params: Params, config: ModelConfig, patches: UInt8[Array, "b n c"]
-) -> Float[Array, "b n d"]:
-    # An image is a clip of two equal frames: the weights of both frames see the same pixels.
-    weight = params["vision"]["patch_embedding"].astype(config.dtype).sum(axis=0)
-    return _normalise_pixels(config, patches).astype(config.dtype) @ weight.reshape(-1, config.vision_width)
-
-
-def _through_tower(
-    params: Params, config: ModelConfig, x: Array, angle: Array, attend: Callable[..., Array]
-) -> Float[Array, "b m d"]:
-    """All blocks and the merger; ``attend(query, key, value, full)`` knows which patches read each other."""
-    vision = params["vision"]
-    is_full = jnp.isin(jnp.arange(config.vision_layers), jnp.array(config.full_attention_layers, jnp.int32))
-
-    def block(x: Array, layer: tuple) -> tuple[Array, None]:
-        weights, full = layer
-        return _vision_block(x, weights, angle, partial(attend, full=full)), None
-
-    x, _ = jax.lax.scan(
-        rematerialise(config.remat, block), x, (vision["layers"], is_full), unroll=config.unroll
-    )
-    merger = vision["merger"]
-    x = rms_norm(x, merger["norm"], _VISION_EPS)
-    x = x.reshape(x.shape[0], -1, config.token_patches * x.shape[-1])
-    x = jax.nn.gelu(linear(x, merger["in"], merger["in_bias"]), approximate=False)
-    return linear(x, merger["out"], merger["out_bias"])
+        x = _embed_patches(params, config, images.patches, images.position, image)
+        return _through_tower(params, config, x, images.position, over_image, over_window)
 
 
 def encode_rows(
     params: Params, config: ModelConfig, patches: UInt8[Array, "b n c"], rows: PatchRows
-) -> Float[Array, "b m d"]:
+) -> Float[Array, "b m e"]:
     """`encode_images` of packed rows of patches."""
+
+    def over(name: str, *lists: Any) -> Callable[..., Array]:
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            with jax.named_scope(name):
+                return attend_packed(config.attention, query[..., None, :], key, value, *lists)[..., 0, :]
+
+        return attend
+
     with jax.named_scope("vision_tower"):
-        x = _embed_patches(params, config, patches)
-        angle = grid_angles(rows.position, config.vision_head_dim)
+        x = _embed_patches(params, config, patches, rows.position, jnp.asarray(rows.images.span))
+        over_image = over("image_pairs", rows.images, rows.image_pairs)
+        over_window = over("window_pairs", rows.windows, rows.window_pairs)
+        return _through_tower(params, config, x, rows.position, over_image, over_window)
 
-        def attend(query: Array, key: Array, value: Array, full: Array) -> Array:
-            def over(name: str, *lists: Any) -> Callable[[], Array]:
-                def attended() -> Array:
-                    with jax.named_scope(name):
-                        return attend_packed(config.attention, query[..., None, :], key, value, *lists)
 
-                return attended
+def _embed_patches(
+    params: Params,
+    config: ModelConfig,
+    patches: UInt8[Array, "b n c"],
+    position: Int[Array, "b n 2"],
+    image: Int[Array, "b n"],
+) -> Float[Array, "b n d"]:
+    vision = params["vision"]
+    # An image is a clip of two equal frames: the weights of both frames see the same pixels.
+    weight = vision["patch_embedding"].astype(config.dtype).sum(axis=0).reshape(-1, config.vision.width)
+    x = linear(
+        _normalise_pixels(config, patches).astype(config.dtype), weight, vision.get("patch_embedding_bias")
+    )
+    if config.vision.position_table:
+        x = x + _interpolate(vision["position_table"], position, image).astype(x.dtype)
+    return x
 
-            of_images = over("image_pairs", rows.images, rows.image_pairs)
-            of_windows = over("window_pairs", rows.windows, rows.window_pairs)
-            return jax.lax.cond(full, of_images, of_windows)[..., 0, :]
 
-        return _through_tower(params, config, x, angle, attend)
+def _interpolate(
+    table: Float[Array, "side side d"], position: Int[Array, "b n 2"], image: Int[Array, "b n"]
+) -> Float[Array, "b n d"]:
+    """Learned positions, stretched over each image: bilinear, its corners on the table's (Qwen3-VL).
+
+    ``image`` is the number of each patch's image in its row, negative where there is none.
+    """
+    side, n = table.shape[0], image.shape[1]
+    number = jnp.where(image < 0, n, image)
+
+    def last(position: Array, number: Array) -> Array:
+        return jax.ops.segment_max(position, number, num_segments=n + 1)[number]
+
+    at = position * (side - 1) / jnp.maximum(jax.vmap(last)(position, number), 1)
+    low = jnp.clip(jnp.floor(at).astype(jnp.int32), 0, side - 1)
+    high, part = jnp.minimum(low + 1, side - 1), (at - low)[..., None].astype(jnp.float32)
+    wide = table.astype(jnp.float32)
+
+    def along_row(row: Array) -> Array:
+        left, right = wide[row, low[..., 1]], wide[row, high[..., 1]]
+        return left + (right - left) * part[..., 1, :]
+
+    above, below = along_row(low[..., 0]), along_row(high[..., 0])
+    return above + (below - above) * part[..., 0, :]
+
+
+def _through_tower(
+    params: Params,
+    config: ModelConfig,
+    x: Float[Array, "b n d"],
+    position: Int[Array, "b n 2"],
+    over_image: Callable[..., Array],
+    over_window: Callable[..., Array],
+) -> Float[Array, "b m e"]:
+    """All blocks and the mergers; of queries, keys and values, the two functions know who reads whom."""
+    tower, vision = params["vision"], config.vision
+    angle = grid_angles(position, vision.head_dim)
+    number = jnp.arange(vision.layers)
+    full = jnp.isin(number, jnp.array(vision.full_layers, jnp.int32))
+
+    def block(x: Array, weights: Params, full: Array) -> Array:
+        def attend(*projected: Array) -> Array:
+            if not vision.window_size:
+                return over_image(*projected)
+            return jax.lax.cond(full, over_image, over_window, *projected)
+
+        return _vision_block(vision, x, weights, angle, attend)
+
+    recomputed = rematerialise(config.remat, block)
+
+    def through(carried: tuple[Array, list[Array]], layer: tuple) -> tuple[tuple[Array, list[Array]], None]:
+        (x, taken), (weights, full, number) = carried, layer
+        x = recomputed(x, weights, full)
+        return (
+            x,
+            [jnp.where(number == tap, x, old) for tap, old in zip(vision.taps, taken, strict=True)],
+        ), None
+
+    (x, taken), _ = jax.lax.scan(
+        through,
+        (x, [jnp.zeros_like(x)] * len(vision.taps)),
+        (tower["layers"], full, number),
+        unroll=config.unroll,
+    )
+    features = [_merge(vision, x, tower["merger"], first=True)]
+    for k, state in enumerate(taken):
+        weights = jax.tree.map(lambda stack, k=k: stack[k], tower["tap_mergers"])
+        features.append(_merge(vision, state, weights, first=False))
+    return jnp.concatenate(features, axis=-1)
+
+
+def _merge(
+    vision: VisionConfig, x: Float[Array, "b n d"], weights: dict, first: bool
+) -> Float[Array, "b m w"]:
+    """Image tokens of merged patches; ``first`` normed, then merged, or the other way round."""
+    merged = (x.shape[0], -1, vision.merge**2 * x.shape[-1])
+    x = (
+        _norm(vision, x, weights, "norm").reshape(merged)
+        if first
+        else (_norm(vision, x.reshape(merged), weights, "norm"))
+    )
+    x = jax.nn.gelu(linear(x, weights["in"], weights["in_bias"]), approximate=False)
+    return linear(x, weights["out"], weights["out_bias"])
 
 
 def _normalise_pixels(config: ModelConfig, patches: Array) -> Float[Array, "b n c"]:
     """Bytes to the normalised floats the checkpoint was trained on, (x / 255 - mean) / std per channel."""
     pixels = patches.shape[-1] // 3
-    mean = jnp.repeat(jnp.array(config.image_mean, jnp.float32), pixels)
-    std = jnp.repeat(jnp.array(config.image_std, jnp.float32), pixels)
+    mean = jnp.repeat(jnp.array(config.vision.image_mean, jnp.float32), pixels)
+    std = jnp.repeat(jnp.array(config.vision.image_std, jnp.float32), pixels)
     return (patches.astype(jnp.float32) * jnp.float32(1 / 255) - mean) / std
 
 
-def _vision_block(x: Array, weights: dict, angle: Array, attend: Callable[..., Array]) -> Array:
+def _vision_block(
+    vision: VisionConfig, x: Array, weights: dict, angle: Array, attend: Callable[..., Array]
+) -> Array:
     x = constrain(x, "batch", "tokens", None)
-    y = constrain(rms_norm(x, weights["attention_norm"], _VISION_EPS), "batch", None, None)
+    y = constrain(_norm(vision, x, weights, "attention_norm"), "batch", None, None)
     qkv = jnp.einsum("bnd,dxhk->xbnhk", y, weights["qkv"].astype(y.dtype))
     qkv = qkv + weights["qkv_bias"].astype(y.dtype)[:, None, None]
     qkv = constrain(qkv, None, "batch", None, "heads", None)
     y = attend(rotate(qkv[0], angle), rotate(qkv[1], angle), qkv[2])
     y = jnp.einsum("bnhk,hkd->bnd", y, weights["out"].astype(y.dtype)) + weights["out_bias"].astype(y.dtype)
     x = x + constrain(y, "batch", "tokens", None)
-    y = constrain(rms_norm(x, weights["mlp_norm"], _VISION_EPS), "batch", None, None)
-    return x + constrain(gated_mlp(y, weights["mlp"]), "batch", "tokens", None)
+    y = constrain(_norm(vision, x, weights, "mlp_norm"), "batch", None, None)
+    return x + constrain(_mlp(vision, y, weights["mlp"]), "batch", "tokens", None)
+
+
+def _norm(vision: VisionConfig, x: Array, weights: dict, name: str) -> Array:
+    if vision.norm == "rms":
+        return rms_norm(x, weights[name], _VISION_EPS)
+    return layer_norm(x, weights[name], weights[f"{name}_bias"], _VISION_EPS)
+
+
+def _mlp(vision: VisionConfig, x: Array, weights: dict) -> Array:
+    if vision.activation == "silu":
+        return gated_mlp(x, weights)
+    inner = linear(x, weights["up"], weights["up_bias"])
+    if vision.activation == "quick_gelu":  # x sigmoid(1.702 x)
+        inner = inner * jax.nn.sigmoid(1.702 * inner)
+    else:
+        inner = jax.nn.gelu(inner, approximate=True)
+    inner = constrain(inner, "batch", *[None] * (x.ndim - 2), "mlp")
+    return linear(inner, weights["down"], weights["down_bias"])

@@ -18,7 +18,7 @@ from mmrl.terminal import one_line
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# transformers 5 nests the towers; the hub's files do not. Ours are the hub's names.
+# Some files nest the two parts, others do not, of one family too; they are known by the shorter names.
 _RENAME = (("model.language_model.", "model."), ("model.visual.", "visual."))
 _READ = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Without their sign, the bits of values from here on are infinite or NaN, once rounded to bfloat16.
@@ -56,7 +56,7 @@ class TensorHeader(NamedTuple):
 
 
 def locate(directory: Path) -> dict[str, TensorHeader]:
-    """The file of each tensor, by its name on the hub; no tensor is read.
+    """The file of each tensor, by its `short_name`; no tensor is read.
 
     Raises ValueError naming the file: no weights that mmrl reads, a damaged file, a shard that is missing, an
     index that does not say what its shards hold, a tensor that is there twice.
@@ -172,19 +172,19 @@ def _check_index(listed: Mapping[str, str], stored: list[TensorHeader]) -> None:
 def _unique(stored: Iterator[TensorHeader] | list[TensorHeader], directory: Path) -> dict[str, TensorHeader]:
     found: dict[str, TensorHeader] = {}
     for one in stored:
-        hub = hub_name(one.key)
-        if hub in found:
-            first = found[hub]
+        name = short_name(one.key)
+        if name in found:
+            first = found[name]
             raise ValueError(
-                f"{directory}: the weight {hub} is there twice ({first.key} in {first.path.name}, "
+                f"{directory}: the weight {name} is there twice ({first.key} in {first.path.name}, "
                 f"{one.key} in {one.path.name})"
             )
-        found[hub] = one
+        found[name] = one
     return found
 
 
-def hub_name(name: str) -> str:
-    """The hub's name of a tensor."""
+def short_name(name: str) -> str:
+    """A tensor's name without what some files nest it in."""
     for prefix, ours in _RENAME:
         if name.startswith(prefix):
             return ours + name[len(prefix) :]

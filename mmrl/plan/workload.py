@@ -23,7 +23,8 @@ from mmrl.config import Config, algorithm
 from mmrl.kernels.packed import row_length
 from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding, shardings, to_host
 from mmrl.models.config import ModelConfig, Prefix
-from mmrl.models.family import family_of, param_specs
+from mmrl.models.family import param_specs
+from mmrl.models.full_prompts import full_prompts
 from mmrl.models.params import flatten, unflatten
 from mmrl.open import sampling_of
 from mmrl.packing import (
@@ -145,8 +146,8 @@ class Workload:
     @property
     def full_attention_fraction(self) -> float:
         """Share of the vision layers that attend over the whole image: the one choice in a program."""
-        layers = self.model.vision_layers
-        return len(set(self.model.full_attention_layers) & set(range(layers))) / layers
+        vision = self.model.vision
+        return len(vision.full_layers) / max(vision.layers, 1)
 
 
 def workload(config: Config, model: ModelConfig, mesh: Mesh, kind: str = "full") -> Workload:
@@ -292,7 +293,7 @@ def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = 
 def _prompts(work: Workload, b: int) -> Prompts:
     data, model = work.config.data, work.model
     widths = max(data.prompt_buckets), max(data.patch_buckets)
-    return family_of(model).full_prompts(model, b, *widths)
+    return full_prompts(model, b, *widths)
 
 
 def _batch(work: Workload, key: Key[Array, ""]) -> TrainBatch:

@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from mmrl.kernels.vocab import BANNED
 from mmrl.mesh import DECODING, constrain, constrain_weights
 from mmrl.models.config import Cache, ModelConfig, Prefix, empty_cache
-from mmrl.models.family import family_of, param_specs
+from mmrl.models.family import param_specs
 from mmrl.models.image_rows import features_of, image_features, take_row
+from mmrl.models.language_model import embed, embed_prompts, extend, prefill_rows, unembedding
 from mmrl.models.layers import last
 from mmrl.models.rows import TokenRows, scatter_rows
 from mmrl.packing import PackedBatch
@@ -173,7 +174,7 @@ def prefill(
 
         def add_row(m: Array, made: tuple) -> tuple:
             rows = take_row(packed.tokens, m)
-            states, stored = family_of(config).prefill_rows(params, config, rows, features_of(features, rows))
+            states, stored = prefill_rows(params, config, rows, features_of(features, rows))
             ends = jnp.take_along_axis(states, rows.predictor[..., None], axis=1)
             real = jnp.arange(rows.place.shape[1]) < rows.count[:, None]
             hidden = scatter_rows(made[0], jnp.where(real, rows.place, -1), ends, ("batch", None, None))
@@ -410,7 +411,7 @@ def decode(
       entropy: give that of each draw too.
     """
     prompt_slots, width = state.hidden.shape[:2]
-    table = family_of(config).unembedding(params)
+    table = unembedding(params)
     blank = jnp.zeros((prompt_slots, width, steps), jnp.float32)
     drawn = DecodedTokens(
         tokens=blank.astype(jnp.int32),
@@ -475,9 +476,9 @@ def _read(params: Params, config: ModelConfig, state: DecodeState, token: Int[Ar
     def read(carried: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         _, state = carried
         position = jnp.broadcast_to(state.position[..., None, None], (*token.shape, 1, 3))
-        x = family_of(config).embed(params, config, token)[:, :, None]
+        x = embed(params, config, token)[:, :, None]
         mask = state.running[..., None]
-        hidden, cache = family_of(config).extend(params, config, x, position, mask, state.prefix, state.cache)
+        hidden, cache = extend(params, config, x, position, mask, state.prefix, state.cache)
         after = replace(state, hidden=hidden[:, :, 0], cache=cache, position=state.position + state.running)
         return jnp.bool_(False), after
 
@@ -512,13 +513,13 @@ def prefill_observation(
     prompt_slot = jnp.arange(len(slot))
     reads = prompts.mask.any(axis=1)
     with jax.named_scope("append"):
-        x = family_of(config).embed_prompts(params, config, prompts)
+        x = embed_prompts(params, config, prompts)
         mine = Cache(
             key=tuple(layer[prompt_slot, slot][:, None] for layer in state.cache.key),
             value=tuple(layer[prompt_slot, slot][:, None] for layer in state.cache.value),
             length=length[:, None],
         )
-        hidden, cache = family_of(config).extend(
+        hidden, cache = extend(
             params,
             config,
             x[:, None],

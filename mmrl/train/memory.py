@@ -172,7 +172,12 @@ def _update(
 
 def _features(model: ModelConfig, tensor: int, patches: int) -> int:
     """Numbers in a device's part of the features of so many patches."""
-    return patches // model.token_patches * model.width // (1 if model.width % tensor else tensor)
+    return (
+        patches
+        // model.token_patches
+        * model.feature_width
+        // (1 if model.feature_width % tensor else tensor)
+    )
 
 
 def _wide(model: ModelConfig, cpu: bool) -> int:
@@ -219,9 +224,9 @@ class _Pass:
     def _images(self) -> tuple[int, int]:
         m = self.model
         pairs = self.pairs[1] if m.attention == "plain" else self.patches * m.window_slots
-        inside = 9 * m.vision_width + 6 * m.vision_mlp_width
-        others = self.patches * self.wide * (6 * m.vision_width + inside // self.tensor)
-        return 4 * -(-m.vision_heads // self.tensor) * pairs, others
+        inside = 9 * m.vision.width + 6 * m.vision.mlp_width
+        others = self.patches * self.wide * (6 * m.vision.width + inside // self.tensor)
+        return 4 * -(-m.vision.heads // self.tensor) * pairs, others
 
     def parts(self, scores: tuple[float, float], others: float) -> Parts:
         """Bytes of the layer that is computed, text and images taking turns."""
@@ -247,14 +252,14 @@ class _Pass:
         m = self.model
         if m.remat == "none":  # and a layer's own, before they are put with those of the others
             of_text, of_images = self._text()[1], self._images()[1]
-            return max((m.layers + 1) * of_text, (m.vision_layers + 1) * of_images)
-        text, vision = m.width // self.tensor, m.vision_width // self.tensor
+            return max((m.layers + 1) * of_text, (m.vision.layers + 1) * of_images)
+        text, vision = m.width // self.tensor, m.vision.width // self.tensor
         if m.remat == "dots":
             inside = (m.query_heads + 2 * m.kv_heads) * m.head_dim + 2 * m.mlp_width
             text = (3 * m.width + inside) // self.tensor
-            vision = (6 * m.vision_width + 2 * m.vision_mlp_width) // self.tensor
+            vision = (6 * m.vision.width + 2 * m.vision.mlp_width) // self.tensor
         return np.dtype(m.dtype).itemsize * max(
-            m.layers * self.tokens * text, m.vision_layers * self.patches * vision
+            m.layers * self.tokens * text, m.vision.layers * self.patches * vision
         )
 
 

@@ -41,7 +41,7 @@ from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, shard_map_kernel, sharded_over
 from mmrl.models.config import ModelConfig
 from mmrl.models.corruption import corrupt
-from mmrl.models.family import family_of, param_specs
+from mmrl.models.family import param_specs
 from mmrl.models.image_rows import (
     add_to_features,
     encode_row,
@@ -50,6 +50,7 @@ from mmrl.models.image_rows import (
     image_features,
     take_row,
 )
+from mmrl.models.language_model import row_states, unembedding
 from mmrl.models.rows import TokenRows
 from mmrl.packing import PackedBatch, pack_batch
 from mmrl.rollout.sampling import Policy
@@ -123,7 +124,7 @@ def token_scores(
         if each not in differentiated | {POLICY}:
             inputs = jax.lax.stop_gradient(inputs)
         with jax.named_scope(each.view):
-            states = family_of(policy.model).row_states(inputs[0], policy.model, rows, inputs[1])
+            states = row_states(inputs[0], policy.model, rows, inputs[1])
             hidden[each] = jnp.take_along_axis(states, rows.predictor[..., None], axis=1)
     found: dict[Score, Array] = {}
     for first, *rest in _pairs(wanted):
@@ -192,7 +193,7 @@ def vocabulary_statistics(
 
     A device has one shard of ``b``, of which the first ``count`` tokens are wanted.
     """
-    table = family_of(policy.model).unembedding(params).astype(hidden.dtype)
+    table = unembedding(params).astype(hidden.dtype)
     (cut,) = sharded_over(table, "vocab", None)[:1]
     token_axes = sharded_over(tokens, "batch", None)[0]
 

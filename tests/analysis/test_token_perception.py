@@ -10,7 +10,7 @@ from padded import predict
 from PIL import Image
 
 from mmrl.analysis import perceive, perception, pictures_seen, pieces_of, token_perception, where_it_looks
-from mmrl.models import qwen2_5_vl
+from mmrl.models import language_model
 from mmrl.models.prompts import chat_messages, collate, encode
 from mmrl.types import Responses
 
@@ -50,7 +50,7 @@ def log_probabilities(looking, problem, images, tokens) -> np.ndarray:
     responses = Responses(ids, ones > 0, ones, 0 * ones, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
     with jax.set_mesh(model.mesh):
         hidden = _predict(params, model.config, prompts, responses)[0, 0]
-    logits = np.asarray(hidden, float) @ np.asarray(qwen2_5_vl.unembedding(params), float).T
+    logits = np.asarray(hidden, float) @ np.asarray(language_model.unembedding(params), float).T
     logits = logits / config.rollout.temperature
     logits += np.asarray(model.policy(1.0).bias, float)
     shifted = logits - logits.max(axis=-1, keepdims=True)

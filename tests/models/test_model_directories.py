@@ -405,7 +405,7 @@ def test_templates_that_do_not_work(folder, tokenizer, kind, monkeypatch):
     monkeypatch.setattr(chat_template, "_MOST_STEPS", 20_000)  # each costs more where types are checked
     edit(folder, "chat_template.json", chat_template=TEMPLATES[kind])
     with pytest.raises(ValueError, match=r"chat_template\.json: the chat template does not work") as at:
-        attach_chat_template(tokenizer, folder)
+        attach_chat_template(tokenizer, folder, images=True)
     assert "\n" not in str(at.value)
 
 

@@ -12,7 +12,7 @@ from padded import predict
 from tiny import make_prompts, make_responses
 
 from mmrl.kernels.vocab import token_statistics
-from mmrl.models import qwen2_5_vl as model
+from mmrl.models import language_model as model
 from mmrl.models.config import empty_cache
 from mmrl.types import Images
 

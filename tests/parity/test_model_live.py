@@ -12,7 +12,7 @@ import pytest
 from tiny import make_prompts, read_policy
 
 from mmrl.models import checkpoint
-from mmrl.models import qwen2_5_vl as model
+from mmrl.models import language_model as model
 from mmrl.models.family import param_specs
 from mmrl.models.images import grid_of
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from mmrl.models.family import FAMILIES
 from mmrl.models.images import grid_of, patchify, pixel_values, token_count
 from mmrl.models.processor import load_processor
 from mmrl.models.prompts import collate, encode
@@ -18,7 +19,7 @@ FIXTURES = Path(os.environ.get("MMRL_FIXTURES_DIR") or Path(__file__).parent.par
 
 def _models():
     configs = sorted(FIXTURES.glob("*/config.json"))
-    return [c.parent for c in configs if json.loads(c.read_text()).get("model_type") == "qwen2_5_vl"]
+    return [c.parent for c in configs if json.loads(c.read_text()).get("model_type") in FAMILIES]
 
 
 def _cases():

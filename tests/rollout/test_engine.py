@@ -11,7 +11,7 @@ from tiny import make_prompts
 from mmrl import packing
 from mmrl.algorithms.passes import LOGPROB
 from mmrl.kernels.vocab import token_statistics
-from mmrl.models import qwen2_5_vl as model
+from mmrl.models import language_model as model
 from mmrl.rollout import engine
 from mmrl.rollout.generate import generate
 from mmrl.rollout.sampling import Sampling

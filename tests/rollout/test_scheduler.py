@@ -14,7 +14,7 @@ from padded import predict
 from scripted import OBSERVATION_PATCHES, assert_same, make_world, play, shape_of
 
 from mmrl.kernels.vocab import BANNED, token_statistics
-from mmrl.models import qwen2_5_vl as model
+from mmrl.models import language_model as model
 from mmrl.rollout import engine
 from mmrl.rollout.episodes import Request
 from mmrl.rollout.generate import to_responses

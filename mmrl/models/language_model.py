@@ -1,4 +1,4 @@
-"""Qwen2.5-VL (arXiv:2502.13923) as pure functions over a pytree of weights.
+"""The language model as pure functions over a pytree of weights, as `mmrl.models.config` describes it.
 
 The language model runs in two forms. `extend` extends a cache by some tokens: decoding, and tools' answers.
 `row_states` and `prefill_rows` run packed rows: scoring and the update, and prefill.
@@ -32,22 +32,34 @@ def embed(params: Params, config: ModelConfig, tokens: Int[Array, "*any"]) -> Fl
     return constrain(table[tokens], "batch", *[None] * tokens.ndim)
 
 
-def embed_prompts(params: Params, config: ModelConfig, prompts: Prompts) -> Float[Array, "b p d"]:
-    """Input embeddings of prompts: text embeddings, and image features at the positions of image tokens.
+def embed_prompts(params: Params, config: ModelConfig, prompts: Prompts) -> Float[Array, "b p e"]:
+    """Inputs of prompts: text embeddings, and image features at the positions of image tokens.
 
-    Without a single patch slot, the tower is left out.
+    Without a single patch slot the tower is left out, and ``e`` is the model's width.
     """
     if not prompts.images.patches.shape[1]:
         return embed(params, config, prompts.tokens)
     features = encode_images(params, config, prompts.images)
     at_image = jnp.take_along_axis(features, jnp.maximum(prompts.image_token, 0)[..., None], axis=1)
-    return jnp.where((prompts.image_token >= 0)[..., None], at_image, embed(params, config, prompts.tokens))
+    return _at_images(embed(params, config, prompts.tokens), at_image, prompts.image_token >= 0)
+
+
+def _at_images(text: Float[Array, "b n d"], features: Array, shown: Bool[Array, "b n"]) -> Array:
+    """Features where an image is ``shown``; elsewhere text, and zeros beyond the model's width."""
+    beyond = ((0, 0), (0, 0), (0, features.shape[-1] - text.shape[-1]))
+    return jnp.where(shown[..., None], features, jnp.pad(text, beyond))
+
+
+def _split_inputs(config: ModelConfig, x: Float[Array, "b n e"]) -> tuple[Array, list[Array]]:
+    """What the first layer reads, and what is added behind the first layers (deepstack)."""
+    first, *added = jnp.split(x, x.shape[-1] // config.width, axis=-1)
+    return first, added
 
 
 def extend(
     params: Params,
     config: ModelConfig,
-    x: Float[Array, "b g s d"],
+    x: Float[Array, "b g s e"],
     position: Int[Array, "b g s 3"],
     mask: Bool[Array, "b g s"],
     prefix: Prefix | None,
@@ -57,15 +69,15 @@ def extend(
 
     Each token reads the prefix of its group, if there is one, the tokens already in ``cache`` and the earlier
     ones of this call. Tokens with ``mask`` False, which come after the real ones, are read by nobody and take
-    no slot.
+    no slot. ``x`` is of `embed` or `embed_prompts`.
 
     Returns:
       The hidden states after the final norm, and the cache with the real tokens added.
     """
-    b, g, s, d = x.shape
-    angle = mrope_angles(position.reshape(b, g * s, 3), config.mrope_sections, config.rope_theta)
+    b, g, s, _ = x.shape
+    angle = mrope_angles(position.reshape(b, g * s, 3), config)
     slot, readable = _slots(cache.length, mask, cache)
-    hidden = x.reshape(b, g * s, d)
+    hidden, added = _split_inputs(config, x.reshape(b, g * s, -1))
     made: list[tuple[Array, Array]] = []
     # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
     for i, weights in enumerate(_each_layer(config, params["layers"])):
@@ -79,10 +91,11 @@ def extend(
             return y.reshape(b, -1, *y.shape[3:]), (key, value)
 
         hidden, own = _decoder_layer(config, weights, hidden, angle, ("batch", None, None), attend)
+        hidden = hidden + added[i] if i < len(added) else hidden
         made.append(own)
     keys, values = zip(*made, strict=True)
     hidden = rms_norm(hidden, params["final_norm"], config.norm_eps)
-    return hidden.reshape(x.shape), Cache(keys, values, cache.length + mask.sum(axis=-1))
+    return hidden.reshape(b, g, s, -1), Cache(keys, values, cache.length + mask.sum(axis=-1))
 
 
 def _decoder_layer(
@@ -128,12 +141,15 @@ def _project(config: ModelConfig, x: Array, weights: dict, angle: Array) -> tupl
     """Rotated queries ``b n h q k``, rotated keys and values ``b n h k`` of one layer."""
     y = constrain(rms_norm(x, weights["norm"], config.norm_eps), "batch", None, None)
     query = jnp.einsum("bnd,dhqk->bnhqk", y, weights["query"].astype(y.dtype))
-    query = query + weights["query_bias"].astype(y.dtype)
-    key, value = (
-        jnp.einsum("bnd,dhk->bnhk", y, weights[name].astype(y.dtype))
-        + weights[f"{name}_bias"].astype(y.dtype)
-        for name in ("key", "value")
-    )
+    key, value = (jnp.einsum("bnd,dhk->bnhk", y, weights[name].astype(y.dtype)) for name in ("key", "value"))
+    if config.qkv_bias:
+        biases = (weights[f"{name}_bias"].astype(y.dtype) for name in ("query", "key", "value"))
+        query, key, value = (part + bias for part, bias in zip((query, key, value), biases, strict=True))
+    if config.qk_norm:
+        query, key = (
+            rms_norm(part, weights[f"{name}_norm"], config.norm_eps)
+            for part, name in ((query, "query"), (key, "key"))
+        )
     flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
     query = constrain(rotate(flat, angle).reshape(query.shape), "batch", None, "heads", None, None)
     key, value = (constrain(part, "batch", None, "heads", None) for part in (rotate(key, angle), value))
@@ -150,36 +166,43 @@ def _write(
 
 
 def row_states(
-    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n d"]
+    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n e"]
 ) -> Float[Array, "b n d"]:
     """Hidden states, after the final norm, of packed rows; ``features`` of images at their tokens' slots."""
-    x, layer = _row_layers(params, config, rows, features)
+    x, added, layer = _row_layers(params, config, rows, features)
+    recomputed = rematerialise(config.remat, lambda x, weights: layer(x, weights)[0])
 
-    def state(x: Array, weights: Params) -> tuple[Array, None]:
-        return layer(x, weights)[0], None
+    def through(x: Array, numbered: tuple[Array, Params]) -> tuple[Array, None]:
+        number, weights = numbered
+        x = recomputed(x, weights)
+        for k, more in enumerate(added):
+            x = x + jnp.where(number == k, more, 0)
+        return x, None
 
-    x, _ = jax.lax.scan(rematerialise(config.remat, state), x, params["layers"], unroll=config.unroll)
+    numbers = jnp.arange(config.layers)
+    x, _ = jax.lax.scan(through, x, (numbers, params["layers"]), unroll=config.unroll)
     return rms_norm(x, params["final_norm"], config.norm_eps)
 
 
 def prefill_rows(
-    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n d"]
+    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n e"]
 ) -> tuple[Float[Array, "b n d"], list[tuple[Float[Array, "b n h k"], Float[Array, "b n h k"]]]]:
     """`row_states` with the weights of sampling, and the keys and values of each layer."""
-    x, layer = _row_layers(params, config, rows, features)
+    x, added, layer = _row_layers(params, config, rows, features)
     made = []
-    for weights in _each_layer(config, params["layers"]):
+    for i, weights in enumerate(_each_layer(config, params["layers"])):
         x, stored = layer(x, weights)
+        x = x + added[i] if i < len(added) else x
         made.append(stored)
     return rms_norm(x, params["final_norm"], config.norm_eps), made
 
 
 def _row_layers(
-    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n d"]
-) -> tuple[Float[Array, "b n d"], Callable[[Array, Params], tuple[Array, tuple[Array, Array]]]]:
-    """The input of the first layer, and a function of that and a layer's weights, for packed rows."""
-    x = jnp.where((rows.feature >= 0)[..., None], features, embed(params, config, rows.tokens))
-    angle = mrope_angles(rows.position, config.mrope_sections, config.rope_theta)
+    params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n e"]
+) -> tuple[Array, list[Array], Callable[[Array, Params], tuple[Array, tuple[Array, Array]]]]:
+    """Of packed rows, what `_split_inputs` gives, and a function of a layer's input and its weights."""
+    x = _at_images(embed(params, config, rows.tokens), features, rows.feature >= 0)
+    angle = mrope_angles(rows.position, config)
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, tuple[Array, Array]]:
         with jax.named_scope("text_pairs"):
@@ -189,7 +212,7 @@ def _row_layers(
     def layer(x: Array, weights: Params) -> tuple[Array, tuple[Array, Array]]:
         return _decoder_layer(config, weights, x, angle, ("batch", "tokens", None), attend)
 
-    return x, layer
+    return *_split_inputs(config, x), layer
 
 
 def response_position(prompts: Prompts, index: Int[Array, "b g s"]) -> Int[Array, "b g s 3"]:

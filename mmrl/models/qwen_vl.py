@@ -1,0 +1,171 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL, translated from their ``config.json``."""
+
+from typing import Any
+
+from mmrl.models.config import ModelConfig, VisionConfig
+from mmrl.models.hf_config import (
+    LARGEST_WINDOW,
+    MOST_HEADS,
+    MOST_LAYERS,
+    WIDEST,
+    check_sizes,
+    flag,
+    layer_list,
+    rope_section,
+    text_fields,
+    text_section,
+)
+from mmrl.models.model_files import positive, require_integer, section, short_repr, triple
+
+# Of the published models, where a directory does not say.
+_CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+_HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+
+
+def qwen2_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfig:
+    """Qwen2-VL (arXiv:2409.12191): every layer of its tower attends over the whole image."""
+    given = section(raw.get("vision_config"), "vision_config", name)
+    width = require_integer({"embed_dim": 1280, **given}, "embed_dim", name, WIDEST)
+    ratio = positive({"mlp_ratio": 4, **given}, "mlp_ratio", name)
+    vision: dict[str, Any] = {
+        "width": width,
+        "mlp_width": int(width * ratio),
+        "activation": _activation(given, "quick_gelu", name),
+        **_tower({"depth": 32, "num_heads": 16, "patch_size": 14, **given}, name),
+        **_pixels({**_CLIP, **preprocessor}, source),
+    }
+    out = given.get("hidden_size")
+    return _model("qwen2_vl", raw, name, VisionConfig(**vision), out, theta=1e6, qkv_bias=True)
+
+
+def qwen2_5_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfig:
+    """Qwen2.5-VL (arXiv:2502.13923): most layers of its tower attend in windows."""
+    given = section(raw.get("vision_config"), "vision_config", name)
+    vision: dict[str, Any] = {
+        "width": require_integer(given, "hidden_size", name, WIDEST),
+        "mlp_width": require_integer(given, "intermediate_size", name, WIDEST),
+        "window_size": require_integer({"window_size": 112, **given}, "window_size", name, LARGEST_WINDOW),
+        "full_attention_layers": layer_list(given, "fullatt_block_indexes", name, [7, 15, 23, 31]),
+        "norm": "rms",
+        "activation": _activation(given, "silu", name),
+        **_tower({"patch_size": 14, **given}, name),
+        **_pixels({**_CLIP, **preprocessor}, source),
+    }
+    out = given.get("out_hidden_size")
+    return _model("qwen2_5_vl", raw, name, VisionConfig(**vision), out, theta=1e6, qkv_bias=True)
+
+
+def qwen3_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfig:
+    """Qwen3-VL (arXiv:2511.21631): learned positions, and states of three layers of the tower (deepstack)."""
+    given = section(raw.get("vision_config"), "vision_config", name)
+    cells = require_integer(
+        {"num_position_embeddings": 2304, **given}, "num_position_embeddings", name, WIDEST
+    )
+    side = round(cells**0.5)
+    if side * side != cells:
+        raise ValueError(f"{name}: num_position_embeddings is {cells}, which is no square")
+    vision: dict[str, Any] = {
+        "width": require_integer(given, "hidden_size", name, WIDEST),
+        "mlp_width": require_integer(given, "intermediate_size", name, WIDEST),
+        "activation": _activation(given, "gelu_pytorch_tanh", name),
+        "patch_bias": True,
+        "position_table": side,
+        "taps": layer_list(given, "deepstack_visual_indexes", name, [8, 16, 24]),
+        **_tower({"patch_size": 16, **given}, name),
+        **_pixels({**_HALF, **preprocessor}, source),
+    }
+    out = given.get("out_hidden_size")
+    if not all(
+        a < b for a, b in zip((-1, *vision["taps"]), (*vision["taps"], vision["layers"]), strict=True)
+    ):
+        raise ValueError(
+            f"{name}: deepstack_visual_indexes {vision['taps']} are no rising layers of the tower"
+        )
+    return _model("qwen3_vl", raw, name, VisionConfig(**vision), out, theta=5e6, qk_norm=True)
+
+
+def _model(
+    family: str, raw: dict, name: str, vision: VisionConfig, out: Any, *, theta: float, **kinds: Any
+) -> ModelConfig:
+    """The config with the language model's sizes.
+
+    Args:
+      out: the width that the tower's features have, by the file; None if it does not say.
+      theta: base of the rotary embedding, where the file does not say.
+      kinds: further fields of `ModelConfig`.
+
+    Raises:
+      ValueError: a feature that mmrl does not compute, or a key that is missing or not what it should be.
+    """
+    text = text_section(raw, name)
+    rope = rope_section(text, name, theta)
+    rope_type = rope.get("rope_type", rope.get("type", "mrope"))
+    if rope_type not in ("mrope", "default"):
+        raise ValueError(f"{name}: rope type {short_repr(rope_type)} is not supported, only 'mrope' unscaled")
+    interleaved = family == "qwen3_vl"
+    if flag({"mrope_interleaved": interleaved, **rope}, "mrope_interleaved", name) != interleaved:
+        raise ValueError(f"{name}: mrope_interleaved is not {str(interleaved).lower()}, as it is in {family}")
+    fields = text_fields(raw, text, rope, name, _DEFAULTS[family])
+    if out is not None and out != fields["width"]:
+        raise ValueError(f"{name}: vision out_hidden_size differs from the text width {fields['width']}")
+    config = ModelConfig(
+        family=family,
+        mrope_sections=_sections({**_SECTIONS[family], **rope}, name),
+        mrope_interleaved=interleaved,
+        vision=vision,
+        **fields,
+        **kinds,
+    )
+    return check_sizes(config, name)
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, for keys that a file leaves out
+    "qwen2_vl": {"rms_norm_eps": 1e-5},
+    "qwen2_5_vl": {"rms_norm_eps": 1e-5},
+    "qwen3_vl": {"rms_norm_eps": 1e-6, "head_dim": 128},
+}
+_SECTIONS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {},
+    "qwen2_5_vl": {},
+    "qwen3_vl": {"mrope_section": [24, 20, 20]},
+}
+
+
+def _tower(given: dict, name: str) -> dict[str, Any]:
+    """Fields of `VisionConfig` that have the same keys in all files."""
+    if given.get("spatial_merge_size", 2) != 2 or given.get("temporal_patch_size", 2) != 2:
+        raise ValueError(f"{name}: spatial_merge_size and temporal_patch_size must be 2")
+    if given.get("in_channels", given.get("in_chans", 3)) != 3:
+        raise ValueError(f"{name}: in_channels must be 3")
+    return {
+        "layers": require_integer(given, "depth", name, MOST_LAYERS),
+        "heads": require_integer(given, "num_heads", name, MOST_HEADS),
+        "patch_size": require_integer(given, "patch_size", name, LARGEST_WINDOW),
+    }
+
+
+def _pixels(preprocessor: dict, source: str) -> dict[str, Any]:
+    return {
+        "image_mean": triple(preprocessor, "image_mean", source, positive=False),
+        "image_std": triple(preprocessor, "image_std", source, positive=True),
+    }
+
+
+def _activation(given: dict, known: str, name: str) -> str:
+    """The name of the tower's activation, which must be the ``known`` one of its family."""
+    if given.get("hidden_act", known) != known:
+        raise ValueError(
+            f"{name}: the vision tower's hidden_act is {short_repr(given['hidden_act'])}, not {known!r}"
+        )
+    return known
+
+
+def _sections(rope: dict, name: str) -> tuple[int, int, int]:
+    value = rope.get("mrope_section")
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(f"{name}: mrope_section is {short_repr(value)}, not three whole numbers")
+    parts = dict(zip(("t", "h", "w"), value, strict=True))
+    sizes = [
+        require_integer({"mrope_section": parts[axis]}, "mrope_section", name, WIDEST, 0) for axis in parts
+    ]
+    return sizes[0], sizes[1], sizes[2]

@@ -1,0 +1,163 @@
+"""Weights of a model as its sizes say: shape, sharding axes, initialisation, place in the checkpoint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from mmrl.models.config import ModelConfig
+from mmrl.models.params import Param
+
+
+def _frozen(**names: str) -> Callable[[], Mapping[str, str]]:
+    return lambda: MappingProxyType(names)
+
+
+@dataclass(frozen=True)
+class CheckpointNames:
+    """Beginnings and middles of the names of tensors in a family's files; those of layers hold ``{}``."""
+
+    text: str = "model"
+    vision: str = "visual"
+    head: str = "lm_head.weight"
+    vision_mlp: Mapping[str, str] = field(
+        default_factory=_frozen(gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
+    )
+    merger: Mapping[str, str] = field(default_factory=_frozen(norm="ln_q", **{"in": "mlp.0", "out": "mlp.2"}))
+    tap_merger: str = "deepstack_merger_list.{}"
+
+
+def describe(config: ModelConfig, names: CheckpointNames) -> dict:
+    """The weights of the model: a nested dict of `Param`."""
+    table = (config.vocabulary, config.width), ("vocab", "embed")
+    tree: dict = {
+        "embedding": Param(*table, f"{names.text}.embed_tokens.weight", "v d -> v d", "embedding"),
+        "layers": _text_layers(config, f"{names.text}.layers.{{}}"),
+        "final_norm": Param((config.width,), (None,), f"{names.text}.norm.weight", "d -> d", "ones"),
+    }
+    if config.vision.layers:
+        tree["vision"] = _vision(config, names)
+    if not config.tied:
+        tree["lm_head"] = Param(*table, names.head, "v d -> v d", "embedding")
+    return tree
+
+
+def _text_layers(config: ModelConfig, prefix: str) -> dict:
+    layers, d, f = config.layers, config.width, config.mlp_width
+    h, k = config.kv_heads, config.head_dim
+    q = config.query_heads // h
+
+    def weight(shape: tuple, axes: tuple, name: str, layout: str, init: str = "fan_in") -> Param:
+        return Param((layers, *shape), ("layers", *axes), f"{prefix}.{name}", layout, init)
+
+    def norm(name: str, width: int = d) -> Param:
+        return weight((width,), (None,), f"{name}.weight", "d -> d", "ones")
+
+    attention = {
+        "norm": norm("input_layernorm"),
+        "query": weight(
+            (d, h, q, k), ("embed", "heads", None, None), "self_attn.q_proj.weight", "(h q k) d -> d h q k"
+        ),
+        "out": weight(
+            (h, q, k, d), ("heads", None, None, "embed"), "self_attn.o_proj.weight", "d (h q k) -> h q k d"
+        ),
+    }
+    for ours, theirs in (("key", "k_proj"), ("value", "v_proj")):
+        attention[ours] = weight(
+            (d, h, k), ("embed", "heads", None), f"self_attn.{theirs}.weight", "(h k) d -> d h k"
+        )
+        if config.qkv_bias:
+            attention[f"{ours}_bias"] = weight(
+                (h, k), ("heads", None), f"self_attn.{theirs}.bias", "(h k) -> h k", "zeros"
+            )
+    if config.qkv_bias:
+        attention["query_bias"] = weight(
+            (h, q, k), ("heads", None, None), "self_attn.q_proj.bias", "(h q k) -> h q k", "zeros"
+        )
+    if config.qk_norm:
+        attention |= {"query_norm": norm("self_attn.q_norm", k), "key_norm": norm("self_attn.k_norm", k)}
+    mlp = {
+        "gate": weight((d, f), ("embed", "mlp"), "mlp.gate_proj.weight", "f d -> d f"),
+        "up": weight((d, f), ("embed", "mlp"), "mlp.up_proj.weight", "f d -> d f"),
+        "down": weight((f, d), ("mlp", "embed"), "mlp.down_proj.weight", "d f -> f d"),
+    }
+    return {"attention": attention, "mlp_norm": norm("post_attention_layernorm"), "mlp": mlp}
+
+
+def _vision(config: ModelConfig, names: CheckpointNames) -> dict:
+    vision = config.vision
+    layers, d, f = vision.layers, vision.width, vision.mlp_width
+    h, k, size = vision.heads, vision.head_dim, vision.patch_size
+
+    def weight(shape: tuple, axes: tuple, name: str, layout: str, init: str = "fan_in") -> Param:
+        return Param((layers, *shape), ("layers", *axes), f"{names.vision}.blocks.{{}}.{name}", layout, init)
+
+    def norm(name: str, theirs: str) -> dict[str, Param]:
+        made = {name: weight((d,), (None,), f"{theirs}.weight", "d -> d", "ones")}
+        if vision.norm == "layer":
+            made[f"{name}_bias"] = weight((d,), (None,), f"{theirs}.bias", "d -> d", "zeros")
+        return made
+
+    mlp = {}
+    for ours in ("gate", "up", "down") if vision.activation == "silu" else ("up", "down"):
+        axes, (i, o) = (("mlp", "embed"), (f, d)) if ours == "down" else (("embed", "mlp"), (d, f))
+        theirs = names.vision_mlp[ours]
+        mlp[ours] = weight((i, o), axes, f"{theirs}.weight", "o i -> i o")
+        mlp[f"{ours}_bias"] = weight((o,), (axes[1],), f"{theirs}.bias", "o -> o", "zeros")
+    blocks = {
+        **norm("attention_norm", "norm1"),
+        "qkv": weight(
+            (d, 3, h, k), ("embed", None, "heads", None), "attn.qkv.weight", "(x h k) d -> d x h k"
+        ),
+        "qkv_bias": weight((3, h, k), (None, "heads", None), "attn.qkv.bias", "(x h k) -> x h k", "zeros"),
+        "out": weight((h, k, d), ("heads", None, "embed"), "attn.proj.weight", "d (h k) -> h k d"),
+        "out_bias": weight((d,), (None,), "attn.proj.bias", "d -> d", "zeros"),
+        **norm("mlp_norm", "norm2"),
+        "mlp": mlp,
+    }
+    patch = f"{names.vision}.patch_embed.proj"
+    tree = {
+        "patch_embedding": Param(
+            (2, 3, size, size, d),
+            (None, None, None, None, "embed"),
+            f"{patch}.weight",
+            "d channel t row column -> t channel row column d",
+        ),
+        "layers": blocks,
+        "merger": _merger(config, f"{names.vision}.merger", names.merger, normed=d),
+    }
+    if vision.patch_bias:
+        tree["patch_embedding_bias"] = Param((d,), (None,), f"{patch}.bias", "d -> d", "zeros")
+    if vision.position_table:
+        side = vision.position_table
+        tree["position_table"] = Param(
+            (side, side, d),
+            (None, None, "embed"),
+            f"{names.vision}.pos_embed.weight",
+            "(row column) d -> row column d",
+            "embedding",
+        )
+    if vision.taps:
+        prefix, wide = f"{names.vision}.{names.tap_merger}", vision.merge**2 * d
+        tree["tap_mergers"] = _merger(config, prefix, names.merger, normed=wide, stack=(len(vision.taps),))
+    return tree
+
+
+def _merger(
+    config: ModelConfig, prefix: str, names: Mapping[str, str], normed: int, stack: tuple[int, ...] = ()
+) -> dict[str, Param]:
+    """A merger, or a ``stack`` of them; ``normed`` is the width of its norm."""
+    merged, layers = config.vision.merge**2 * config.vision.width, ("layers",) * len(stack)
+
+    def weight(shape: tuple, axes: tuple, name: str, layout: str, init: str = "fan_in") -> Param:
+        return Param((*stack, *shape), (*layers, *axes), f"{prefix}.{name}", layout, init)
+
+    tree = {
+        "norm": weight((normed,), (None,), f"{names['norm']}.weight", "d -> d", "ones"),
+        "in": weight((merged, merged), ("embed", "mlp"), f"{names['in']}.weight", "o i -> i o"),
+        "in_bias": weight((merged,), ("mlp",), f"{names['in']}.bias", "o -> o", "zeros"),
+        "out": weight((merged, config.width), ("mlp", "embed"), f"{names['out']}.weight", "o i -> i o"),
+        "out_bias": weight((config.width,), (None,), f"{names['out']}.bias", "o -> o", "zeros"),
+    }
+    if config.vision.norm == "layer":
+        tree["norm_bias"] = weight((normed,), (None,), f"{names['norm']}.bias", "d -> d", "zeros")
+    return tree
