@@ -65,7 +65,7 @@ def encode_rows(
         return attend
 
     with jax.named_scope("vision_tower"):
-        x = _embed_patches(params, config, patches, rows.position, jnp.asarray(rows.images.span))
+        x = _embed_patches(params, config, patches, rows.position, jnp.asarray(rows.images.context))
         over_image = over("image_pairs", rows.images, rows.image_pairs)
         over_window = over("window_pairs", rows.windows, rows.window_pairs)
         return _through_tower(params, config, x, rows.position, over_image, over_window)
