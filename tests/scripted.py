@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import Policy, noise_image
+from tiny import Policy, noise_image, one_layer
 
 from mmrl.kernels.vocab import BANNED
 from mmrl.models.family import param_specs
@@ -45,7 +45,7 @@ class World:
 
 def make_world(policy: Policy) -> World:
     """Two layers and one of the vision tower; some twenty ids, so that chance meets what stops."""
-    config = replace(policy.config, layers=2, vision_layers=1, full_attention_layers=(0,))
+    config = replace(policy.config, layers=2, vision=one_layer(policy.config.vision))
     shapes = jax.tree.map(
         lambda param: param.shape, param_specs(config), is_leaf=lambda leaf: isinstance(leaf, Param)
     )

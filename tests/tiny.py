@@ -1,6 +1,6 @@
 """A tiny policy to test with: the fixture model, and prompts for it with drawn images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mmrl.models.checkpoint import load
-from mmrl.models.config import ModelConfig
+from mmrl.models.config import ModelConfig, VisionConfig
 from mmrl.models.family import param_specs, read_config
 from mmrl.models.processor import Processor, load_processor
 from mmrl.models.prompts import chat_messages, collate, encode
@@ -30,6 +30,11 @@ def read_policy(directory: Path) -> Policy:
     """Read config, weights (float32) and processor of a model directory."""
     config = read_config(directory)
     return Policy(directory, config, load(directory, param_specs(config)), load_processor(directory))
+
+
+def one_layer(vision: VisionConfig) -> VisionConfig:
+    """A tower of one layer, which attends over the whole image."""
+    return replace(vision, layers=1, full_attention_layers=(0,))
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:

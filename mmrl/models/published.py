@@ -1,4 +1,4 @@
-"""Sizes of the published Qwen2.5-VL models, for planning without a checkpoint."""
+"""Sizes of published models, for planning without a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,6 +35,33 @@ _7B = ModelConfig(
 )
 _WIDER_VISION = replace(_7B.vision, mlp_width=3456)
 
+_QWEN3_VL = ModelConfig(
+    family="qwen3_vl",
+    vocabulary=151_936,
+    width=4096,
+    layers=36,
+    query_heads=32,
+    kv_heads=8,
+    head_dim=128,
+    mlp_width=12_288,
+    rope_theta=5e6,
+    mrope_sections=(24, 20, 20),
+    mrope_interleaved=True,
+    norm_eps=1e-6,
+    tied=False,
+    qk_norm=True,
+    vision=VisionConfig(
+        layers=27,
+        width=1152,
+        heads=16,
+        mlp_width=4304,
+        patch_size=16,
+        patch_bias=True,
+        position_table=48,
+        taps=(8, 16, 24),
+    ),
+)
+
 PUBLISHED: Mapping[str, ModelConfig] = {
     "3b": replace(
         _7B,
@@ -65,8 +92,18 @@ PUBLISHED: Mapping[str, ModelConfig] = {
         mlp_width=29_568,
         vision=_WIDER_VISION,
     ),
+    "qwen3-vl-4b": replace(
+        _QWEN3_VL,
+        width=2560,
+        mlp_width=9728,
+        tied=True,
+        vision=replace(_QWEN3_VL.vision, layers=24, width=1024, mlp_width=4096, taps=(5, 11, 17)),
+    ),
+    "qwen3-vl-8b": _QWEN3_VL,
+    "qwen3-vl-32b": replace(_QWEN3_VL, width=5120, layers=64, query_heads=64, mlp_width=25_600),
 }
-"""By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct."""
+"""By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct and
+Qwen/Qwen3-VL-{4B,8B,32B}-Instruct."""
 
 
 def published(name: str) -> ModelConfig:

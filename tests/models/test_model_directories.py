@@ -237,7 +237,7 @@ def test_keys_that_are_absent(folder):
     (folder / "config.json").write_text(json.dumps(raw))
     config = read_config(folder)
     assert (config.norm_eps, config.rope_theta, config.tied) == (1e-5, 1e6, False)
-    assert (config.full_attention_layers, config.kv_heads) == ((7, 15, 23, 31), 4)
+    assert (config.vision.full_attention_layers, config.kv_heads) == ((7, 15, 23, 31), 4)
 
 
 def test_pixels_as_processor_config_says(folder):
@@ -245,7 +245,7 @@ def test_pixels_as_processor_config_says(folder):
     raw = json.loads((folder / "preprocessor_config.json").read_text())
     new = raw | {"image_mean": [0.5, 0.5, 0.25], "max_pixels": 12544}
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": new}))
-    assert read_config(folder).image_mean == load_processor(folder).image.mean == (0.5, 0.5, 0.25)
+    assert read_config(folder).vision.image_mean == load_processor(folder).image.mean == (0.5, 0.5, 0.25)
     assert load_processor(folder).image.max_pixels == 12544
 
 

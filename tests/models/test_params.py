@@ -89,7 +89,7 @@ def raw(policy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "mamba"}, "model_type is 'mamba'"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"vocab_size": None}, "vocab_size"),
@@ -116,6 +116,6 @@ def test_config_that_is_no_object(tmp_path, text):
 
 
 def test_windows_hold_whole_merge_blocks(policy):
-    assert replace(policy.config, window_size=56).window_slots == 16
-    assert replace(policy.config, window_size=70).window_slots == 16
-    assert replace(policy.config, window_size=112).window_slots == 64
+    for size, slots in ((56, 16), (70, 16), (112, 64), (0, 4)):
+        vision = replace(policy.config.vision, window_size=size)
+        assert replace(policy.config, vision=vision).window_slots == slots

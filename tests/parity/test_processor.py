@@ -73,7 +73,7 @@ def test_tokens_and_positions_equal(model_dir, name, case):
         ours = encode(processor, turns, images)
         np.testing.assert_array_equal(ours.tokens, reference["input_ids"][b][real])
         if not processor.sees:
-            np.testing.assert_array_equal(ours.position, reference["position_ids"][b, real, None].repeat(3, 1))
+            np.testing.assert_array_equal(ours.position.T, [reference["position_ids"][b, real]] * 3)
             assert ours.next_position == real.sum()
             assert (ours.image_token < 0).all()
             continue

@@ -179,7 +179,7 @@ def test_operations_are_those_of_the_program(work, measured):
 
 @pytest.mark.parametrize("full", [(), (0,), (0, 1)])
 def test_windowed_layers_of_the_vision_tower_count_as_such(work, full):
-    sizes = replace(work.model, vision_layers=2, full_attention_layers=full)
+    sizes = replace(work.model, vision=replace(work.model.vision, layers=2, full_attention_layers=full))
     data = replace(work.config.data, prompt_buckets=(128,), patch_buckets=(256,))
     two = replace(work, model=sizes, config=replace(work.config, data=data))
     function, given, static = program(two, "prefill")

@@ -26,10 +26,10 @@ ROW, BLOCK = 1024, 128  # a group in a row of tokens, an image in a row of patch
 def sizes(fixtures_dir) -> ModelConfig:
     """Products outweigh all else; one vision layer attends within windows, one to whole images."""
     tiny = read_config(fixtures_dir / "qwen2_5_vl")
+    vision = replace(tiny.vision, width=128, layers=2, full_attention_layers=(1,), heads=1, mlp_width=512)
     return replace(
         tiny, width=256, layers=2, query_heads=2, kv_heads=1, head_dim=128, mlp_width=1024, vocabulary=2048,
-        mrope_sections=(16, 24, 24), vision_width=128, vision_layers=2, full_attention_layers=(1,),
-        vision_heads=1, vision_mlp_width=512, remat="none",
+        mrope_sections=(16, 24, 24), vision=vision, remat="none",
     )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ class Products:
 
 
 def by_hand(work: Workload) -> Products:
-    model, rows, vision = work.model, work.rows, work.model.vision_width
+    model, rows, vision = work.model, work.rows, work.model.vision.width
     slots, patch_slots = rows.token_rows * ROW, rows.patch_rows * ROW
     heads = model.head_dim * 2 * (model.query_heads + model.kv_heads)
     merged = model.token_patches * vision
@@ -76,9 +76,9 @@ def by_hand(work: Workload) -> Products:
         * rows.text_pairs
         * BLOCK**2
         * (model.layers * model.query_heads * model.head_dim),
-        images=patch_slots * model.vision_layers * vision * (4 * vision + 3 * model.vision_mlp_width)
+        images=patch_slots * model.vision.layers * vision * (4 * vision + 3 * model.vision.mlp_width)
         + patch_slots / model.token_patches * merged * (merged + model.width),
-        patches=patch_slots * vision * 3 * model.patch_size**2,
+        patches=patch_slots * vision * 3 * model.vision.patch_size**2,
         image_attention=rows.patch_rows * (rows.image_pairs + rows.window_pairs) * BLOCK**2 * vision,
     )
 

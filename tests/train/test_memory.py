@@ -36,11 +36,9 @@ MID = replace(
     head_dim=64,
     mlp_width=3072,
     mrope_sections=(8, 12, 12),
-    vision_layers=8,
-    vision_width=384,
-    vision_heads=6,
-    vision_mlp_width=1024,
-    full_attention_layers=(3, 7),
+    vision=replace(
+        published("3b").vision, layers=8, width=384, heads=6, mlp_width=1024, full_attention_layers=(3, 7)
+    ),
 )
 TINY = replace(
     MID,
@@ -51,12 +49,9 @@ TINY = replace(
     head_dim=32,
     mlp_width=384,
     mrope_sections=(4, 6, 6),
-    vision_layers=3,
-    vision_width=64,
-    vision_heads=4,
-    vision_mlp_width=176,
-    window_size=56,
-    full_attention_layers=(2,),
+    vision=replace(
+        MID.vision, layers=3, width=64, heads=4, mlp_width=176, window_size=56, full_attention_layers=(2,)
+    ),
 )
 # 60 photographs of 1024 x 768 with a short question each: tokens and patch slots.
 PHOTOS = np.array([[1040, 4480]] * 59 + [[1056, 4480]])

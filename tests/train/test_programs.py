@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import padded
 import pytest
-from tiny import make_prompts, make_responses, noise_image
+from tiny import make_prompts, make_responses, noise_image, one_layer
 
 from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import loss as algorithm_loss
@@ -37,7 +37,7 @@ OPTIMIZER = optax.sgd(1e4)  # so that the change is not lost in the rounding of 
 @pytest.fixture(scope="module")
 def small(policy):
     """One layer of each tower, random weights, and a batch of prompts with sampled-like responses."""
-    config = replace(policy.config, layers=1, vision_layers=1, full_attention_layers=(0,))
+    config = replace(policy.config, layers=1, vision=one_layer(policy.config.vision))
     params = initialise(param_specs(config), 0)
     rows = [("a", [(56, 56)]), ("bb", [(84, 56)]), ("c", []), ("dd", [(56, 84)])]
     prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)

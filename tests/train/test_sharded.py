@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from devices import run_on
-from tiny import make_prompts, make_responses
+from tiny import make_prompts, make_responses, one_layer
 
 from mmrl.algorithms.passes import ENTROPY, LOGPROB, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
@@ -60,7 +60,7 @@ def small(policy):
     """One layer of each tower, random weights, a batch of prompts and responses, on the host."""
     if jax.device_count() < DEVICES:
         pytest.skip(f"needs {DEVICES} devices: runs in the child of test_on_eight_devices")
-    config = replace(policy.config, layers=1, vision_layers=1, full_attention_layers=(0,))
+    config = replace(policy.config, layers=1, vision=one_layer(policy.config.vision))
     sizes = [(56, 56), (84, 56), (), (56, 84), (56, 56), (84, 84), (56, 84), (84, 56)]
     rows = [("a" * (k % 3 + 1), [size] if size else []) for k, size in enumerate(sizes)]
     prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
