@@ -38,5 +38,7 @@ def test_sizes_agree_with_each_other(name):
 
 def test_names_are_read_in_either_case_and_the_others_are_refused():
     assert published("7B") == published("7b")
-    with pytest.raises(ValueError, match=r"--model-size=8b: published sizes are 3b, 7b, 32b, 72b, qwen3-vl-4b, "):
+    with pytest.raises(
+        ValueError, match=r"--model-size=8b: published sizes are 3b, 7b, 32b, 72b, qwen3-vl-4b, "
+    ):
         published("8b")

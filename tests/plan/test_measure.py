@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import noise_image
+from tiny import noise_image, one_layer
 
 from mmrl.cli import main
 from mmrl.config import from_dict
@@ -51,7 +51,7 @@ def in_haste():
 @pytest.fixture(scope="module")
 def work(fixtures_dir):
     sizes = read_config(fixtures_dir / "qwen2_5_vl")
-    sizes = replace(sizes, layers=1, vision_layers=1, full_attention_layers=(0,), remat="full")
+    sizes = replace(sizes, layers=1, vision=one_layer(sizes.vision), remat="full")
     config = from_dict(
         {
             "data": {"prompt_buckets": (8, P), "patch_buckets": (16, N)},
@@ -189,7 +189,7 @@ def test_windowed_layers_of_the_vision_tower_count_as_such(work, full):
     highest = flops.count(jaxpr, platform="cpu", trips=trips).total
     spared = trips["image_pairs"] - trips["window_pairs"]
     assert spared > 0
-    spared *= 4 * trips["patch_rows"] * block_of(two.prompt_budget.patches) ** 2 * sizes.vision_width
+    spared *= 4 * trips["patch_rows"] * block_of(two.prompt_budget.patches) ** 2 * sizes.vision.width
     assert operations(two, "prefill", jaxpr) == highest - (2 - len(full)) * spared
 
 
