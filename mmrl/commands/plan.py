@@ -31,6 +31,13 @@ def _add_programs(sub: argparse.ArgumentParser) -> None:
         choices=("prefill", "decode", "score", "update"),
         help="only this one; may be given again (default: all)",
     )
+    sub.add_argument(
+        "--lengths",
+        metavar="NAME|RUN",
+        default="full",
+        help="of prompts, images and responses: full, long-tailed, or those of the run in a folder; memory is"
+        " for the longest (default: %(default)s)",
+    )
 
 
 def add_plan_arguments(sub: argparse.ArgumentParser) -> None:
@@ -46,12 +53,6 @@ def add_plan_arguments(sub: argparse.ArgumentParser) -> None:
         type=option.count,
         metavar="N",
         help="prompts sampled at once for each part of a batch (default: the config's; 1 with --smallest)",
-    )
-    sub.add_argument(
-        "--lengths",
-        choices=("full", "long-tailed"),
-        default="full",
-        help="what programs are counted for; memory is for full lengths (default: %(default)s)",
     )
     sub.add_argument("--suggest", action="store_true", help="also look for the largest batches that fit")
     sub.add_argument(
@@ -86,7 +87,9 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     _compile_without_devices()
     from mmrl.plan import report, search
     from mmrl.plan.chips import parse_topology
+    from mmrl.plan.lengths import length_distribution
 
+    lengths = length_distribution(options.lengths)
     name, model = _model_config(options.model_size, config, workdir)
     names = options.program or search.PROGRAMS
     log = partial(tell, error=True)
@@ -100,7 +103,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             names,
             per_shard=options.per_shard or 1,
             quick=options.quick,
-            lengths=options.lengths,
+            lengths=lengths,
             log=log,
         )
     else:
@@ -112,7 +115,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             per_shard=options.per_shard,
             quick=options.quick,
             suggest=options.suggest,
-            lengths=options.lengths,
+            lengths=lengths,
             log=log,
         )
     if options.json:
@@ -128,18 +131,27 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mmrl.mesh import make_mesh
     from mmrl.open import check_corruption, sharding_warnings, with_compute_options
     from mmrl.plan import measure, report
+    from mmrl.plan.lengths import length_distribution
+    from mmrl.plan.useful import real_tokens
     from mmrl.plan.workload import PROGRAMS, workload
 
+    lengths = length_distribution(options.lengths)
     check_corruption(config)
     check_platform()
     name, model = _model_config(options.model_size, config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     for line in sharding_warnings(config, model, mesh):
         measure.log(line)
-    work = workload(config, with_compute_options(model, config, mesh), mesh)
+    work = workload(config, with_compute_options(model, config, mesh), mesh, lengths)
     chosen = [program for program in PROGRAMS if program in (options.program or PROGRAMS)]
-    found = [measure.measure(work, program, options.repeats) for program in chosen]
-    made = report.bench_json(name, work, found, measure.limits(mesh, work.model.dtype))
+    limits = measure.limits(mesh, work.model.dtype)
+    found = [
+        measure.measure(
+            work, program, options.repeats, real_tokens(work, program, limits.flops / limits.bandwidth)
+        )
+        for program in chosen
+    ]
+    made = report.bench_json(name, work, found, limits)
     text = json.dumps(made, indent=1)
     if options.json == Path("-"):
         tell(text)
@@ -184,6 +196,8 @@ examples:
   mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --config.model.path=DIR --config.mesh.tensor=4 \\
       --topology=v5e:4x4 --per-shard=1 --program=update --quick
   mmrl plan --config=experiments/papo_qwen2_5_vl_3b.py --model-size=3b --smallest=v5e --quick
+  mmrl plan --config=experiments/papo_qwen2_5_vl_7b.py --model-size=7b --topology=v5p:2x2x1 \\
+      --lengths=runs/papo_7b
 
 Compiles the programs of a run for TPUs that need not be there, and says what they need of a device. No
 weights are read. A topology is a slice by its chips (v6e:8x8) or its Google Cloud name (v5p-128), "*2" behind

@@ -3,17 +3,16 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from mmrl.plan import flops
 from mmrl.plan.aot import MemoryUse, memory_use
 from mmrl.plan.chips import chip_of
+from mmrl.plan.useful import RealTokens, UsefulFlops, trace, useful_flops
 from mmrl.plan.workload import Workload, arguments, device_bytes, program, token_read_bytes
 from mmrl.terminal import tell
 
@@ -45,8 +44,8 @@ class Measured:
       name: of the program.
       compile_seconds: from tracing to machine code.
       seconds: of each timed call; the first call of all is not among them.
-      flops: of a call, over all devices, as the program is written.
-      model_flops: likewise, without what is computed a second time to save memory.
+      real: tokens of a call.
+      flops: of a call.
       memory: per device, by the compiler's account; None where it gives none.
       held_bytes: the most that the first device's allocator has held since the process began, as it was after
         the last call; None where it does not count.
@@ -55,14 +54,16 @@ class Measured:
     name: str
     compile_seconds: float
     seconds: tuple[float, ...]
-    flops: int
-    model_flops: int
+    real: RealTokens
+    flops: UsefulFlops
     memory: MemoryUse | None
     held_bytes: int | None
 
 
-def measure(work: Workload, name: str, repeats: int) -> Measured:
+def measure(work: Workload, name: str, repeats: int, real: RealTokens) -> Measured:
     """Compile one program, call it once unmeasured and then ``repeats`` times, each call waited for.
+
+    ``real``: tokens of a call (`mmrl.plan.useful.real_tokens`).
 
     Raises:
       ValueError: it does not fit the memory.
@@ -70,7 +71,7 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
     try:
         executable = compile_program(work, name)
         log(f"{name}: compiled in {executable.compile_seconds:.1f} s")
-        found = time_program(work, executable, arguments(work, name), repeats)
+        found = time_program(work, executable, arguments(work, name), repeats, real)
         log(f"{name}: {statistics.median(found.seconds):.4g} s a call")
         return found
     except jax.errors.JaxRuntimeError as error:
@@ -86,28 +87,25 @@ def measure(work: Workload, name: str, repeats: int) -> Measured:
 def compile_program(work: Workload, name: str) -> Executable:
     """The program ``name``, compiled on abstract arguments."""
     start = time.perf_counter()
-    traced = _trace(work, name)
+    traced = trace(work, name)
     with jax.set_mesh(work.mesh):
         compiled = traced.lower().compile()
     return Executable(name, traced, compiled, time.perf_counter() - start)
 
 
-def time_program(work: Workload, executable: Executable, given: tuple, repeats: int) -> Measured:
+def time_program(
+    work: Workload, executable: Executable, given: tuple, repeats: int, real: RealTokens
+) -> Measured:
     """Call a program on `arguments`, once unmeasured and then ``repeats`` times."""
     name = executable.name
     seconds = time_calls(executable.call, given, repeats, carried={"update": 0, "decode": 1}.get(name))
-    counted = operations(work, name, executable.traced.jaxpr)
-    needed = counted
-    if work.model.remat != "none":
-        lean = replace(work, model=replace(work.model, remat="none"))
-        needed = operations(lean, name, _trace(lean, name).jaxpr)
     stats = work.mesh.devices.flat[0].memory_stats()
     return Measured(
         name=name,
         compile_seconds=executable.compile_seconds,
         seconds=tuple(seconds),
-        flops=counted,
-        model_flops=needed,
+        real=real,
+        flops=useful_flops(work, name, executable.traced, real),
         memory=memory_use(executable.call),
         held_bytes=stats.get("peak_bytes_in_use") if stats else None,
     )
@@ -129,22 +127,6 @@ def time_calls(compiled: Callable, given: tuple, repeats: int, *, carried: int |
             given = (*given[:carried], out[0], *given[carried + 1 :])
         del out  # else the next call would have to find room beside it
     return seconds[1:]
-
-
-def _trace(work: Workload, name: str) -> jax.stages.Traced:
-    function, abstract, static = program(work, name)
-    with jax.set_mesh(work.mesh):
-        return function.trace(*abstract, **static)
-
-
-def operations(work: Workload, name: str, jaxpr: ClosedJaxpr) -> int:
-    """`mmrl.plan.flops.count` of the program ``name`` of ``work``, all of whose responses are full."""
-    return flops.count(
-        jaxpr,
-        trips=work.trips(name),
-        expensive_fraction=work.full_attention_fraction,
-        platform=work.mesh.devices.flat[0].platform,
-    ).total
 
 
 def least_bytes(work: Workload, name: str) -> int:

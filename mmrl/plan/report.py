@@ -14,6 +14,7 @@ import jaxlib
 from mmrl.plan.chips import GIB, TPUS
 from mmrl.plan.measure import Limits, Measured, least_bytes
 from mmrl.plan.search import Attempt, Finding, Plan, Suggestion, mesh_text
+from mmrl.plan.useful import rates
 from mmrl.plan.workload import Workload, program, resident_bytes
 from mmrl.terminal import table_lines
 
@@ -30,6 +31,9 @@ _BATCH_KEYS = (
 _BYTES_NOTE = """\
 operations: of matrix products, loops multiplied out, decoding to the last token it may sample. Of attention
   in score and update, the pairs of blocks in which a token reads another; elsewhere what masks hide too.
+useful: operations that the tokens there are need, each once: none of empty slots, of tokens that do not read
+  each other (in decode, those too), or of what is computed again. With repeated prompts: the same if each
+  response came with its prompt, as other trainers count.
 least bytes moved: arguments, outputs and temporaries once each, and in decode the weights and the prompts'
   keys and values once a token. A program moves more, so the true operations per byte are fewer."""
 _ROOFLINE_NOTE = """\
@@ -50,9 +54,11 @@ In prefill and decode the weights are cut over config.mesh.tensor alone: more of
 number of key/value heads, makes room.
 """
 _BENCH_NOTE = """\
-tokens: of prompts in prefill, of responses in decode, of both in score and update.
-of FLOP/s: products as often as the method needs them (not what is computed a second time to save memory),
-  against the limit. of bytes/s: bytes that must move at the least, against the limit.
+tokens: that there are, of prompts in prefill, of responses in decode, of both, prompts once, in score and
+  update; slots/token: computed ones over them. In decode as in a rollout of these lengths.
+useful FLOP/s: products that these tokens need, each once (not what is computed a second time to save memory),
+  against the limit; repeated: the same if each response came with its prompt, as other trainers count.
+of bytes/s: bytes that must move at the least, against the limit.
 floor: the longer of the two at the limits. memory: of the program's arrays, on one device."""
 
 
@@ -160,6 +166,8 @@ def _plan_rows(plan: Plan) -> list[list[str]]:
         "operations, TFLOP on a device": lambda found: (
             (">" if found.unbounded and found.flops is not None else "") + _number(found.flops, 1e-12)
         ),
+        "  useful": lambda found: _number(found.useful_flops, 1e-12),
+        "  useful with repeated prompts": lambda found: _number(found.repeated_flops, 1e-12),
         "least GB moved on a device": lambda found: _number(found.least_bytes, 1e-9),
         "operations per least byte": lambda found: _number(intensity(found)),
         "sent by a device in one call": lambda found: "" if found.collectives else "-",
@@ -167,6 +175,10 @@ def _plan_rows(plan: Plan) -> list[list[str]]:
         "estimates, ms for one call": lambda found: "",
         "  roofline bound": lambda found: _number(found.roofline_seconds, 1e3),
         "  compiler's cycle sum": lambda found: _number(found.cycle_seconds, 1e3),
+        "by the longer of them": lambda found: "" if found.tokens_per_second else "-",
+        "  real tokens/s": lambda found: _number(found.tokens_per_second),
+        "  useful FLOP/s, % of peak": lambda found: _number(found.useful_share, 100),
+        "  with repeated prompts, %": lambda found: _number(found.repeated_share, 100),
         "compiled in, s": lambda found: _number(found.compile_seconds or None),
     }
     if plan.quick:
@@ -211,6 +223,7 @@ def bench_json(model: str, work: Workload, found: Sequence[Measured], limits: Li
             "limits": dataclasses.asdict(limits),
         },
         "mesh": dict(work.mesh.shape),
+        "lengths": work.distribution.name,
         "model": {
             "name": model,
             **dataclasses.asdict(work.model),
@@ -224,24 +237,25 @@ def bench_json(model: str, work: Workload, found: Sequence[Measured], limits: Li
 
 def _bench_row(work: Workload, measured: Measured, limits: Limits) -> dict[str, Any]:
     name, shapes = measured.name, _shapes(work, measured.name)
-    prompt = 0 if name == "decode" else shapes["prompt_tokens"]
-    response = 0 if name == "prefill" else shapes["group"] * shapes["response_tokens"]
-    tokens = shapes["prompts"] * (prompt + response)
+    real, devices, counted = measured.real, work.mesh.size, measured.flops
     seconds, moved = statistics.median(measured.seconds), least_bytes(work, name)
-    compute, traffic = measured.model_flops / work.mesh.size / limits.flops, moved / limits.bandwidth
-    floor = max(compute, traffic)
+    useful, repeated = counted.useful / devices, counted.repeated and counted.repeated / devices
+    traffic = moved / limits.bandwidth
+    floor = max(useful / limits.flops, traffic)
     row: dict[str, Any] = {
         "program": name,
         "shapes": shapes,
         "compile_seconds": measured.compile_seconds,
         "seconds": {"median": seconds, "min": min(measured.seconds), "max": max(measured.seconds)},
         "repeats": len(measured.seconds),
-        "tokens": tokens,
+        "tokens": real.tokens,
         "tokens_counted": {"prefill": "prompt", "decode": "response"}.get(name, "prompt and response"),
-        "tokens_per_second": tokens / seconds,
-        "flops": measured.flops,
-        "model_flops": measured.model_flops,
-        "flops_share": compute / seconds,
+        "computed_over_real": real.computed_over_real,
+        "repeated_over_real": real.repeated_over_real,
+        "flops": counted.computed.total,
+        "useful_flops": counted.useful,
+        "repeated_flops": counted.repeated,
+        **dataclasses.asdict(rates(real.tokens, seconds, useful, repeated, limits.flops)),
         "least_bytes": moved,
         "bytes_share": traffic / seconds,
         "floor_seconds": floor,
@@ -291,6 +305,7 @@ def bench_text(made: Mapping[str, Any]) -> str:
         f"limits of a device ({limit['source']}): {_scaled(limit['flops'], 'FLOP/s')}, "
         f"{_scaled(limit['bandwidth'], 'B/s')}",
         "",
+        f"{made['lengths']} lengths",
         *(f"{row['program']:<9}{_shape_text(row['shapes'])}" for row in made["programs"]),
         "",
         *table_lines(_bench_rows(made["programs"]), numbers=True),
@@ -314,7 +329,9 @@ def _bench_rows(programs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         "min": lambda row: f"{row['seconds']['min']:.4g}",
         "max": lambda row: f"{row['seconds']['max']:.4g}",
         "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
-        "of FLOP/s": lambda row: f"{100 * row['flops_share']:.3g} %",
+        "slots/token": lambda row: f"{row['computed_over_real']:.3g}",
+        "useful FLOP/s": lambda row: f"{100 * row['useful_share']:.3g} %",
+        "repeated": lambda row: "-" if (x := row["repeated_share"]) is None else f"{100 * x:.3g} %",
         "of bytes/s": lambda row: f"{100 * row['bytes_share']:.3g} %",
         "x floor": lambda row: f"{row['times_floor']:.3g}",
         "memory GiB": lambda row: f"{row['memory']['held'] / GIB:.3f}" if row["memory"] else "-",
@@ -324,9 +341,9 @@ def _bench_rows(programs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _shape_text(shapes: Mapping[str, int]) -> str:
     parts = {
-        "prompt_tokens": "{prompts} prompts of {prompt_tokens} tokens",
+        "prompt_tokens": "{prompts} prompts of up to {prompt_tokens} tokens",
         "patches": " and {patches} patches",
-        "group": ", {group} responses of {response_tokens} tokens to each",
+        "group": ", {group} responses of up to {response_tokens} tokens to each",
         "rows": ", {rows} rows of {row_tokens} tokens",
     }
     return "".join(text for key, text in parts.items() if key in shapes).format(**shapes)

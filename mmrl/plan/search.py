@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 
@@ -12,10 +11,11 @@ from mmrl.config import Config
 from mmrl.mesh import batch_shards
 from mmrl.models.config import ModelConfig
 from mmrl.open import sharding_warnings, with_compute_options
-from mmrl.plan import aot, flops, hlo
+from mmrl.plan import aot, hlo
 from mmrl.plan.aot import Compiled, MemoryUse
 from mmrl.plan.chips import GIB, TPUS, Chip, Topology, slices_to_try
-from mmrl.plan.flops import Flops
+from mmrl.plan.lengths import FULL, LengthDistribution
+from mmrl.plan.useful import UsefulFlops, rates, real_tokens, useful_flops
 from mmrl.plan.workload import (
     PROGRAMS,
     Workload,
@@ -44,21 +44,21 @@ class Finding:
       prompts: of one call, over all devices.
       row_tokens: slots of the rows that they are packed in; 0 where they are not.
       rows: that are computed, over all devices; 0 where none are packed.
-      tokens: that there are in them, prompts once; of decode, those of all responses of a rollout.
-      computed_over_real: slots of the rows over ``tokens``; of decode, response slots times steps, for all
-        responses of a rollout.
-      steps: that decode takes for them, in the slots that a run chooses by these lengths; 0 elsewhere.
-      repeated_over_real: tokens that there would be with a prompt for each response, over ``tokens``.
+      tokens, computed_over_real, repeated_over_real, steps: see `mmrl.plan.useful.RealTokens`.
       fit: ``fits``, ``tight`` (over `ROOM` of the memory) or ``no``.
       needed_bytes: peak and what is resident beside it; where it does not fit, at least so much.
       limit_bytes: memory of one device.
       resident_bytes: in memory while the program runs, and not seen by it.
       memory: by the compiler; None where it was refused, or its arguments alone were too large.
       flops: of matrix products in one call; None where it was not traced.
+      useful_flops: those that real tokens need (`mmrl.plan.useful.UsefulFlops`).
+      repeated_flops: as many as these would be with a prompt for each response; None in prefill and decode.
       least_bytes: read or written in one call at the least (see `least_traffic`); None where it was refused.
       collectives: by kind, in one call.
       roofline_seconds: `hlo.roofline_seconds` of one call; None where it was refused.
       cycle_seconds: `hlo.cycle_seconds` of one call; None where refused, or compiled without optimization.
+      tokens_per_second: real ones of all devices, in the longer of these two times.
+      useful_share: ``useful_flops`` in that time over those at the peak; ``repeated_share`` likewise.
       compile_seconds: the compiler took.
       unbounded: a loop's length is unknown and counted as one, so that operations and bytes are more.
     """
@@ -72,6 +72,8 @@ class Finding:
     resident_bytes: int
     memory: MemoryUse | None = None
     flops: float | None = None
+    useful_flops: float | None = None
+    repeated_flops: float | None = None
     least_bytes: int | None = None
     collectives: Mapping[str, hlo.Traffic] | None = None
     roofline_seconds: float | None = None
@@ -83,6 +85,9 @@ class Finding:
     computed_over_real: float | None = None
     steps: int = 0
     repeated_over_real: float | None = None
+    tokens_per_second: float | None = None
+    useful_share: float | None = None
+    repeated_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Plan:
     config: Config
     findings: tuple[Finding, ...]
     quick: bool
-    lengths: str = "full"  # that score and update are counted for
+    lengths: str = FULL.name  # that programs are counted for
     suggestions: tuple[Suggestion, ...] = ()  # one a key that was asked for
 
 
@@ -136,6 +141,7 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
     """Compile one program and judge it; one whose arguments alone are too large is not compiled."""
     chip, train, decode = TPUS[topology.generation], work.config.train, program_name == "decode"
     rollout = program_name in BATCHES["rollout.prompt_slots"]
+    real = real_tokens(work, program_name, chip.peak_flops / chip.hbm_bandwidth)
     prompts = work.prompt_slots if rollout else train.update_prompts
     resident = resident_bytes(work, program_name)
     # Without optimization, libtpu 0.0.42 aborts on collectives between the two devices of a lone chip.
@@ -151,49 +157,26 @@ def examine(work: Workload, program_name: str, topology: Topology, *, quick: boo
             given + resident,
             chip.hbm_bytes,
             resident_bytes=resident,
-            **_computed(work, program_name, chip),
+            **dataclasses.asdict(real),
         )
         if before.needed_bytes > before.limit_bytes:
             return before
         traced = function.trace(*arguments, **static)
         compiled = aot.compile_for_tpu(traced, aot.QUICK if quick and not lone else None)
     tokens = work.config.rollout.max_tokens if decode else 1
-    fraction, trips = work.full_attention_fraction, work.trips(program_name)
     return judge(
         before,
         compiled,
         argument_bytes=given,
-        flops=flops.count(traced.jaxpr, trips=trips, expensive_fraction=fraction),
+        flops=useful_flops(work, program_name, traced, real),
         devices=work.mesh.size,
         chip=chip,
-        trips=trips,
+        trips=work.trips(program_name),
         tokens=tokens,
         per_token=token_read_bytes(work) if decode else 0,
         quick=quick,
-        expensive_fraction=fraction,
+        expensive_fraction=work.full_attention_fraction,
     )
-
-
-def _computed(work: Workload, program_name: str, chip: Chip) -> dict[str, Any]:
-    """What a finding says of the rows, or of the slots of decoding, that are computed for real tokens."""
-    if program_name == "decode":
-        tokens, count = work.decode_count(chip.peak_flops / chip.hbm_bandwidth)
-        return {"tokens": tokens, "computed_over_real": count.token_capacity / tokens, "steps": count.steps}
-    if program_name == "prefill":
-        rows = round(work.prompt_rows.token_rows) * work.prompt_shards
-        tokens = int(work.prompt_lengths.prompts.sum())
-        return {
-            "rows": rows,
-            "tokens": tokens,
-            "computed_over_real": rows * work.prompt_budget.tokens / tokens,
-        }
-    rows, lengths = work.computed_rows, work.lengths
-    return {
-        "rows": rows,
-        "tokens": lengths.tokens,
-        "computed_over_real": rows * work.budget.tokens / lengths.tokens,
-        "repeated_over_real": lengths.repeated_tokens / lengths.tokens,
-    }
 
 
 def judge(
@@ -201,7 +184,7 @@ def judge(
     compiled: Compiled,
     *,
     argument_bytes: int,
-    flops: Flops,
+    flops: UsefulFlops,
     devices: int,
     chip: Chip,
     trips: Mapping[str, float],
@@ -220,16 +203,18 @@ def judge(
       flops: over all devices.
       devices: their number.
       chip: their kind.
-      trips: of its loops, as for `flops.count`.
+      trips: of its loops, as for `mmrl.plan.flops.count`.
       tokens: turns of the loop that samples them; ``per_token`` bytes of the arguments are read in each.
       quick: compiled by `mmrl.plan.aot.QUICK`, which leaves cycles and collectives without meaning.
       expensive_fraction: share of the choices in a program that fall on the expensive branch.
     """
     before = replace(
         before,
-        flops=flops.total / devices,
+        flops=flops.computed.total / devices,
+        useful_flops=flops.useful / devices,
+        repeated_flops=None if flops.repeated is None else flops.repeated / devices,
         compile_seconds=compiled.seconds,
-        unbounded=flops.unbounded,
+        unbounded=flops.computed.unbounded,
     )
     if compiled.memory is None:
         return replace(before, fit="no", needed_bytes=compiled.needed_bytes + before.resident_bytes)
@@ -238,6 +223,10 @@ def judge(
     needed = compiled.memory.peak + resident
     moved = least_traffic(compiled.memory, tokens, per_token)
     wire_bytes = 0.0 if quick else cost.wire_bytes
+    roofline = hlo.roofline_seconds(flops.computed.total / devices, moved, wire_bytes, chip)
+    cycles = None if quick else hlo.cycle_seconds(cost.cycles, chip)
+    seconds, peak = max(roofline, cycles or 0.0), chip.peak_flops
+    rate = rates(before.tokens, seconds, before.useful_flops, before.repeated_flops, peak)
     return replace(
         before,
         fit=fit_verdict(needed, before.limit_bytes),
@@ -246,9 +235,12 @@ def judge(
         memory=compiled.memory,
         least_bytes=moved,
         collectives=cost.traffic,
-        roofline_seconds=hlo.roofline_seconds(flops.total / devices, moved, wire_bytes, chip),
-        cycle_seconds=None if quick else hlo.cycle_seconds(cost.cycles, chip),
-        unbounded=flops.unbounded or cost.unbounded,
+        roofline_seconds=roofline,
+        cycle_seconds=cycles,
+        unbounded=flops.computed.unbounded or cost.unbounded,
+        tokens_per_second=rate.tokens_per_second,
+        useful_share=rate.useful_share,
+        repeated_share=rate.repeated_share,
     )
 
 
@@ -261,7 +253,7 @@ def plan(
     per_shard: int | None = None,
     quick: bool = False,
     suggest: bool = False,
-    lengths: str = "full",
+    lengths: LengthDistribution = FULL,
     log: Log = lambda line: None,
 ) -> Plan:
     """Compile programs of a config for a topology, and count for ``lengths``; ``log`` gets a line on each.
@@ -280,7 +272,7 @@ def plan(
             for key, of_key in BATCHES.items()
             if (asked := [found for found in findings if found.program in of_key])
         )
-    return Plan(topology, dict(work.mesh.shape), work.config, findings, quick, lengths, suggestions)
+    return Plan(topology, dict(work.mesh.shape), work.config, findings, quick, lengths.name, suggestions)
 
 
 def smallest(
@@ -291,7 +283,7 @@ def smallest(
     *,
     per_shard: int = 1,
     quick: bool = False,
-    lengths: str = "full",
+    lengths: LengthDistribution = FULL,
     log: Log = lambda line: None,
 ) -> tuple[Plan | None, tuple[Attempt, ...]]:
     """The first of `slices_to_try` on which all programs fit, with all that was tried on the way.
@@ -317,7 +309,7 @@ def smallest(
             if failed is None:
                 findings = tuple(found[name] for name in PROGRAMS if name in found)
                 mesh = dict(work.mesh.shape)
-                return Plan(topology, mesh, work.config, findings, quick, lengths), tuple(attempts)
+                return Plan(topology, mesh, work.config, findings, quick, lengths.name), tuple(attempts)
     return None, tuple(attempts)
 
 
@@ -327,7 +319,7 @@ def _workload(
     topology: Topology,
     axes: Mapping[str, int],
     per_shard: int | None,
-    lengths: str,
+    lengths: LengthDistribution,
 ) -> Workload:
     mesh = aot.device_mesh(topology, axes)
     config = with_batches(config, batch_shards(mesh), per_shard)

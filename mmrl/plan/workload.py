@@ -1,7 +1,7 @@
 """The programs of a config at its largest shapes, with arguments: abstract for plans, arrays for timing.
 
-Each argument is described once, as arrays made from a key: random weights, full prompts with an image as
-large as both buckets allow, responses that have all their tokens. `program` takes their shapes alone.
+Each argument is described once, as arrays made from a key: random weights; prompts, images and responses of
+given lengths in arrays of the largest. `program` takes their shapes alone.
 """
 
 import math
@@ -37,7 +37,16 @@ from mmrl.packing import (
     rows_of_prompts,
     zero_rows,
 )
-from mmrl.plan.lengths import LENGTHS, Lengths, RowCounts, count_prompt_rows, count_rows
+from mmrl.plan.lengths import (
+    FULL,
+    LengthDistribution,
+    Lengths,
+    RowCounts,
+    balanced,
+    count_prompt_rows,
+    count_rows,
+    needed_rows,
+)
 from mmrl.rollout import engine
 from mmrl.rollout.sampling import Policy, sampling_arrays
 from mmrl.rollout.scheduler import MAX_STOP_IDS
@@ -64,7 +73,7 @@ class Workload:
     mesh: Mesh
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
-    kind: str = "full"  # of lengths, in `mmrl.plan.lengths.LENGTHS`
+    distribution: LengthDistribution = FULL  # of lengths
 
     @property
     def prompt_slots(self) -> int:
@@ -79,7 +88,18 @@ class Workload:
     @cached_property
     def lengths(self) -> Lengths:
         """Lengths of the groups of an update."""
-        return LENGTHS[self.kind](self.config, self.config.train.update_prompts)
+        return balanced(self._draw(self.config.train.update_prompts), batch_shards(self.mesh))
+
+    def _draw(self, groups: int) -> Lengths:
+        """Lengths with whole image tokens, and images no larger than `_prompts` has."""
+        drawn, data, block = (
+            self.distribution.draw(self.config, groups),
+            self.config.data,
+            self.model.token_patches,
+        )
+        most = min(max(data.patch_buckets), block * max(data.prompt_buckets))
+        most = most // self.model.window_slots * self.model.window_slots
+        return replace(drawn, patches=np.minimum(drawn.patches // block * block, most))
 
     @cached_property
     def budget(self) -> RowBudget:
@@ -101,22 +121,29 @@ class Workload:
 
     @cached_property
     def prompt_rows(self) -> RowCounts:
-        """Rows that prompts of `kind` take in prefill."""
+        """Rows that prompts take in prefill."""
         return count_prompt_rows(self.prompt_lengths, self.prompt_budget, self.prompt_shards)
 
     @cached_property
     def prompt_lengths(self) -> Lengths:
         """Lengths of the prompts that are prefilled at once."""
-        return LENGTHS[self.kind](self.config, self.prompt_slots)
+        return self._draw(self.prompt_slots)
+
+    def needed_rows(self, name: str, *, repeated: bool = False) -> RowCounts:
+        """Rows of the program ``name`` if it computed nothing but what there is (`lengths.needed_rows`)."""
+        if name == "prefill":
+            asked = replace(self.prompt_lengths, responses=self.prompt_lengths.responses[:, :0])
+            return needed_rows(asked, self.prompt_budget, self.prompt_shards)
+        return needed_rows(self.lengths, self.budget, batch_shards(self.mesh), repeated=repeated)
 
     def decode_count(self, flops_per_byte: float) -> tuple[int, DecodeCount]:
-        """Tokens of the responses of a rollout of `kind`, and the steps in which they are decoded.
+        """Tokens of the responses of a rollout, and the steps in which they are decoded.
 
         In the slots that a run chooses after its first step, on a device that does so many operations while
         it reads a byte.
         """
         config, shards = self.config, self.prompt_shards
-        lengths = LENGTHS[self.kind](config, config.rollout.prompts).responses
+        lengths = self._draw(config.rollout.prompts).responses
         most = engine.RolloutShape(
             self.prompt_slots,
             config.rollout.slots_per_prompt,
@@ -150,8 +177,10 @@ class Workload:
         return len(vision.full_layers) / max(vision.layers, 1)
 
 
-def workload(config: Config, model: ModelConfig, mesh: Mesh, kind: str = "full") -> Workload:
-    """The run ``config`` with a model of these sizes on ``mesh``, with lengths of a ``kind``.
+def workload(
+    config: Config, model: ModelConfig, mesh: Mesh, distribution: LengthDistribution = FULL
+) -> Workload:
+    """The run ``config`` with a model of these sizes on ``mesh``, with lengths of a distribution.
 
     Raises:
       ValueError: no buckets, the largest patch bucket is no whole number of windows, or the sampling is out
@@ -171,7 +200,7 @@ def workload(config: Config, model: ModelConfig, mesh: Mesh, kind: str = "full")
     config = replace(config, train=replace(config.train, row_tokens=row))
     sampling_of(config)
     optimizer = make_optimizer(config.optimizer, _STEPS)
-    return Workload(config, model, mesh, algorithm(config), optimizer, kind)
+    return Workload(config, model, mesh, algorithm(config), optimizer, distribution)
 
 
 def program(work: Workload, name: str) -> tuple[Any, tuple, dict[str, Any]]:
@@ -211,7 +240,7 @@ def arguments(work: Workload, name: str, seed: int = 0) -> tuple:
 def _prefill(work: Workload, key: Key[Array, ""]) -> tuple:
     """Prompts whose rows are yet to be packed (`arguments`)."""
     packed = zero_rows(work.prompt_budget, work.prompt_shards)
-    return random_weights(work.model, key, decoding=True), _prompts(work, work.prompt_slots), packed
+    return random_weights(work.model, key, decoding=True), _prompts(work, work.prompt_lengths), packed
 
 
 def _decode(work: Workload, key: Key[Array, ""]) -> tuple:
@@ -290,10 +319,20 @@ def random_weights(model: ModelConfig, key: Key[Array, ""], *, decoding: bool = 
     return engine.decoding_weights(params, model) if decoding else params
 
 
-def _prompts(work: Workload, b: int) -> Prompts:
+def _prompts(work: Workload, lengths: Lengths) -> Prompts:
+    """Prompts of these lengths: an image, and text behind it if there is room."""
     data, model = work.config.data, work.model
-    widths = max(data.prompt_buckets), max(data.patch_buckets)
-    return full_prompts(model, b, *widths)
+    p, n = max(data.prompt_buckets), max(data.patch_buckets)
+    made = full_prompts(model, len(lengths.prompts), p, n)
+    mask = jnp.arange(p) < lengths.prompts[:, None]
+    seen = mask & (jnp.arange(p) < lengths.patches[:, None] // model.token_patches)
+    shown = jnp.arange(n) < lengths.patches[:, None]
+    return replace(
+        made,
+        mask=mask,
+        image_token=jnp.where(seen, jnp.arange(p), -1),
+        images=replace(made.images, image=jnp.where(shown, 0, -1)),
+    )
 
 
 def _batch(work: Workload, key: Key[Array, ""]) -> TrainBatch:
@@ -310,13 +349,13 @@ def _unpacked(work: Workload, key: Key[Array, ""]) -> tuple[Prompts, Responses]:
     shape = (*rows, work.config.rollout.max_tokens)
     responses = Responses(
         tokens=jax.random.randint(key, shape, 0, work.model.vocabulary),
-        mask=jnp.ones(shape, bool),
+        mask=jnp.arange(shape[2]) < work.lengths.responses[..., None],
         logprob=jnp.full(shape, -math.log(work.model.vocabulary)),
         log_kept=jnp.zeros(shape),
         stop=jnp.full(rows, StopReason.LENGTH, jnp.int32),
         valid=jnp.ones(rows, bool),
     )
-    return _prompts(work, b), responses
+    return _prompts(work, work.lengths), responses
 
 
 def _policy(work: Workload) -> Policy:

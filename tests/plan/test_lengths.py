@@ -1,13 +1,24 @@
 """Distributions of lengths, and the rows that they take, against counts one token at a time."""
 
+import json
+
 import numpy as np
 import pytest
 
 from mmrl.config import Config, from_dict
 from mmrl.kernels.packed import block_of
 from mmrl.models.published import published
-from mmrl.packing import RowBudget, balanced_order, first_fit, pack_groups, rows_of_prompts
-from mmrl.plan.lengths import Lengths, RowCounts, count_prompt_rows, count_rows, full, long_tailed
+from mmrl.packing import RowBudget, first_fit, pack_groups, rows_of_prompts
+from mmrl.plan.lengths import (
+    Lengths,
+    RowCounts,
+    count_prompt_rows,
+    count_rows,
+    full,
+    length_distribution,
+    long_tailed,
+    needed_rows,
+)
 
 PROMPT, PATCHES, GROUP, TOKENS = 4096, 12288, 8, 2048
 
@@ -78,9 +89,8 @@ def test_rows_against_a_count_of_slots(shards):
     rng = np.random.default_rng(1)
     lengths = Lengths(rng.integers(20, 200, 6), 4 * rng.integers(4, 60, 6), rng.integers(1, 120, (6, 3)))
     budget = RowBudget(tokens=512, patches=384, token_rows=99, patch_rows=99, token_patches=4, window=64)
-    order = balanced_order((lengths.prompts + lengths.responses.sum(axis=1)).tolist(), shards)
     tokens, images, windows, most_tokens, most_images = [], [], [], 0, 0
-    for part in np.array_split(order, shards):
+    for part in np.array_split(np.arange(6), shards):
         prompts, responses = lengths.prompts[part].tolist(), lengths.responses[part].tolist()
         packed = pack_groups(prompts, responses, budget.tokens)
         most_tokens = max(most_tokens, len(packed))
@@ -108,6 +118,66 @@ def test_rows_against_a_count_of_slots(shards):
         window_pairs=pairs_by_hand(windows, budget.patches, same),
         chunks={512: np.mean([1 if any(of[1] is not None for of in row) else 0 for row in tokens])},
     )
+
+
+def test_needed_rows_against_a_count_of_pairs():
+    """Each pair of tokens of which one reads the other, and of patches of an image or a window, is one."""
+    rng = np.random.default_rng(2)
+    lengths = Lengths(rng.integers(1, 30, 4), rng.integers(0, 90, 4), rng.integers(0, 20, (4, 3)))
+    budget = RowBudget(tokens=512, patches=384, token_rows=99, patch_rows=99, token_patches=4, window=64)
+    groups = [*zip(lengths.prompts.tolist(), lengths.responses.tolist(), strict=True)]
+    shared = [
+        [("prompt", 0)] * p + [("own", g) for g, r in enumerate(own) for _ in range(r)] for p, own in groups
+    ]
+    alone = [[("own", 0)] * (p + r) for p, own in groups for r in own]
+    images = [[k // budget.window for k in range(n)] for n in lengths.patches.tolist()]
+
+    def read(rows, sees) -> int:
+        return sum(sees(q, of, k, to) for row in rows for q, of in enumerate(row) for k, to in enumerate(row))
+
+    def causal(q, of, k, to) -> bool:
+        return k <= q and (to[0] == "prompt" or of == to)
+
+    for rows, copies in ((shared, 1), (alone, 3)):
+        found = needed_rows(lengths, budget, 2, repeated=copies > 1)
+        slots, patches = sum(map(len, rows)), copies * lengths.patches.sum()
+        assert found.token_rows == pytest.approx(slots / 512 / 2)
+        assert found.patch_rows == pytest.approx(patches / 384 / 2)
+        pairs, of_patches = (
+            2 * found.token_rows * block_of(512) ** 2,
+            2 * found.patch_rows * block_of(384) ** 2,
+        )
+        assert found.text_pairs * pairs == pytest.approx(read(rows, causal))
+        assert found.image_pairs * of_patches == pytest.approx(copies * (lengths.patches**2).sum())
+        windows = copies * read(images, lambda q, of, k, to: of == to)
+        assert found.window_pairs * of_patches == pytest.approx(windows)
+        assert found.chunks == {512: pytest.approx(lengths.responses.sum() / 512 / found.token_rows / 2)}
+
+
+def test_lengths_of_a_run(tmp_path):
+    """The newest groups first, over again where they are few; those that were not computed are left out."""
+    row = {"step": 1, "prompts": [10, 0, 12], "patches": [4, 0, 8], "responses": [[1, 2], [0, 0], [3, 4000]]}
+    later = {"step": 2, "prompts": [5000, 14], "patches": [12, 16], "responses": [[5, 0], [0, 0]]}
+    stale = {**row, "prompts": [1, 1, 1]}  # of a step that was taken again
+    lines = [json.dumps(one) for one in (stale, later, row)]
+    (tmp_path / "lengths.jsonl").write_text("\n".join([*lines, lines[0][:20]]))
+    made = length_distribution(str(tmp_path))
+    assert made.name == str(tmp_path)
+    found = made.draw(config(), 4)
+    assert found.prompts.tolist() == [PROMPT, 10, 12, PROMPT]
+    assert found.patches.tolist() == [12, 4, 8, 12]
+    assert found.responses.tolist() == [[5, 0] * 4, [1, 2] * 4, [3, TOKENS] * 4, [5, 0] * 4]
+
+
+def test_folders_without_lengths_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no lengths of responses \(lengths.jsonl\)"):
+        length_distribution(str(tmp_path))
+    with pytest.raises(ValueError, match="no 'nowhere'; there are 'full', 'long-tailed' and folders"):
+        length_distribution("nowhere")
+    rows = [{"step": k, "prompts": [1], "patches": [0], "responses": [[1] * k]} for k in (1, 2)]
+    (tmp_path / "lengths.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="groups of different sizes"):
+        length_distribution(str(tmp_path))
 
 
 def test_rows_and_trips():

@@ -1,7 +1,7 @@
 """The programs of a small config, run and timed on the CPU."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -18,6 +18,7 @@ from mmrl.models.family import read_config
 from mmrl.models.full_prompts import full_prompts
 from mmrl.models.prompts import chat_messages, collate, encode
 from mmrl.plan import flops
+from mmrl.plan.lengths import LENGTHS
 from mmrl.plan.measure import (
     Executable,
     Limits,
@@ -25,11 +26,11 @@ from mmrl.plan.measure import (
     least_bytes,
     limits,
     measure,
-    operations,
     time_calls,
     time_program,
 )
 from mmrl.plan.report import bench_json, bench_text
+from mmrl.plan.useful import RealTokens, count, real_tokens
 from mmrl.plan.workload import PROGRAMS, arguments, program, workload
 from mmrl.train.metrics import CompileCounter
 
@@ -79,7 +80,10 @@ def given(work):
 def measured(work, executables, given):
     """Each program, timed; and how many programs were compiled in between."""
     with CompileCounter() as compiles:
-        found = {name: time_program(work, executables[name], kept(given[name]), 2) for name in PROGRAMS}
+        found = {
+            name: time_program(work, executables[name], kept(given[name]), 2, real_tokens(work, name, 1.0))
+            for name in PROGRAMS
+        }
     return found, compiles.count
 
 
@@ -128,6 +132,34 @@ def test_an_image_is_as_large_as_both_buckets_allow(work, p, n, windows):
     assert made.mask.all()
 
 
+def test_batches_have_the_lengths_that_are_counted(work):
+    """Rows of the arrays are as many as were counted, and hold as many tokens and patches."""
+    data = replace(work.config.data, prompt_buckets=(128,), patch_buckets=(256,))
+    rollout = replace(work.config.rollout, max_tokens=64)
+    made = from_dict(asdict(replace(work.config, data=data, rollout=rollout)))
+    tailed = workload(made, work.model, work.mesh, LENGTHS["long-tailed"])
+    lengths, asked = tailed.lengths, tailed.prompt_lengths
+    assert lengths.responses.max() < 64
+    batch = arguments(tailed, "score")[2]
+    assert batch.prompts.mask.sum(axis=1).tolist() == lengths.prompts.tolist()
+    assert batch.responses.mask.sum(axis=2).tolist() == lengths.responses.tolist()
+    assert (batch.prompts.images.image >= 0).sum(axis=1).tolist() == lengths.patches.tolist()
+    of_prompts = arguments(tailed, "prefill")[2]
+    for packed, rows, sizes in (
+        (batch.packed, tailed.rows, (lengths.tokens, lengths.patches.sum())),
+        (of_prompts, tailed.prompt_rows, (asked.prompts.sum(), asked.patches.sum())),
+    ):
+        assert (packed.token_rows, packed.patch_rows) == (rows.token_rows, rows.patch_rows)
+        slots = packed.tokens.segments.span, packed.patches.images.reads
+        assert [int((part >= 0).sum()) for part in slots] == [*sizes]
+        for pairs, of_rows, mean in (
+            (packed.tokens.pairs, rows.token_rows, rows.text_pairs),
+            (packed.patches.image_pairs, rows.patch_rows, rows.image_pairs),
+            (packed.patches.window_pairs, rows.patch_rows, rows.window_pairs),
+        ):
+            assert np.mean(np.asarray(pairs.count)[: round(of_rows)]) == pytest.approx(mean)
+
+
 @pytest.mark.exhaustive
 def test_decoding_goes_on_to_the_last_token(executables, given):
     state, made = executables["decode"].call(*kept(given["decode"]))
@@ -171,10 +203,11 @@ def test_operations_are_those_of_the_program(work, measured):
     measured, _ = measured
     lean = replace(work, model=replace(work.model, remat="none"))
     for name, one in measured.items():
-        assert one.flops == counted(work, name)
-        assert one.model_flops == counted(lean, name)
-    assert measured["update"].flops > measured["update"].model_flops
-    assert measured["decode"].flops == measured["decode"].model_flops
+        assert one.flops.computed.total == counted(work, name)
+        assert one.flops.useful <= counted(lean, name)
+    update, decode = measured["update"].flops, measured["decode"].flops
+    assert update.computed.total > counted(lean, "update")
+    assert (decode.useful, decode.repeated) == (decode.computed.total, None)
 
 
 @pytest.mark.parametrize("full", [(), (0,), (0, 1)])
@@ -190,7 +223,7 @@ def test_windowed_layers_of_the_vision_tower_count_as_such(work, full):
     spared = trips["image_pairs"] - trips["window_pairs"]
     assert spared > 0
     spared *= 4 * trips["patch_rows"] * block_of(two.prompt_budget.patches) ** 2 * sizes.vision.width
-    assert operations(two, "prefill", jaxpr) == highest - (2 - len(full)) * spared
+    assert count(two, jaxpr, trips).total == highest - (2 - len(full)) * spared
 
 
 def test_decoding_moves_weights_and_prefix_in_every_step(work):
@@ -229,9 +262,9 @@ def test_report(work, measured):
         taken = row["seconds"]
         assert taken["min"] <= taken["median"] <= taken["max"]
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / taken["median"])
-        assert row["flops_share"] == pytest.approx(measured[name].model_flops / taken["median"] / 1e9)
+        assert row["useful_share"] == pytest.approx(measured[name].flops.useful / taken["median"] / 1e9)
         assert row["bytes_share"] == pytest.approx(least_bytes(work, name) / taken["median"] / 1e9)
-        assert row["times_floor"] == pytest.approx(1 / max(row["flops_share"], row["bytes_share"]))
+        assert row["times_floor"] == pytest.approx(1 / max(row["useful_share"], row["bytes_share"]))
         assert row["memory"]["held"] >= row["memory"]["argument"]
         assert f"{taken['median']:.4g}" in bench_text(made)
     assert rows["decode"]["step"]["seconds"] == pytest.approx(rows["decode"]["seconds"]["median"] / R)
@@ -311,4 +344,4 @@ def test_out_of_memory_names_the_program_and_the_fix(work, monkeypatch):
 
     monkeypatch.setattr("mmrl.plan.measure.compile_program", refuse)
     with pytest.raises(ValueError, match=r"update does not fit .* config\.train\.row_tokens"):
-        measure(work, "update", 1)
+        measure(work, "update", 1, RealTokens(1, 1.0))

@@ -70,7 +70,11 @@ def test_sizes_come_from_somewhere(capsys):
         (["--topology=v6p:2x2"], "unknown generation; did you mean 'v6e'?"),
         (["--smallest=v6p"], "unknown generation; did you mean 'v6e'?"),
         (["--smallest=v5e", "--suggest"], "--suggest looks at one slice: name it with --topology"),
-        (["--topology=v5e:2x2", "--lengths=short"], "there is no 'short'; there are 'full', 'long-tailed'"),
+        (
+            ["--topology=v5e:2x2", "--lengths=short"],
+            "no 'short'; there are 'full', 'long-tailed' and folders",
+        ),
+        (["--topology=v5e:2x2", f"--lengths={Path(__file__).parent}"], "has no lengths of responses"),
         (["--topology=v5e:2x2", "--batch=4"], "unknown argument '--batch=4'"),
         (["--topology=v5e:2x2", "--config.mesh.tenser=4"], "did you mean config.mesh.tensor?"),
     ],

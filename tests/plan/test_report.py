@@ -18,11 +18,12 @@ FITS = Finding(
     "decode", 16, 0, "fits", 9 * GIB, LIMIT, 2 * GIB,
     memory=MemoryUse(4 * GIB, GIB, 3 * GIB, 0, 0, 7 * GIB),
     flops=5e13, least_bytes=2 * 10**12, collectives={"all-reduce": Traffic(1234, 5.5e9)},
-    roofline_seconds=2.5, cycle_seconds=3.25, compile_seconds=12.4,
+    roofline_seconds=2.5, cycle_seconds=3.25, compile_seconds=12.4, useful_flops=4e13,
+    repeated_flops=1.2e14, tokens_per_second=31000.0, useful_share=0.25, repeated_share=0.75,
 )  # fmt: skip
 REFUSED = Finding(
     "update", 128, 8192, "no", 20 * GIB, LIMIT, GIB, flops=7e15, compile_seconds=4.0, unbounded=True,
-    rows=48, tokens=262144, computed_over_real=1.5, repeated_over_real=3.25,
+    rows=48, tokens=262144, computed_over_real=1.5, repeated_over_real=3.25, useful_flops=4e15,
 )  # fmt: skip
 NOT_COMPILED = replace(REFUSED, program="score", needed_bytes=33 * GIB, flops=None, compile_seconds=0.0)
 MESH = {"replica": 1, "data": 1, "fsdp": 4, "expert": 1, "tensor": 4}
@@ -56,6 +57,11 @@ def test_the_table():
     assert rows["needed"] == ["9.00", ">33.00", ">20.00"]
     assert rows["needed, % of memory"] == ["56.2", "206.2", "125.0"]
     assert rows["operations, TFLOP on a device"] == ["50", "-", ">7,000"]
+    assert rows["useful"] == ["40", "4,000", "4,000"]
+    assert rows["useful with repeated prompts"] == ["120", "-", "-"]
+    assert rows["real tokens/s"] == ["31,000", "-", "-"]
+    assert rows["useful FLOP/s, % of peak"] == ["25", "-", "-"]
+    assert rows["with repeated prompts, %"] == ["75", "-", "-"]
     assert rows["least GB moved on a device"] == ["2,000", "-", "-"]
     assert rows["operations per least byte"] == ["25", "-", "-"]
     assert rows["all-reduce, times and GB"] == ["1,234 5.5", "-", "-"]

@@ -10,6 +10,7 @@ from mmrl.mesh import AXES, make_mesh
 from mmrl.models.family import read_config
 from mmrl.plan import search
 from mmrl.plan.chips import GIB, TPUS, Topology, parse_topology
+from mmrl.plan.lengths import LENGTHS
 from mmrl.plan.search import Finding, fit_verdict
 from mmrl.plan.workload import Workload, workload
 
@@ -169,13 +170,17 @@ def test_only_what_was_asked_for_is_compiled(needs, model):
 
 def test_plans_are_counted_for_lengths(needs, model, monkeypatch):
     needs(lambda program, size, mesh: 1.0)
-    topology, seen = parse_topology("v5e:2x2"), []
+    topology, tailed = parse_topology("v5e:2x2"), LENGTHS["long-tailed"]
+    seen: list[str] = []
     examine = search.examine
-    monkeypatch.setattr(
-        search, "examine", lambda work, *rest, **more: seen.append(work.kind) or examine(work, *rest, **more)
-    )
-    plan = search.plan(config(), model, topology, ["update"], lengths="long-tailed", suggest=True)
-    small, _ = search.smallest(config(), model, "v5e", ["update"], lengths="long-tailed")
+
+    def noted(work: Workload, *rest, **more) -> Finding:
+        seen.append(work.distribution.name)
+        return examine(work, *rest, **more)
+
+    monkeypatch.setattr(search, "examine", noted)
+    plan = search.plan(config(), model, topology, ["update"], lengths=tailed, suggest=True)
+    small, _ = search.smallest(config(), model, "v5e", ["update"], lengths=tailed)
     assert plan.lengths == small.lengths == "long-tailed"
     assert set(seen) == {"long-tailed"}
     assert search.plan(config(), model, topology, ["update"]).lengths == "full"

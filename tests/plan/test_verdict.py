@@ -7,6 +7,7 @@ from mmrl.plan.aot import Compiled, MemoryUse
 from mmrl.plan.chips import GIB, TPUS
 from mmrl.plan.flops import Flops
 from mmrl.plan.search import Finding, fit_verdict, judge, least_traffic
+from mmrl.plan.useful import UsefulFlops
 
 V5E = TPUS["v5e"]
 # A loop that runs until its values say so, and in it one all-gather and one operation with an estimate.
@@ -38,9 +39,10 @@ def memory(argument=4, output=1, temporary=2, peak=6.0) -> MemoryUse:
 
 
 def judged(compiled: Compiled, *, quick=False, arguments=4 * GIB, resident=3 * GIB, trips=10):
-    before = Finding("decode", 8, 0, "no", 0, V5E.hbm_bytes, resident)
+    before = Finding("decode", 8, 0, "no", 0, V5E.hbm_bytes, resident, tokens=1000)
+    counted = UsefulFlops(Flops(4 * 10**15), 3 * 10**15, 5 * 10**15)
     return judge(
-        before, compiled, argument_bytes=arguments, flops=Flops(4 * 10**15),
+        before, compiled, argument_bytes=arguments, flops=counted,
         devices=4, chip=V5E, trips={} if trips is None else {"": trips}, tokens=10, per_token=3 * GIB,
         quick=quick,
     )  # fmt: skip
@@ -76,6 +78,8 @@ def test_figures_of_one_call():
     assert found.collectives == {"all-gather": hlo.Traffic(10, 10 * 3 * 2000)}
     assert found.cycle_seconds == pytest.approx(10 * 1500 / 1.5e9)
     assert found.roofline_seconds == pytest.approx(1e15 / 197e12)  # 5.1 s; memory would take 0.04 s
+    assert found.tokens_per_second == pytest.approx(1000 / 5.076, rel=1e-3)
+    assert (found.useful_share, found.repeated_share) == pytest.approx((3 / 4, 5 / 4))
 
 
 def test_a_loop_of_unknown_length_is_told():
@@ -96,7 +100,8 @@ def test_a_refusal():
     found = judged(Compiled(4.0, needed_bytes=20 * GIB, limit_bytes=V5E.hbm_bytes))
     assert (found.fit, found.needed_bytes, found.compile_seconds) == ("no", 23 * GIB, 4.0)
     assert (found.memory, found.least_bytes, found.roofline_seconds) == (None, None, None)
-    assert found.flops == 10**15
+    assert (found.flops, found.useful_flops, found.repeated_flops) == (10**15, 0.75e15, 1.25e15)
+    assert (found.tokens_per_second, found.useful_share, found.repeated_share) == (None, None, None)
 
 
 def test_least_traffic():

@@ -42,7 +42,7 @@ def work_of(sizes: ModelConfig, kind: str = "full", row: int = ROW, **algorithm)
             "algorithm": algorithm or {"name": "grpo"},
         }
     )
-    return workload(config, sizes, make_mesh({}, jax.devices()[:1]), kind)
+    return workload(config, sizes, make_mesh({}, jax.devices()[:1]), LENGTHS[kind])
 
 
 def counted(work: Workload, name: str) -> flops.Flops:
