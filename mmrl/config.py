@@ -229,6 +229,7 @@ class WorldConfig:
     # Prior, kinds and levels are of the shapes world, and this is of the zoom world: the share of the cold
     # start that demonstrates zooming.
     zooming: float = 0.5
+    family: str = ""  # of the tiny model, by its "model_type" ("qwen3_vl", ...); empty: Qwen2.5-VL
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,8 @@ def load(
     leaves = {}
     files: dict[Path, Any] = {}  # each is opened once
     for path, param in _params(description).items():
-        parts = [
-            rearrange(_read(files, where[name], name), param.layout, **_sizes(param))
-            for name in map(short_name, _tensor_names(param))
-        ]
+        tensors = (_read(files, where[name], name) for name in map(short_name, param.hf_names))
+        parts = [rearrange(_upright(tensor, param), param.layout, **_sizes(param)) for tensor in tensors]
         array = np.stack(parts) if param.stacked else parts[0]
         leaves[path] = _placed(np.asarray(array, dtype), places.get(path))
     return unflatten(leaves)
@@ -76,9 +74,7 @@ def check(directory: str | Path, description: dict) -> dict[str, TensorHeader]:
     """
     directory = Path(directory)
     where = locate(directory)
-    expected = {
-        short_name(name): param for param in _params(description).values() for name in _tensor_names(param)
-    }
+    expected = {short_name(name): param for param in _params(description).values() for name in param.hf_names}
     tied = "lm_head" not in description
     _check_names(directory, set(expected), set(where), tied)
     for name, param in expected.items():
@@ -148,12 +144,6 @@ def write_weights(
     _state_dtype(directory / "config.json", next(iter(shards[0].values())).dtype)
 
 
-def _tensor_names(param: Param) -> list[str]:
-    if not param.stacked:
-        return [param.hf_name]
-    return [param.hf_name.format(layer) for layer in range(param.shape[0])]
-
-
 def _check_names(directory: Path, expected: set[str], found: set[str], tied: bool) -> None:
     missing = sorted(expected - found)
     if missing:
@@ -171,10 +161,15 @@ def _check_names(directory: Path, expected: set[str], found: set[str], tied: boo
 
 def _check_tensor(stored: TensorHeader, param: Param, name: str) -> None:
     check_type(stored, name)
-    if stored.shape != param.hf_shape:
+    turned = (*param.hf_shape[:-2], *param.hf_shape[:-3:-1])
+    if stored.shape != param.hf_shape and not (param.either_way and stored.shape == turned):
         raise ValueError(
             f"{stored.path}: the weight {name} has shape {stored.shape}, the config asks {param.hf_shape}"
         )
+
+
+def _upright(tensor: np.ndarray, param: Param) -> np.ndarray:
+    return tensor if tensor.shape == param.hf_shape else np.swapaxes(tensor, -1, -2)
 
 
 def _read(files: dict[Path, Any], stored: TensorHeader, name: str) -> np.ndarray:
@@ -215,7 +210,7 @@ def _export(params: Params, description: dict, dtype: DTypeLike | None) -> Itera
                 "earlier step of the run"
             )
         parts = array if param.stacked else array[None]
-        for name, part in zip(_tensor_names(param), parts, strict=True):
+        for name, part in zip(param.hf_names, parts, strict=True):
             yield name, np.ascontiguousarray(rearrange(part, f"{target} -> {source}"))
 
 

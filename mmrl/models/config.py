@@ -65,6 +65,15 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Sizes of a mixture: ``count`` experts of ``width`` hidden units, ``per_token`` of them for a token."""
+
+    count: int
+    per_token: int
+    width: int
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Static sizes and choices; hashable, so it can be a static argument of a jitted function."""
 
@@ -85,6 +94,8 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
     qk_norm: bool = False  # of each head, before it is rotated
+    experts: Experts | None = None
+    expert_layers: tuple[int, ...] = ()  # those of which the MLP is a mixture of experts
     vision: VisionConfig = NO_VISION
     dtype: Any = jnp.float32  # of matrix products; norms, softmax and logprobs are float32 always
     remat: str = "none"  # "none", "dots" or "full": what layers recompute in the backward pass
@@ -107,6 +118,12 @@ class ModelConfig:
     def patch_bytes(self) -> int:
         """Bytes of the pixels of a patch."""
         return 3 * self.vision.patch_size**2
+
+    @property
+    def active_mlp_width(self) -> int:
+        """Hidden units that a token meets in the layer that has most."""
+        dense = self.mlp_width if len(self.expert_layers) < self.layers else 0
+        return max(dense, self.experts.per_token * self.experts.width if self.experts else 0)
 
     @property
     def feature_width(self) -> int:

@@ -14,7 +14,6 @@ there are is data, and a device does not wait within them for another.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,20 +24,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrl.kernels.ragged import ragged_product
 from mmrl.mesh import ACTIVATIONS, spec
+from mmrl.models.config import Experts
 from mmrl.types import Params
 
 _SMALL = 8192  # rows: fewer are always one pass
 _MARGIN = 9 / 8  # of a pass over the share of a device
 _BLOCK = 128  # passes are multiples of it
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Sizes of a mixture: ``count`` experts of ``width`` hidden units, ``per_token`` of them for a token."""
-
-    count: int
-    per_token: int
-    width: int
 
 
 class RouterStatistics(NamedTuple):
@@ -61,21 +52,21 @@ def expert_mlp(
 
     Args:
       x: normed states.
-      weights: "router" ``[d e]``, "gate" and "up" ``[e d f]``, "down" ``[e f d]``.
+      weights: "router" ``[d e]``, "gate_up" ``[e d 2 f]``, "down" ``[e f d]``.
       experts: their sizes.
       real: tokens that are computed and counted; the output of others is zero.
       axes: logical axes of ``x``, and of the output.
     """
-    product = {name: weights[name].astype(x.dtype) for name in ("gate", "up", "down")}
+    product = {name: weights[name].astype(x.dtype) for name in ("gate_up", "down")}
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         y, sums = _of_device(experts, _Cut(), x, real, weights["router"], product)
         return y, RouterStatistics(*sums)
     sizes = dict(mesh.shape)
     states = spec(axes, x.shape, ACTIVATIONS, sizes)
-    inward = spec(("experts", None, "mlp"), product["gate"].shape, ACTIVATIONS, sizes)
-    outward = PartitionSpec(inward[0], inward[2], None)
-    cut = _Cut(_names(inward[0]), _names(inward[2]), _names(states[0]), _names(states[1]))
+    inward = spec(("experts", None, None, "mlp"), product["gate_up"].shape, ACTIVATIONS, sizes)
+    outward = PartitionSpec(inward[0], inward[3], None)
+    cut = _Cut(_names(inward[0]), _names(inward[3]), _names(states[0]), _names(states[1]))
     row, by_expert = PartitionSpec(states[0]), PartitionSpec(states[0], None)
     function = jax.shard_map(
         partial(_of_device, experts, cut),
@@ -83,7 +74,7 @@ def expert_mlp(
             states,
             PartitionSpec(*states[:2]),
             PartitionSpec(),
-            {"gate": inward, "up": inward, "down": outward},
+            {"gate_up": inward, "down": outward},
         ),
         out_specs=(states, (row, by_expert, by_expert, row)),
         check_vma=False,  # the kernels do not say how their outputs vary
@@ -118,7 +109,7 @@ def _of_device(
     exchanged = tuple(axis for axis in summed if axis in cut.rows + cut.tokens)
     if exchanged:
         flat = [jax.lax.all_gather(array, exchanged, tiled=True) for array in flat]
-    first = jax.lax.axis_index(cut.experts) * product["gate"].shape[0] if cut.experts else 0
+    first = jax.lax.axis_index(cut.experts) * product["down"].shape[0] if cut.experts else 0
     states, index, share = flat
     y = _own_experts(experts, states, index - first, share, product)
     y = _sum_over(y, tuple(axis for axis in summed if axis not in exchanged))
@@ -160,7 +151,7 @@ def _own_experts(
     product: Params,
 ) -> Float[Array, "t d"]:
     """What the experts at hand add to each token; those with an ``index`` out of range are elsewhere."""
-    here = product["gate"].shape[0]
+    here = product["down"].shape[0]
     key = jnp.where((index >= 0) & (index < here), index, here).reshape(-1)
     order = jnp.argsort(key, stable=True)
     sizes = (key[:, None] == jnp.arange(here)).sum(axis=0, dtype=jnp.int32)
@@ -249,7 +240,8 @@ def _gated_rows(
     x: Float[Array, "r d"], weight: Float[Array, "r"], product: Params, sizes: Int[Array, "e"]
 ) -> Float[Array, "r d"]:
     """`mmrl.models.layers.gated_mlp` of the expert of each row, times the row's weight."""
-    gate, up = (ragged_product(x, product[name], sizes) for name in ("gate", "up"))
+    both = product["gate_up"].reshape(*product["gate_up"].shape[:2], -1)
+    gate, up = jnp.split(ragged_product(x, both, sizes), 2, axis=-1)
     # The weight goes in before the last product: its gradient then needs nothing that comes after.
     inner = (jax.nn.silu(gate) * up).astype(jnp.float32) * weight[:, None]
     return ragged_product(inner.astype(x.dtype), product["down"], sizes)

@@ -37,6 +37,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by ``model_type`` of confi
         "qwen2_vl": Family(qwen_vl.qwen2_vl, _QWEN2_VL),
         "qwen2_5_vl": Family(qwen_vl.qwen2_5_vl),
         "qwen3_vl": Family(qwen_vl.qwen3_vl, _QWEN3_VL),
+        "qwen3_vl_moe": Family(qwen_vl.qwen3_vl_moe, _QWEN3_VL),
         "qwen2": Family(text_only.qwen2),
         "qwen3": Family(text_only.qwen3),
         "llama": Family(text_only.llama),

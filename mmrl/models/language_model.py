@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmrl.kernels.attention import two_source_attention
 from mmrl.mesh import constrain
 from mmrl.models.config import Cache, ModelConfig, Prefix
+from mmrl.models.experts import RouterStatistics, expert_mlp
 from mmrl.models.layers import gated_mlp, mrope_angles, rematerialise, rms_norm, rotate
 from mmrl.models.packed_attend import attend_packed
 from mmrl.models.rows import TokenRows
@@ -90,7 +91,8 @@ def extend(
             y = two_source_attention(query, *read, readable, *of_prefix)
             return y.reshape(b, -1, *y.shape[3:]), (key, value)
 
-        hidden, own = _decoder_layer(config, weights, hidden, angle, ("batch", None, None), attend)
+        real = mask.reshape(b, g * s)
+        hidden, own, _ = _decoder_layer(config, weights, hidden, angle, ("batch", None, None), real, attend)
         hidden = hidden + added[i] if i < len(added) else hidden
         made.append(own)
     keys, values = zip(*made, strict=True)
@@ -103,9 +105,10 @@ def _decoder_layer(
     weights: Params,
     x: Float[Array, "b n d"],
     angle: Array,
-    between: tuple[str | None, ...],
+    between: tuple[str | None, str | None, str | None],
+    real: Bool[Array, "b n"],
     attend: Callable[..., tuple[Array, Any]],
-) -> tuple[Float[Array, "b n d"], Any]:
+) -> tuple[Float[Array, "b n d"], Any, RouterStatistics | None]:
     """One layer; ``between`` are the axes of what lies between layers.
 
     ``attend`` takes queries, keys and values; it gives what they attend to, ``b n h q k``, and a value more.
@@ -116,16 +119,35 @@ def _decoder_layer(
         y = jnp.einsum("bnhqk,hqkd->bnd", y, weights["attention"]["out"].astype(y.dtype))
         x = x + constrain(y, *between)
     with jax.named_scope("mlp"):
-        y = constrain(rms_norm(x, weights["mlp_norm"], config.norm_eps), "batch", None, None)
-        x = x + constrain(gated_mlp(y, weights["mlp"]), *between)
-    return x, more
+        y, router = rms_norm(x, weights["mlp_norm"], config.norm_eps), None
+        if "router" in weights["mlp"]:
+            assert config.experts is not None
+            y, router = expert_mlp(constrain(y, *between), weights["mlp"], config.experts, real, between)
+        else:
+            y = gated_mlp(constrain(y, "batch", None, None), weights["mlp"])
+        x = x + constrain(y, *between)
+    return x, more, router
 
 
 def _each_layer(config: ModelConfig, layers: Params | tuple[Params, ...]) -> Iterable[Params]:
-    """The weights of each layer, of a stack of them all or of each layer's own."""
-    if isinstance(layers, tuple):
-        return layers
-    return (jax.tree.map(lambda stack, i=i: stack[i], layers) for i in range(config.layers))
+    """The weights of each layer, of stacks or of each layer's own."""
+    return layers if isinstance(layers, tuple) else split_layers(config, layers)
+
+
+def split_layers(
+    config: ModelConfig, layers: Params, take: Callable[[Any, int], Any] = lambda stack, i: stack[i]
+) -> tuple[Params, ...]:
+    """Of stacks of layers' weights, those of each layer; its "mlp" is one or a mixture of experts."""
+    made, numbers = [], {"mlp": 0, "experts": 0}
+    for i in range(config.layers):
+        kind = "experts" if i in config.expert_layers else "mlp"
+        own = {name: (stack, i) for name, stack in layers.items() if name not in numbers}
+        own["mlp"] = layers[kind], numbers[kind]
+        numbers[kind] += 1
+        made.append(
+            {name: jax.tree.map(lambda leaf, k=k: take(leaf, k), stack) for name, (stack, k) in own.items()}
+        )
+    return tuple(made)
 
 
 def _slots(
@@ -167,31 +189,47 @@ def _write(
 
 def row_states(
     params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n e"]
-) -> Float[Array, "b n d"]:
-    """Hidden states, after the final norm, of packed rows; ``features`` of images at their tokens' slots."""
-    x, added, layer = _row_layers(params, config, rows, features)
-    recomputed = rematerialise(config.remat, lambda x, weights: layer(x, weights)[0])
+) -> tuple[Float[Array, "b n d"], RouterStatistics | None]:
+    """Hidden states, after the final norm, of packed rows; ``features`` of images at their tokens' slots.
 
-    def through(x: Array, numbered: tuple[Array, Params]) -> tuple[Array, None]:
+    Beside them, of a mixture of experts, the router's statistics, stacked over layers.
+    """
+    x, added, layer = _row_layers(params, config, rows, features)
+
+    def of_layer(x: Array, weights: Params) -> tuple[Array, RouterStatistics | None]:
+        x, _, router = layer(x, weights)
+        return x, router
+
+    recomputed = rematerialise(config.remat, of_layer)
+    if 0 < len(config.expert_layers) < config.layers:  # of two kinds, which one scan cannot go over
+        found = []
+        for i, weights in enumerate(split_layers(config, params["layers"])):
+            x, router = recomputed(x, weights)
+            x = x + added[i] if i < len(added) else x
+            found += [] if router is None else [router]
+        routers = jax.tree.map(lambda *each: jnp.stack(each), *found)
+        return rms_norm(x, params["final_norm"], config.norm_eps), routers
+
+    def through(x: Array, numbered: tuple[Array, Params]) -> tuple[Array, RouterStatistics | None]:
         number, weights = numbered
-        x = recomputed(x, weights)
+        x, router = recomputed(x, weights)
         for k, more in enumerate(added):
             x = x + jnp.where(number == k, more, 0)
-        return x, None
+        return x, router
 
-    numbers = jnp.arange(config.layers)
-    x, _ = jax.lax.scan(through, x, (numbers, params["layers"]), unroll=config.unroll)
-    return rms_norm(x, params["final_norm"], config.norm_eps)
+    stacks = {"mlp" if name == "experts" else name: stack for name, stack in params["layers"].items()}
+    x, routers = jax.lax.scan(through, x, (jnp.arange(config.layers), stacks), unroll=config.unroll)
+    return rms_norm(x, params["final_norm"], config.norm_eps), routers
 
 
 def prefill_rows(
     params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n e"]
 ) -> tuple[Float[Array, "b n d"], list[tuple[Float[Array, "b n h k"], Float[Array, "b n h k"]]]]:
-    """`row_states` with the weights of sampling, and the keys and values of each layer."""
+    """Hidden states as of `row_states`, with the weights of sampling, and keys and values of each layer."""
     x, added, layer = _row_layers(params, config, rows, features)
     made = []
     for i, weights in enumerate(_each_layer(config, params["layers"])):
-        x, stored = layer(x, weights)
+        x, stored, _ = layer(x, weights)
         x = x + added[i] if i < len(added) else x
         made.append(stored)
     return rms_norm(x, params["final_norm"], config.norm_eps), made
@@ -199,18 +237,18 @@ def prefill_rows(
 
 def _row_layers(
     params: Params, config: ModelConfig, rows: TokenRows, features: Float[Array, "b n e"]
-) -> tuple[Array, list[Array], Callable[[Array, Params], tuple[Array, tuple[Array, Array]]]]:
+) -> tuple[Array, list[Array], Callable[[Array, Params], tuple[Array, Any, RouterStatistics | None]]]:
     """Of packed rows, what `_split_inputs` gives, and a function of a layer's input and its weights."""
     x = _at_images(embed(params, config, rows.tokens), features, rows.feature >= 0)
-    angle = mrope_angles(rows.position, config)
+    angle, real = mrope_angles(rows.position, config), jnp.asarray(rows.segments.span) >= 0
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, tuple[Array, Array]]:
         with jax.named_scope("text_pairs"):
             y = attend_packed(config.attention, query, key, value, rows.segments, rows.pairs)
         return y, (key, value)
 
-    def layer(x: Array, weights: Params) -> tuple[Array, tuple[Array, Array]]:
-        return _decoder_layer(config, weights, x, angle, ("batch", "tokens", None), attend)
+    def layer(x: Array, weights: Params) -> tuple[Array, Any, RouterStatistics | None]:
+        return _decoder_layer(config, weights, x, angle, ("batch", "tokens", None), real, attend)
 
     return *_split_inputs(config, x), layer
 

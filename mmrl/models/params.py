@@ -23,18 +23,21 @@ class Param:
 
     ``hf_name`` holds ``{}`` where the layer number goes when the first axis of ``shape`` stacks layers (its
     logical axis is then "layers"). ``layout`` is an einops pattern from the checkpoint tensor of one layer to
-    ours, e.g. ``"(h k) d -> d h k"``; sizes it needs are read off ``shape``.
+    ours, e.g. ``"(h k) d -> d h k"``; sizes it needs are read off ``shape``. Where files differ in
+    the order of a tensor's last two axes, ``either_way`` reads both, and the shape tells which it is.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]  # logical axis of each dimension, for the sharding rules
     hf_name: str
     layout: str
-    init: str = "fan_in"  # "fan_in", "zeros", "ones" or "embedding"
+    init: str = "fan_in"  # "fan_in", "expert_fan_in", "zeros", "ones" or "embedding"
+    layers: tuple[int, ...] | None = None  # numbers of those that are stacked; None: all, from 0
+    either_way: bool = False
 
     def __post_init__(self) -> None:
         target = self.layout.split("->")[1].split()
-        if self.init not in ("fan_in", "zeros", "ones", "embedding"):
+        if self.init not in ("fan_in", "expert_fan_in", "zeros", "ones", "embedding"):
             raise ValueError(f"{self.hf_name}: unknown init {self.init!r}")
         if len(self.shape) != len(self.axes) or len(target) != len(self.shape) - self.stacked:
             raise ValueError(f"{self.hf_name}: shape, axes and layout do not describe the same array")
@@ -69,9 +72,19 @@ class Param:
         return tuple(shape)
 
     @property
+    def hf_names(self) -> list[str]:
+        """Name of each tensor of this weight in the checkpoint."""
+        if not self.stacked:
+            return [self.hf_name]
+        return [self.hf_name.format(layer) for layer in self.layers or range(self.shape[0])]
+
+    @property
     def fan_in(self) -> int:
-        """Number of inputs summed into one output: all checkpoint axes but the first (the output)."""
-        return math.prod(self.hf_shape[1:])
+        """Number of inputs summed into one output: all checkpoint axes but the first (the output).
+
+        Of a matrix for each expert, the axis behind the first.
+        """
+        return self.hf_shape[1] if self.init == "expert_fan_in" else math.prod(self.hf_shape[1:])
 
 
 def flatten(tree: dict) -> dict[str, Any]:
@@ -106,6 +119,6 @@ def _draw(param: Param, path: str, seed: int) -> np.ndarray:
         return np.zeros(param.shape, np.float32)
     if param.init == "ones":
         return np.ones(param.shape, np.float32)
-    scale = {"embedding": param.shape[-1], "fan_in": param.fan_in}[param.init] ** -0.5
+    scale = (param.shape[-1] if param.init == "embedding" else param.fan_in) ** -0.5
     generator = np.random.default_rng([seed, *path.encode()])
     return generator.standard_normal(param.shape, np.float32) * np.float32(scale)

@@ -1,8 +1,9 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL, translated from their ``config.json``."""
 
+from dataclasses import replace
 from typing import Any
 
-from mmrl.models.config import ModelConfig, VisionConfig
+from mmrl.models.config import Experts, ModelConfig, VisionConfig
 from mmrl.models.hf_config import (
     LARGEST_WINDOW,
     MOST_HEADS,
@@ -57,6 +58,28 @@ def qwen2_5_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelCo
 
 def qwen3_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfig:
     """Qwen3-VL (arXiv:2511.21631): learned positions, and states of three layers of the tower (deepstack)."""
+    return _qwen3_vl("qwen3_vl", raw, preprocessor, name, source)
+
+
+def qwen3_vl_moe(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfig:
+    """Qwen3-VL with a mixture of experts in some or all layers of the language model."""
+    config = _qwen3_vl("qwen3_vl_moe", raw, preprocessor, name, source)
+    text = text_section(raw, name)
+    given = {"num_experts": text.get("num_local_experts", 128), "num_experts_per_tok": 8, **text}
+    experts = Experts(
+        count=require_integer(given, "num_experts", name, WIDEST),
+        per_token=require_integer(given, "num_experts_per_tok", name, WIDEST),
+        width=require_integer(text, "moe_intermediate_size", name, WIDEST),
+    )
+    if experts.per_token > experts.count:
+        raise ValueError(f"{name}: num_experts_per_tok {experts.per_token} of {experts.count} experts")
+    step = require_integer({"decoder_sparse_step": 1, **text}, "decoder_sparse_step", name, MOST_LAYERS)
+    dense = layer_list(text, "mlp_only_layers", name, [])
+    layers = tuple(k for k in range(config.layers) if k not in dense and (k + 1) % step == 0)
+    return replace(config, experts=experts if layers else None, expert_layers=layers)
+
+
+def _qwen3_vl(family: str, raw: dict, preprocessor: dict, name: str, source: str) -> ModelConfig:
     given = section(raw.get("vision_config"), "vision_config", name)
     cells = require_integer(
         {"num_position_embeddings": 2304, **given}, "num_position_embeddings", name, WIDEST
@@ -81,7 +104,7 @@ def qwen3_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConf
         raise ValueError(
             f"{name}: deepstack_visual_indexes {vision['taps']} are no rising layers of the tower"
         )
-    return _model("qwen3_vl", raw, name, VisionConfig(**vision), out, theta=5e6, qk_norm=True)
+    return _model(family, raw, name, VisionConfig(**vision), out, theta=5e6, qk_norm=True)
 
 
 def _model(
@@ -102,7 +125,7 @@ def _model(
     rope_type = rope.get("rope_type", rope.get("type", "mrope"))
     if rope_type not in ("mrope", "default"):
         raise ValueError(f"{name}: rope type {short_repr(rope_type)} is not supported, only 'mrope' unscaled")
-    interleaved = family == "qwen3_vl"
+    interleaved = "mrope_section" in _SECTIONS[family]
     if flag({"mrope_interleaved": interleaved, **rope}, "mrope_interleaved", name) != interleaved:
         raise ValueError(f"{name}: mrope_interleaved is not {str(interleaved).lower()}, as it is in {family}")
     fields = text_fields(raw, text, rope, name, _DEFAULTS[family])
@@ -123,11 +146,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # of transformers, for keys that a fil
     "qwen2_vl": {"rms_norm_eps": 1e-5},
     "qwen2_5_vl": {"rms_norm_eps": 1e-5},
     "qwen3_vl": {"rms_norm_eps": 1e-6, "head_dim": 128},
+    "qwen3_vl_moe": {"rms_norm_eps": 1e-6, "head_dim": 128},
 }
 _SECTIONS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {},
     "qwen2_5_vl": {},
     "qwen3_vl": {"mrope_section": [24, 20, 20]},
+    "qwen3_vl_moe": {"mrope_section": [24, 20, 20]},
 }
 
 

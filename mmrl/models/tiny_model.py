@@ -39,6 +39,25 @@ CHAT_TEMPLATE = """\
 """
 
 
+DEFAULT_FAMILY = "qwen2_5_vl"
+TINY_FAMILIES = {  # and how their classes in transformers begin
+    "qwen2_vl": "Qwen2VL",
+    "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen3_vl": "Qwen3VL",
+    "qwen3_vl_moe": "Qwen3VLMoe",
+}
+# Entries of config.json that stand beside "text_config", and those of Qwen2.5-VL that others do not have.
+_OUTER = ("architectures", "model_type", "tie_word_embeddings", "torch_dtype")
+_NOT_QWEN2_VL = (
+    "intermediate_size",
+    "out_hidden_size",
+    "window_size",
+    "fullatt_block_indexes",
+    "tokens_per_second",
+)
+_NOT_QWEN3_VL = ("window_size", "fullatt_block_indexes", "tokens_per_second", "spatial_patch_size")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Words and picture sizes that a tiny model must know."""
@@ -93,19 +112,21 @@ def write_tokenizer(directory: Path, spec: ModelSpec) -> None:
     _write_json(directory / "tokenizer_config.json", config)
 
 
-def model_config(spec: ModelSpec, **overrides: Any) -> dict[str, Any]:
-    """Contents of config.json, in the flat layout of the published Qwen2.5-VL models.
+def model_config(spec: ModelSpec, family: str = DEFAULT_FAMILY, **overrides: Any) -> dict[str, Any]:
+    """Contents of config.json, in the layout of the published models of the family.
 
     ``overrides`` replace entries by name; ``vision_config`` takes a dict of the entries to replace in it.
 
     Raises:
-        ValueError: an override names no entry.
+        ValueError: an override names no entry, or there is no tiny model of the family.
     """
+    if family not in TINY_FAMILIES:
+        raise ValueError(f"no tiny model of the family {family!r}; there are {', '.join(TINY_FAMILIES)}")
     tokenizer = build_tokenizer(spec)
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     config: dict[str, Any] = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
+        "architectures": [f"{TINY_FAMILIES[family]}ForConditionalGeneration"],
+        "model_type": family,
         "attention_dropout": 0.0,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -152,6 +173,21 @@ def model_config(spec: ModelSpec, **overrides: Any) -> dict[str, Any]:
         "in_chans": 3,
         "spatial_patch_size": CELL // 2,
     }
+    if family == "qwen2_vl":
+        vision |= {"hidden_act": "quick_gelu", "embed_dim": vision["hidden_size"], "mlp_ratio": 4}
+    elif family.startswith("qwen3_vl"):
+        config["rope_scaling"] = {
+            "rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]
+        }  # fmt: skip
+        config["head_dim"] = 32
+        vision |= {
+            "hidden_act": "gelu_pytorch_tanh",
+            "intermediate_size": 256,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        }
+    if family == "qwen3_vl_moe":
+        config |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
     vision_overrides = overrides.pop("vision_config", {})
     for given, known in ((overrides, config), (vision_overrides, vision)):
         unknown = sorted(set(given) - set(known))
@@ -159,18 +195,32 @@ def model_config(spec: ModelSpec, **overrides: Any) -> dict[str, Any]:
             raise ValueError(f"model_config: no entry {unknown[0]!r}; it has {', '.join(known)}")
     config |= overrides
     vision["out_hidden_size"] = config["hidden_size"]
-    return config | {"vision_config": vision | vision_overrides}
+    vision |= vision_overrides
+    if family == "qwen2_vl":  # where "hidden_size" is that of the language model
+        vision |= {"embed_dim": vision["hidden_size"], "hidden_size": config["hidden_size"]}
+        vision = {key: vision[key] for key in vision if key not in _NOT_QWEN2_VL}
+    if not family.startswith("qwen3_vl"):
+        return config | {"vision_config": vision}
+    outer = {key: config.pop(key) for key in [*config] if key in _OUTER or key.endswith("token_id")}
+    config |= {key: outer[key] for key in ("bos_token_id", "eos_token_id")}
+    vision = {key: vision[key] for key in vision if key not in _NOT_QWEN3_VL}
+    return outer | {
+        "text_config": {"model_type": f"{family}_text", **config},
+        "vision_config": {"model_type": family, **vision},
+    }
 
 
-def write_model(directory: Path, seed: int, spec: ModelSpec, **overrides: Any) -> None:
+def write_model(
+    directory: Path, seed: int, spec: ModelSpec, family: str = DEFAULT_FAMILY, **overrides: Any
+) -> None:
     """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``seed``.
 
-    ``overrides``: see ``model_config``.
+    ``family``, ``overrides``: see ``model_config``.
     """
     with atomic_folder(directory) as part:
         write_tokenizer(part, spec)
-        write_config(part, model_config(spec, **overrides))
-        write_processor(part, spec)
+        write_config(part, model_config(spec, family, **overrides))
+        write_processor(part, spec, family)
         description = param_specs(read_config(part))
         checkpoint.write_weights(initialise(description, seed), description, part)
 
@@ -179,23 +229,24 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
     """Write config.json (as from ``model_config``) and generation_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / "config.json", config)
+    text = config.get("text_config", config)
     generation = {
-        "bos_token_id": config["bos_token_id"],
-        "eos_token_id": [config["eos_token_id"], config["bos_token_id"]],
-        "pad_token_id": config["bos_token_id"],
+        "bos_token_id": text["bos_token_id"],
+        "eos_token_id": [text["eos_token_id"], text["bos_token_id"]],
+        "pad_token_id": text["bos_token_id"],
         "do_sample": True,
         "temperature": 1.0,
     }
     _write_json(directory / "generation_config.json", generation)
 
 
-def write_processor(directory: Path, spec: ModelSpec) -> None:
+def write_processor(directory: Path, spec: ModelSpec, family: str = DEFAULT_FAMILY) -> None:
     """Write preprocessor_config.json: Qwen's normalisation, the pixel bounds of ``spec``."""
     directory.mkdir(parents=True, exist_ok=True)
     low, high = spec.pixels
     config = {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+        "processor_class": f"{TINY_FAMILIES[family].removesuffix('Moe')}Processor",
         "patch_size": CELL // 2,
         "temporal_patch_size": 2,
         "merge_size": 2,
@@ -204,6 +255,10 @@ def write_processor(directory: Path, spec: ModelSpec) -> None:
         "min_pixels": low,
         "max_pixels": high,
     }
+    if family.startswith("qwen3_vl"):
+        config |= {
+            "size": {"shortest_edge": config.pop("min_pixels"), "longest_edge": config.pop("max_pixels")}
+        }
     _write_json(directory / "preprocessor_config.json", config)
 
 

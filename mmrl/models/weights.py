@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from mmrl.models.config import ModelConfig
 from mmrl.models.params import Param
@@ -42,7 +43,7 @@ def describe(config: ModelConfig, names: CheckpointNames) -> dict:
 
 
 def _text_layers(config: ModelConfig, prefix: str) -> dict:
-    layers, d, f = config.layers, config.width, config.mlp_width
+    layers, d = config.layers, config.width
     h, k = config.kv_heads, config.head_dim
     q = config.query_heads // h
 
@@ -52,7 +53,7 @@ def _text_layers(config: ModelConfig, prefix: str) -> dict:
     def norm(name: str, width: int = d) -> Param:
         return weight((width,), (None,), f"{name}.weight", "d -> d", "ones")
 
-    attention = {
+    attention: dict[str, Param] = {
         "norm": norm("input_layernorm"),
         "query": weight(
             (d, h, q, k), ("embed", "heads", None, None), "self_attn.q_proj.weight", "(h q k) d -> d h q k"
@@ -75,12 +76,52 @@ def _text_layers(config: ModelConfig, prefix: str) -> dict:
         )
     if config.qk_norm:
         attention |= {"query_norm": norm("self_attn.q_norm", k), "key_norm": norm("self_attn.k_norm", k)}
-    mlp = {
-        "gate": weight((d, f), ("embed", "mlp"), "mlp.gate_proj.weight", "f d -> d f"),
-        "up": weight((d, f), ("embed", "mlp"), "mlp.up_proj.weight", "f d -> d f"),
-        "down": weight((f, d), ("mlp", "embed"), "mlp.down_proj.weight", "d f -> f d"),
+    tree: dict = {"attention": attention, "mlp_norm": norm("post_attention_layernorm")}
+    dense = tuple(layer for layer in range(layers) if layer not in config.expert_layers)
+    if dense:
+        tree["mlp"] = _gated_mlp(config, prefix, dense)
+    if config.expert_layers:
+        tree["experts"] = _experts(config, prefix)
+    return tree
+
+
+def _gated_mlp(config: ModelConfig, prefix: str, layers: tuple[int, ...]) -> dict[str, Param]:
+    d, f = config.width, config.mlp_width
+
+    def weight(shape: tuple, axes: tuple, name: str, layout: str) -> Param:
+        return Param(
+            (len(layers), *shape), ("layers", *axes), f"{prefix}.mlp.{name}.weight", layout, layers=layers
+        )
+
+    return {
+        "gate": weight((d, f), ("embed", "mlp"), "gate_proj", "f d -> d f"),
+        "up": weight((d, f), ("embed", "mlp"), "up_proj", "f d -> d f"),
+        "down": weight((f, d), ("mlp", "embed"), "down_proj", "d f -> f d"),
     }
-    return {"attention": attention, "mlp_norm": norm("post_attention_layernorm"), "mlp": mlp}
+
+
+def _experts(config: ModelConfig, prefix: str) -> dict[str, Param]:
+    assert config.experts is not None
+    layers, d, e, f = config.expert_layers, config.width, config.experts.count, config.experts.width
+
+    def weight(shape: tuple, axes: tuple, name: str, layout: str, **more: Any) -> Param:
+        shape, axes = (len(layers), *shape), ("layers", *axes)
+        return Param(shape, axes, f"{prefix}.mlp.{name}", layout, layers=layers, **more)
+
+    matrices: dict[str, Any] = {"init": "expert_fan_in", "either_way": True}
+    return {
+        "router": weight((d, e), ("embed", None), "gate.weight", "e d -> d e"),
+        "gate_up": weight(
+            (e, d, 2, f),
+            ("experts", "expert_embed", None, "mlp"),
+            "experts.gate_up_proj",
+            "e d (two f) -> e d two f",
+            **matrices,
+        ),
+        "down": weight(
+            (e, f, d), ("experts", "mlp", "expert_embed"), "experts.down_proj", "e f d -> e f d", **matrices
+        ),
+    }
 
 
 def _vision(config: ModelConfig, names: CheckpointNames) -> dict:

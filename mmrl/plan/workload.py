@@ -25,6 +25,7 @@ from mmrl.mesh import DECODING, WEIGHTS, abstract_arrays, batch_shards, sharding
 from mmrl.models.config import ModelConfig, Prefix
 from mmrl.models.family import param_specs
 from mmrl.models.full_prompts import full_prompts
+from mmrl.models.language_model import split_layers
 from mmrl.models.params import flatten, unflatten
 from mmrl.open import sampling_of
 from mmrl.packing import (
@@ -414,10 +415,10 @@ def abstract_weights(model: ModelConfig, mesh: Mesh, *, decoding: bool = False) 
     layout = shardings(param_specs(model), mesh, DECODING if decoding else WEIGHTS)
     if decoding:
 
-        def layer(stack: NamedSharding) -> NamedSharding:
+        def layer(stack: NamedSharding, i: int) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*stack.spec[1:]))
 
-        layout = {**layout, "layers": (jax.tree.map(layer, layout["layers"]),) * model.layers}
+        layout = {**layout, "layers": split_layers(model, layout["layers"], layer)}
     return abstract_arrays(like, layout)
 
 

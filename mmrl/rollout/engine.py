@@ -23,7 +23,14 @@ from mmrl.mesh import DECODING, constrain, constrain_weights
 from mmrl.models.config import Cache, ModelConfig, Prefix, empty_cache
 from mmrl.models.family import param_specs
 from mmrl.models.image_rows import features_of, image_features, take_row
-from mmrl.models.language_model import embed, embed_prompts, extend, prefill_rows, unembedding
+from mmrl.models.language_model import (
+    embed,
+    embed_prompts,
+    extend,
+    prefill_rows,
+    split_layers,
+    unembedding,
+)
 from mmrl.models.layers import last
 from mmrl.models.rows import TokenRows, scatter_rows
 from mmrl.packing import PackedBatch
@@ -144,8 +151,7 @@ def decoding_weights(params: Params, config: ModelConfig) -> Params:
     """
     cast = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
     placed = constrain_weights(cast, param_specs(config), DECODING)
-    layers = tuple(jax.tree.map(lambda stack, i=i: stack[i], placed["layers"]) for i in range(config.layers))
-    return {**placed, "layers": layers}
+    return {**placed, "layers": split_layers(config, placed["layers"])}
 
 
 @partial(jax.jit, static_argnames="config")

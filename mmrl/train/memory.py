@@ -217,7 +217,7 @@ class _Pass:
         """Bytes of a layer's attention scores, and of its other activations."""
         m = self.model
         scores = 4 * m.query_heads // _cut_heads(m, self.tensor) * self.pairs[0]
-        inside = (3 * m.query_heads + 4 * m.kv_heads) * m.head_dim + 6 * m.mlp_width
+        inside = (3 * m.query_heads + 4 * m.kv_heads) * m.head_dim + 6 * m.active_mlp_width
         others = self.tokens * self.wide * (6 * m.width + inside // self.tensor)
         return scores if m.attention == "plain" else 0, others
 
@@ -255,7 +255,7 @@ class _Pass:
             return max((m.layers + 1) * of_text, (m.vision.layers + 1) * of_images)
         text, vision = m.width // self.tensor, m.vision.width // self.tensor
         if m.remat == "dots":
-            inside = (m.query_heads + 2 * m.kv_heads) * m.head_dim + 2 * m.mlp_width
+            inside = (m.query_heads + 2 * m.kv_heads) * m.head_dim + 2 * m.active_mlp_width
             text = (3 * m.width + inside) // self.tensor
             vision = (6 * m.vision.width + 2 * m.vision.mlp_width) // self.tensor
         return np.dtype(m.dtype).itemsize * max(

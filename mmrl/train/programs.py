@@ -124,7 +124,7 @@ def token_scores(
         if each not in differentiated | {POLICY}:
             inputs = jax.lax.stop_gradient(inputs)
         with jax.named_scope(each.view):
-            states = row_states(inputs[0], policy.model, rows, inputs[1])
+            states, _ = row_states(inputs[0], policy.model, rows, inputs[1])
             hidden[each] = jnp.take_along_axis(states, rows.predictor[..., None], axis=1)
     found: dict[Score, Array] = {}
     for first, *rest in _pairs(wanted):

@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding
 from mmrl.kernels.ragged import grouped_outer, ragged_product
 from mmrl.mesh import ACTIVATIONS, AXES, DECODING, WEIGHTS, make_mesh, spec
 from mmrl.models import experts as experts_module
-from mmrl.models.experts import Experts, balance_loss, expert_mlp, route, router_metrics
+from mmrl.models.config import Experts
+from mmrl.models.experts import balance_loss, expert_mlp, route, router_metrics
 from mmrl.models.layers import gated_mlp
 
 EXPERTS = Experts(count=8, per_token=3, width=12)
@@ -29,8 +30,7 @@ def draw(seed=0, dtype=jnp.float32, rows=B):
     normal = lambda *shape: jax.random.normal(next(keys), shape, jnp.float32)  # noqa: E731
     weights = {
         "router": normal(D, e),
-        "gate": normal(e, D, f) / 4,
-        "up": normal(e, D, f) / 4,
+        "gate_up": jnp.stack([normal(e, D, f) / 4, normal(e, D, f) / 4], axis=2),
         "down": normal(e, f, D) / 4,
     }
     x = normal(rows, N, D).astype(dtype)
@@ -45,7 +45,8 @@ def dense_twin(x, weights, real):
     share = jnp.put_along_axis(share, index, top / top.sum(-1, keepdims=True), axis=-1, inplace=False)
     y = 0
     for e in range(EXPERTS.count):
-        one = {name: weights[name][e] for name in ("gate", "up", "down")}
+        gate, up = jnp.moveaxis(weights["gate_up"][e], 1, 0)
+        one = {"gate": gate, "up": up, "down": weights["down"][e]}
         y += gated_mlp(x, one) * share[..., e : e + 1].astype(x.dtype)
     return jnp.where(real[..., None], y, 0), (probability, share > 0)
 
@@ -99,7 +100,8 @@ def test_equals_transformers():
     found = []
     for layer in ("0", "1"):
         of_layer = {name[2:]: array for name, array in stored.items() if name.startswith(f"{layer}/")}
-        weights = {name: of_layer[name] for name in ("router", "gate", "up", "down")}
+        weights = {name: of_layer[name] for name in ("router", "down")}
+        weights["gate_up"] = jnp.stack([of_layer["gate"], of_layer["up"]], axis=2)
         index, share, _ = jax.jit(route, static_argnums=2)(
             of_layer["x"], weights["router"], EXPERTS, jnp.full((2, 10), True)
         )
@@ -125,7 +127,7 @@ def test_experts_without_tokens():
     x = x.at[..., 0].set(1.0)
     found = gradients(ours, x, weights, real)
     assert_near(found, gradients(with_statistics, x, weights, real))
-    assert not np.any(found[1][1]["gate"][3:])
+    assert not np.any(found[1][1]["gate_up"][3:])
 
 
 @pytest.mark.exhaustive
@@ -194,8 +196,7 @@ DEVICES = 8
 MESHES = [(1, 1, 2, 2, 2), (2, 1, 1, 4, 1), (1, 1, 1, 8, 1), (1, 2, 1, 1, 4), (1, 1, 1, 1, 8)]
 AXES_OF = {
     "router": ("expert_embed", None),
-    "gate": ("experts", "expert_embed", "mlp"),
-    "up": ("experts", "expert_embed", "mlp"),
+    "gate_up": ("experts", "expert_embed", None, "mlp"),
     "down": ("experts", "mlp", "expert_embed"),
 }
 

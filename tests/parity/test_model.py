@@ -169,6 +169,8 @@ def test_gradients(policies, prompts, tmp_path, directory, remat):
     assert {short_name(name) for name in ours} == set(theirs)
     for name, array in ours.items():
         norm, projection = theirs[short_name(name)]
+        if array.ndim == 3:  # of experts: transformers 5 holds them the other way round than the hub's files
+            array = np.swapaxes(array, 1, 2)
         flat = array.astype(np.float64).reshape(-1)
         found = [np.linalg.norm(flat), flat @ np.cos(np.arange(flat.size))]
         np.testing.assert_allclose(
