@@ -189,7 +189,7 @@ def _in_passes(
       product: weights of the experts.
     """
 
-    def add(i: Array, y: Array) -> Array:
+    def add(i: Array | int, y: Array) -> Array:
         at, weight, part = _pass(step, token, sizes, share, i)
         return y.at[at].add(_gated_rows(x[at], weight, product, part).astype(y.dtype))
 
@@ -204,7 +204,7 @@ def _backward(step: int, arrays: tuple, slope: Float[Array, "t d"]) -> tuple:
     """Each pass makes its hidden units anew: as rematerialised layers do, and no pass keeps any."""
     token, sizes, x, share, product = arrays
 
-    def add(i: Array, total: tuple) -> tuple:
+    def add(i: Array | int, total: tuple) -> tuple:
         of_x, of_share, of_product = total
         at, weight, part = _pass(step, token, sizes, share, i)
         _, pull_back = jax.vjp(partial(_gated_rows, sizes=part), x[at], weight, product)
@@ -224,12 +224,15 @@ _in_passes.defvjp(_forward, _backward)
 
 
 def _over_passes(step: int, token: Array, sizes: Array, body: Callable, start: Array | tuple) -> Any:
-    passes = 1 if token.shape[0] == step else -(-sizes.sum() // step)
-    with jax.named_scope("expert_passes"):
-        return jax.lax.fori_loop(0, passes, body, start)
+    """``body`` of all passes, the first outside of the loop: what it adds to zeros is not added."""
+    first = body(0, start)
+    if token.shape[0] == step:
+        return first
+    with jax.named_scope("further_passes"):
+        return jax.lax.fori_loop(1, -(-sizes.sum() // step), body, first)
 
 
-def _pass(step: int, token: Array, sizes: Array, share: Array, i: Array) -> tuple[Array, Array, Array]:
+def _pass(step: int, token: Array, sizes: Array, share: Array, i: Array | int) -> tuple[Array, ...]:
     """Tokens and weights of the rows of pass ``i``, and how many of them each expert has."""
     at, weight = (jax.lax.dynamic_slice_in_dim(rows, i * step, step) for rows in (token, share))
     ends = jnp.clip(jnp.cumsum(sizes) - i * step, 0, step)

@@ -49,9 +49,6 @@ def count(
         held to take its cheapest.
       platform: which branch of `jax.lax.platform_dependent` runs.
       scope: names of the scopes around the program, outermost first.
-
-    Raises:
-      ValueError: a product that is not counted here.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total, unbounded = 0, False
@@ -71,9 +68,7 @@ def _of_equation(
     if kind == "conv_general_dilated":
         return Flops(_convolution(equation))
     if kind == "ragged_dot_general":
-        raise ValueError(
-            "the operations of jax.lax.ragged_dot are not counted; write its shapes' product by hand"
-        )
+        return Flops(_ragged_product(equation))
     if kind == "pallas_call" and params["cost_estimate"] is not None:
         return Flops(int(params["cost_estimate"].flops))
     inside = partial(
@@ -138,6 +133,14 @@ def _product(equation: JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = _shape(equation.invars[0])
     return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
+
+
+def _ragged_product(equation: JaxprEqn) -> int:
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+    left, right = (_shape(variable) for variable in equation.invars[:2])
+    shared = {*contracted, *batch, *numbers.rhs_group_dimensions}
+    return 2 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
 
 
 def _convolution(equation: JaxprEqn) -> int:

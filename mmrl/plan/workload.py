@@ -84,7 +84,12 @@ class Workload:
     def trips(self, name: str) -> dict[str, float]:
         """Iterations of the loops of a program whose number is data (`mmrl.plan.flops.count`)."""
         rows = self.prompt_rows if name == "prefill" else self.rows
-        return {"decode_steps": self.config.rollout.max_tokens, "read_token": 1, **rows.trips()}
+        return {
+            "decode_steps": self.config.rollout.max_tokens,
+            "read_token": 1,
+            "further_passes": 0,
+            **rows.trips(),
+        }
 
     @cached_property
     def lengths(self) -> Lengths:

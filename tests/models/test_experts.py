@@ -1,5 +1,10 @@
 """Mixtures of experts against a loop over dense experts, however tokens lie and devices share the work."""
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +15,13 @@ import pytest
 from devices import run_on
 from jax.sharding import NamedSharding
 
-from mmrl.kernels.ragged import grouped_outer, ragged_product
+from mmrl.kernels.ragged import grouped_gradients, ragged_product
 from mmrl.mesh import ACTIVATIONS, AXES, DECODING, WEIGHTS, make_mesh, spec
 from mmrl.models import experts as experts_module
 from mmrl.models.config import Experts
 from mmrl.models.experts import balance_loss, expert_mlp, route, router_metrics
 from mmrl.models.layers import gated_mlp
+from mmrl.plan.aot import environment
 
 EXPERTS = Experts(count=8, per_token=3, width=12)
 FIXTURES = Path(__file__).parent.parent / "data" / "fixtures"
@@ -183,12 +189,16 @@ def test_metrics_of_the_log():
     assert router_metrics(stacked) == {"router/load_max": 1.5, "router/entropy": 1.0}
 
 
-def test_kernel_of_the_weights_gradient():
-    """The one that TPUs run, interpreted: groups that are empty, that share blocks, and rows in none."""
-    x, y = (jax.random.normal(jax.random.key(i), (700, width)) for i, width in ((0, 24), (1, 40)))
+def test_kernels_of_gradients():
+    """Those that TPUs run, interpreted: groups that are empty, that share blocks, and rows in none."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((700, 40), (700, 24), (6, 24, 40))
+    slope, rows, matrices = (jax.random.normal(*each) for each in zip(keys, shapes, strict=True))
     sizes = jnp.array([130, 0, 300, 1, 9, 200])
-    slopes = jax.vjp(lambda w: ragged_product(x, w, sizes), jnp.zeros((6, 24, 40)))[1](y)[0]
-    np.testing.assert_allclose(grouped_outer(x, y, sizes, interpret=True), slopes, atol=1e-4)
+    expected = jax.vjp(lambda *moving: ragged_product(*moving, sizes), rows, matrices)[1](slope)
+    of_rows, of_matrices = grouped_gradients(slope, rows, matrices, sizes, interpret=True)
+    assert_near((of_rows[:640], of_matrices), (expected[0][:640], expected[1]), 1e-4)
+    assert not np.any(expected[0][640:])
 
 
 DEVICES = 8
@@ -257,3 +267,80 @@ def test_a_mesh_changes_no_decoding(mesh):
     with jax.set_mesh(mesh):
         found = ours(*placed(mesh, x, weights, real, DECODING))
     assert_near(found, expected)
+
+
+_COMPILE = """
+import json
+import re
+import sys
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from mmrl.mesh import ACTIVATIONS, DECODING, WEIGHTS, batch_shards, constrain, spec
+from mmrl.models.experts import Experts, expert_mlp
+from mmrl.plan import aot
+from mmrl.plan.chips import parse_topology
+
+topology, sizes, program = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+mesh = aot.device_mesh(parse_topology(topology), sizes)
+experts, width, training = Experts(128, 8, 768), 2048, program == "train"  # as 30B-A3B
+rules, dtype = (WEIGHTS, jnp.float32) if training else (DECODING, jnp.bfloat16)
+wide = {"router": ("expert_embed", None), "down": ("experts", "mlp", "expert_embed")}
+wide |= {name: ("experts", "expert_embed", "mlp") for name in ("gate", "up")}
+lengths = {"expert_embed": width, "experts": 128, "mlp": 768, None: 128}
+
+
+def array(shape, axes, rules, dtype):
+    where = NamedSharding(mesh, spec(axes, shape, rules, dict(mesh.shape)))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+weights = {name: array([lengths[axis] for axis in axes], axes, rules, dtype) for name, axes in wide.items()}
+b, n, axes = batch_shards(mesh), 4096 if training else 64, ("batch", "tokens" if training else None, None)
+x = array((b, n, width), axes, ACTIVATIONS, jnp.bfloat16)
+real = array((b, n), axes[:2], ACTIVATIONS, jnp.bool_)
+
+
+def forward(x, weights, real):
+    return expert_mlp(x, weights, experts, real, axes)
+
+
+def gradients(x, weights, real, slope):
+    y, pull_back = jax.vjp(lambda *moving: forward(*moving, real)[0], x, weights)
+    of_x, of_weights = pull_back(slope)
+    return y, of_x, {name: constrain(of_weights[name], *wide[name], rules=rules) for name in wide}
+
+
+with jax.set_mesh(mesh):
+    function, arrays = (gradients, (x, weights, real, x)) if training else (forward, (x, weights, real))
+    compiled = aot.compile_for_tpu(jax.jit(function).trace(*arrays))
+print(f"{topology}, {program}: {compiled.memory.temporary / 2**20:.0f} MiB of temporaries")
+assert compiled.memory.temporary < (3.5 * 2**30 if training else 2**25)
+assert "convolution-base-dilated" not in compiled.text, "no product of all rows with every matrix"
+gathered = [tuple(map(int, shape.split(","))) for shape in re.findall(
+    r"= [a-z0-9]+\\[([\\d,]+)\\]\\S* all-gather(?:-start)?\\(", compiled.text
+)]
+assert gathered, "tokens are"
+moved = [shape for shape in gathered if len(shape) == 3 and shape[1] in (width, 768)]
+assert bool(moved) == (training and sizes.get("fsdp", 1) > 1), moved  # weights, over fsdp alone
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]")
+@pytest.mark.parametrize(
+    ("topology", "sizes", "program"),
+    [
+        ("v5e:2x2", {"expert": 4}, "train"),
+        ("v5p:2x2x1", {"fsdp": 2, "expert": 2}, "train"),
+        ("v6e:2x2", {"expert": 2, "tensor": 2}, "train"),
+        ("v6e:2x2", {"expert": 2, "tensor": 2}, "decode"),
+    ],
+)
+def test_compiles_for_tpu(topology, sizes, program):
+    """Memory of the size of a device's share, and no device gathers experts that are not its own."""
+    child = subprocess.run(
+        [sys.executable, "-c", _COMPILE, topology, json.dumps(sizes), program],
+        env=os.environ | environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stdout[-4000:] + child.stderr[-4000:]

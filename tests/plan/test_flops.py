@@ -230,6 +230,8 @@ def test_a_grid_whose_size_is_data_counts_by_its_scope(trips, times, known):
     assert counted(call, 1, x, w, trips=trips) == Flops(2 * times * one, unbounded=not known)
 
 
-def test_a_product_that_is_not_counted_is_refused():
-    with pytest.raises(ValueError, match="ragged_dot"):
-        counted(jax.lax.ragged_dot, x, jnp.ones((2, K, N)), np.array([3, 5], np.int32))
+def test_ragged_products_count_each_row_once():
+    def gradients(x, w):
+        return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, np.array([3, 5], np.int32)), x, w)[1](x @ w[0])
+
+    assert counted(gradients, x, jnp.ones((2, K, N))) == Flops((1 + 1 + 2) * 2 * M * K * N)

@@ -316,7 +316,7 @@ def test_cycles_are_those_of_what_is_scheduled():
     lines = [
         f"  %f.{i} = bf16[1024,4096]{{1,0}} fusion(%x), calls=%fused, "
         f'backend_config={{"window_config":{{"estimated_cycles":"{estimate}"}}}}'
-        for i, estimate in enumerate([100, 40, 7])
+        for i, estimate in enumerate([100, 40, 7, 2**63 - 1])  # the last says: none
     ]
     assert hlo.analyse(module("\n".join(lines), fused)).cycles == 147
 
