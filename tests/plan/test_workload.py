@@ -88,7 +88,8 @@ def test_rows_of_full_lengths(sizes):
     work = work_of(sizes)
     assert (work.budget.tokens, work.budget.patches, work.budget.window) == (ROW, ROW, 16)
     assert work.trips("update") == {
-        "decode_steps": TOKENS, "read_token": 1, "further_passes": 0, "token_rows": PROMPTS, "patch_rows": PROMPTS,
+        "decode_steps": TOKENS, "read_token": 1, "further_passes": 0,
+        "token_rows": PROMPTS, "patch_rows": PROMPTS,
         "text_pairs": 3 + 3 * (3 + 4), "image_pairs": 8**2, "window_pairs": 8,
         "chunks_of_1024": 1, "chunks_of_512": 2,
     }  # fmt: skip
