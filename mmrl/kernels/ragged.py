@@ -1,11 +1,13 @@
-"""Ragged products: the rows of an array, sorted into groups, each times the matrix of its group.
+"""Ragged products: the rows of an array, sorted into groups, each times the matrices of its group.
 
-``m`` rows, ``e`` groups, inputs ``i`` and outputs ``o`` of a matrix. Group sizes are data; what lies past the
-last group is in no product. On TPU all products are grouped-matrix kernels, whose work is that of the blocks
-of rows which lie in groups: forward the compiler's, backward the library's, because the compiler would copy
-the matrices for one gradient, and for the other multiply all rows with each group's mask. Elsewhere every row
-meets every matrix, which is right but no faster than that.
+``m`` rows, ``e`` groups of ``c`` matrices, with ``i`` inputs and ``o`` outputs. Group sizes are data; what
+lies past the last group is in no product. On TPU all products are grouped-matrix kernels, whose work is that
+of the blocks of rows which lie in groups: forward the compiler's, backward the library's, as the compiler
+would copy the matrices for one gradient, and for the other multiply all rows with each group's mask.
+Elsewhere every row meets every matrix, which is right but no faster than that.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,59 +23,104 @@ _ROWS_BY_ROWS = jax.lax.RaggedDotDimensionNumbers(  # x.T @ y, group by group
 
 
 @jax.custom_vjp
-def ragged_product(
-    rows: Float[Array, "m i"], matrices: Float[Array, "e i o"], sizes: Int[Array, "e"]
-) -> Float[Array, "m o"]:
-    """The first ``sizes[0]`` rows times the first matrix, the next by the second, and so on; then zeros."""
-    return _masked(jax.lax.ragged_dot(rows, matrices, sizes), sizes)
+def ragged_products(
+    rows: Float[Array, "m i"], matrices: Float[Array, "e c i o"], sizes: Int[Array, "e"]
+) -> tuple[Float[Array, "m o"], ...]:
+    """Products of each row with the ``c`` matrices of its group, ``sizes`` rows to a group; then zeros."""
+    return tuple(_product(rows, matrices, sizes, k) for k in range(matrices.shape[1]))
 
 
-def _forward(rows: Array, matrices: Array, sizes: Array) -> tuple[Array, tuple]:
-    return ragged_product(rows, matrices, sizes), (rows, matrices, sizes)
+def _forward(rows: Array, matrices: Array, sizes: Array) -> tuple[tuple[Array, ...], tuple]:
+    return ragged_products(rows, matrices, sizes), (rows, matrices, sizes)
 
 
-def _backward(residuals: tuple, slope: Float[Array, "m o"]) -> tuple[Array, Array, None]:
-    of_rows, of_matrices = jax.lax.platform_dependent(
-        slope, *residuals, tpu=grouped_gradients, default=_plain_gradients
-    )
-    return _masked(of_rows, residuals[2]), of_matrices, None
+def _backward(residuals: tuple, slopes: tuple[Float[Array, "m o"], ...]) -> tuple[Array, Array, None]:
+    rows, matrices, sizes = residuals
+    of_rows = [_by_transposed(slope, matrices, sizes, k) for k, slope in enumerate(slopes)]
+    of_matrices = [
+        jax.lax.platform_dependent(rows, slope, sizes, tpu=grouped_outer, default=_plain_outer)
+        for slope in slopes
+    ]
+    return sum(of_rows[1:], of_rows[0]), jnp.stack(of_matrices, axis=1), None
 
 
-ragged_product.defvjp(_forward, _backward)
+ragged_products.defvjp(_forward, _backward)
+
+
+def _product(rows: Array, matrices: Array, sizes: Array, k: int) -> Float[Array, "m o"]:
+    """Products with the matrices number ``k``."""
+
+    def grouped(rows: Array, matrices: Array, sizes: Array) -> Array:
+        return jax.lax.ragged_dot(rows, *_as_groups(matrices, sizes, k))
+
+    def plain(rows: Array, matrices: Array, sizes: Array) -> Array:
+        return jax.lax.ragged_dot(rows, matrices[:, k], sizes)
+
+    out = jax.lax.platform_dependent(rows, matrices, sizes, tpu=grouped, default=plain)
+    return _masked(out, sizes)
+
+
+def _by_transposed(slope: Array, matrices: Array, sizes: Array, k: int) -> Float[Array, "m i"]:
+    """Products with the transposed matrices number ``k``."""
+
+    def grouped(slope: Array, matrices: Array, sizes: Array) -> Array:
+        return grouped_transposed(slope, *_as_groups(matrices, sizes, k))
+
+    def plain(slope: Array, matrices: Array, sizes: Array) -> Array:
+        return jax.lax.ragged_dot_general(slope, matrices[:, k], sizes, _BY_TRANSPOSED)
+
+    out = jax.lax.platform_dependent(slope, matrices, sizes, tpu=grouped, default=plain)
+    return _masked(out, sizes)
+
+
+def _as_groups(matrices: Array, sizes: Array, k: int) -> tuple[Array, Array]:
+    """All matrices as groups of their own, empty but for number ``k`` of each: a slice would be a copy."""
+    flat = matrices.reshape(-1, *matrices.shape[2:])
+    return flat, jnp.zeros(matrices.shape[:2], sizes.dtype).at[:, k].set(sizes).reshape(-1)
 
 
 def _masked(out: Float[Array, "m o"], sizes: Int[Array, "e"]) -> Float[Array, "m o"]:
     """``out`` with zeros past the last group, where the kernels of a TPU write nothing."""
-    return jnp.where((jnp.arange(out.shape[0]) < sizes.sum())[:, None], out, 0)
+    return jnp.where((jnp.arange(len(out)) < sizes.sum())[:, None], out, 0)
 
 
-def _plain_gradients(slope: Array, rows: Array, matrices: Array, sizes: Array) -> tuple[Array, Array]:
-    product = jax.lax.ragged_dot_general
-    return product(slope, matrices, sizes, _BY_TRANSPOSED), product(rows, slope, sizes, _ROWS_BY_ROWS)
+def _plain_outer(rows: Array, slope: Array, sizes: Array) -> Float[Array, "e i o"]:
+    return jax.lax.ragged_dot_general(rows, slope, sizes, _ROWS_BY_ROWS)
 
 
-def grouped_gradients(
+# Tiles are the largest with which the vector memory of a v5e has room for each array twice.
+
+
+def grouped_transposed(
     slope: Float[Array, "m o"],
-    rows: Float[Array, "m i"],
     matrices: Float[Array, "e i o"],
     sizes: Int[Array, "e"],
     *,
     interpret: bool = False,
-) -> tuple[Float[Array, "m i"], Float[Array, "e i o"]]:
-    """Gradients of rows and matrices by the TPU kernels; of rows in no group, anything.
+) -> Float[Array, "m i"]:
+    """``slope @ w.T`` with the matrix ``w`` of each row's group, by the TPU kernel; of no group's, anything.
 
-    ``interpret`` runs the kernels as plain JAX.
+    ``interpret`` runs the kernel as plain JAX.
     """
-    (groups, inputs, outputs), count = matrices.shape, len(rows)
-    block = _block(count, groups)
-    slope, rows = (jnp.pad(x, ((0, -count % block), (0, 0))) for x in (slope, rows))
-    # The largest tiles with which the vector memory of a v5e has room for each array twice. Those of matrices
-    # have all outputs, if they can: they are then read once for all blocks of a group.
-    tiles = (block, _tile(outputs, 2048), _tile(inputs, 768))
-    of_rows = gmm(slope, matrices, sizes, rows.dtype, tiles, transpose_rhs=True, interpret=interpret)
-    tiles = (block, _tile(inputs, 512), _tile(outputs, 1024))
-    of_matrices = tgmm(rows.T, slope, sizes, matrices.dtype, tiles, interpret=interpret)
-    return of_rows[:count], of_matrices
+    groups, inputs, outputs = matrices.shape
+    count, block = len(slope), _block(len(slope), groups)
+    # A tile has all outputs, if it can: it is then read once for all blocks of a group.
+    product = partial(gmm, tiling=(block, _tile(outputs, 2048), _tile(inputs, 768)), interpret=interpret)
+    return product(_padded(slope, block), matrices, sizes, slope.dtype, transpose_rhs=True)[:count]
+
+
+def grouped_outer(
+    rows: Float[Array, "m i"], slope: Float[Array, "m o"], sizes: Int[Array, "e"], *, interpret: bool = False
+) -> Float[Array, "e i o"]:
+    """``rows.T @ slope`` of each group, by the TPU kernel; ``interpret`` runs it as plain JAX."""
+    block = _block(len(rows), len(sizes))
+    tiles = (block, _tile(rows.shape[1], 512), _tile(slope.shape[1], 1024))
+    rows, slope = (_padded(x, block) for x in (rows, slope))
+    return tgmm(rows.T, slope, sizes, rows.dtype, tiles, interpret=interpret)
+
+
+def _padded(x: Float[Array, "m k"], block: int) -> Float[Array, "_ k"]:
+    return jnp.pad(x, ((0, -len(x) % block), (0, 0)))
 
 
 def _block(rows: int, groups: int) -> int:

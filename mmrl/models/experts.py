@@ -7,7 +7,7 @@ gathers the tokens of all, computes those that chose its own experts, and the su
 lie. A device sends its tokens to ``expert - 1`` others; with as many experts a token as devices, sending each
 token only where it is wanted would not be less, and its sizes would be data.
 
-The rows of a device, a token and one of its own experts each, are sorted by expert for `ragged_product`.
+The rows of a device, a token and one of its own experts each, are sorted by expert for `ragged_products`.
 There could be as many as all tokens choose, though on average there is only the device's share. So they are
 taken in passes of a little more than that share: mostly there is one, and memory is that of one. How many
 there are is data, and a device does not wait within them for another.
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrl.kernels.ragged import ragged_product
+from mmrl.kernels.ragged import ragged_products
 from mmrl.mesh import ACTIVATIONS, spec
 from mmrl.models.config import Experts
 from mmrl.types import Params
@@ -52,7 +52,7 @@ def expert_mlp(
 
     Args:
       x: normed states.
-      weights: "router" ``[d e]``, "gate_up" ``[e d 2 f]``, "down" ``[e f d]``.
+      weights: "router" ``[d e]``, "gate_up" ``[e 2 d f]``, "down" ``[e f d]``.
       experts: their sizes.
       real: tokens that are computed and counted; the output of others is zero.
       axes: logical axes of ``x``, and of the output.
@@ -243,11 +243,10 @@ def _gated_rows(
     x: Float[Array, "r d"], weight: Float[Array, "r"], product: Params, sizes: Int[Array, "e"]
 ) -> Float[Array, "r d"]:
     """`mmrl.models.layers.gated_mlp` of the expert of each row, times the row's weight."""
-    both = product["gate_up"].reshape(*product["gate_up"].shape[:2], -1)
-    gate, up = jnp.split(ragged_product(x, both, sizes), 2, axis=-1)
+    gate, up = ragged_products(x, product["gate_up"], sizes)
     # The weight goes in before the last product: its gradient then needs nothing that comes after.
     inner = (jax.nn.silu(gate) * up).astype(jnp.float32) * weight[:, None]
-    return ragged_product(inner.astype(x.dtype), product["down"], sizes)
+    return ragged_products(inner.astype(x.dtype), product["down"][:, None], sizes)[0]
 
 
 def balance_loss(part: RouterStatistics, batch: RouterStatistics) -> Float[Array, ""]:

@@ -112,10 +112,10 @@ def _experts(config: ModelConfig, prefix: str) -> dict[str, Param]:
     return {
         "router": weight((d, e), ("embed", None), "gate.weight", "e d -> d e"),
         "gate_up": weight(
-            (e, d, 2, f),
-            ("experts", "expert_embed", None, "mlp"),
+            (e, 2, d, f),
+            ("experts", None, "expert_embed", "mlp"),
             "experts.gate_up_proj",
-            "e d (two f) -> e d two f",
+            "e d (two f) -> e two d f",
             **matrices,
         ),
         "down": weight(
