@@ -33,8 +33,14 @@ def read_policy(directory: Path) -> Policy:
 
 
 def one_layer(vision: VisionConfig) -> VisionConfig:
-    """A tower of one layer, which attends over the whole image."""
-    return replace(vision, layers=1, full_attention_layers=(0,))
+    """A tower of one layer, which attends over the whole image, and is tapped if the tower is."""
+    return replace(vision, layers=1, full_attention_layers=(0,), taps=(0,) if vision.taps else ())
+
+
+def shallow(config: ModelConfig) -> ModelConfig:
+    """Sizes with one layer in each part, of experts if there are some."""
+    experts = (0,) if config.experts else ()
+    return replace(config, layers=1, expert_layers=experts, vision=one_layer(config.vision))
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import padded
 import pytest
-from tiny import make_prompts, make_responses, noise_image, one_layer
+from tiny import make_prompts, make_responses, noise_image, read_policy, shallow
 
 from mmrl.algorithms import algorithm as algorithms
 from mmrl.algorithms.algorithm import loss as algorithm_loss
@@ -36,8 +36,12 @@ OPTIMIZER = optax.sgd(1e4)  # so that the change is not lost in the rounding of 
 
 @pytest.fixture(scope="module")
 def small(policy):
+    return small_batch(policy)
+
+
+def small_batch(policy):
     """One layer of each tower, random weights, and a batch of prompts with sampled-like responses."""
-    config = replace(policy.config, layers=1, vision=one_layer(policy.config.vision))
+    config = shallow(policy.config)
     params = initialise(param_specs(config), 0)
     rows = [("a", [(56, 56)]), ("bb", [(84, 56)]), ("c", []), ("dd", [(56, 84)])]
     prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
@@ -65,6 +69,10 @@ def repacked(small, row_tokens=128, order=range(PROMPTS)):
 
 @pytest.fixture(scope="module")
 def looking(policy, small):
+    return looking_batch(policy, small)
+
+
+def looking_batch(policy, small):
     """The batch once more, with responses that look at pictures on their way; one of each group does not."""
     params, static, batch = small
     rng = np.random.default_rng(0)
@@ -205,6 +213,24 @@ def test_update_equals_the_padded_form_where_responses_look(row_tokens, least, m
     ours = change(packed, KINDS["papo_exact"], targets)
     assert float(ours[1]["perception_kl"]) > 1e-4
     assert_same(ours, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen3_vl_moe",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("qwen2_vl", "qwen3_vl")),
+    ],
+)
+def test_update_of_other_families_equals_the_padded_form(family, fixtures_dir):
+    """Where responses look, and groups are split: so do added features (deepstack) and experts."""
+    policy = read_policy(fixtures_dir / family)
+    looking = looking_batch(policy, small_batch(policy))
+    targets = prepared(KINDS["papo_exact"], looking)
+    ours = change(repacked(looking), KINDS["papo_exact"], targets)
+    assert float(ours[1]["perception_kl"]) > 1e-4
+    assert_same(ours, padded_change(looking, KINDS["papo_exact"], targets))
 
 
 def test_frozen_weights_stay_and_count_in_no_norm(small):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import noise_image, one_layer
+from tiny import noise_image, shallow
 
 from mmrl.config import SelfJudgeConfig
 from mmrl.kernels.vocab import BANNED
@@ -31,7 +31,7 @@ BUCKETS = (256, 512)
 @pytest.fixture(scope="module")
 def model(policy):
     """The fixture model, small enough to be compiled in no time."""
-    config = replace(policy.config, layers=1, vision=one_layer(policy.config.vision))
+    config = shallow(policy.config)
     mesh = make_mesh({"replica": 1, "data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return OpenModel(policy.directory, policy.processor, config, param_specs(config), mesh)
 

@@ -1,6 +1,5 @@
 """The programs of a run do the same on a mesh of eight devices, however it is cut, as on one device."""
 
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from devices import run_on
-from tiny import make_prompts, make_responses, one_layer
+from tiny import make_prompts, make_responses, read_policy, shallow
 
 from mmrl.algorithms.passes import ENTROPY, LOGPROB, REFERENCE_LOGPROB
 from mmrl.algorithms.recipes import RECIPES
@@ -46,21 +45,22 @@ def test_on_eight_devices():
     One method and one mesh, the one that cuts everything, because each compiles for some twenty seconds.
     With XLA_FLAGS=--xla_force_host_platform_device_count=8, pytest on this file runs all of them.
     """
-    run_on(DEVICES, __file__, "-k", "1x2x2x1x2 and (rollout or grpo)")
+    run_on(DEVICES, __file__, "-k", "qwen2_5_vl and 1x2x2x1x2 and (rollout or grpo)")
 
 
 @pytest.mark.exhaustive
 def test_others_on_eight_devices():
-    """Updates of the other methods on that mesh, rollouts on all."""
-    run_on(DEVICES, __file__, "-k", "rollout or 1x2x2x1x2")
+    """Updates of the other methods on that mesh, rollouts on all; one method of the other families."""
+    run_on(DEVICES, __file__, "-k", "(qwen2_5_vl and (rollout or 1x2x2x1x2)) or (2x1x1x2x2 and grpo)")
 
 
-@pytest.fixture(scope="module")
-def small(policy):
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
+def small(request, fixtures_dir):
     """One layer of each tower, random weights, a batch of prompts and responses, on the host."""
     if jax.device_count() < DEVICES:
         pytest.skip(f"needs {DEVICES} devices: runs in the child of test_on_eight_devices")
-    config = replace(policy.config, layers=1, vision=one_layer(policy.config.vision))
+    policy = read_policy(fixtures_dir / request.param)
+    config = shallow(policy.config)
     sizes = [(56, 56), (84, 56), (), (56, 84), (56, 56), (84, 84), (56, 84), (84, 56)]
     rows = [("a" * (k % 3 + 1), [size] if size else []) for k, size in enumerate(sizes)]
     prompts = make_prompts(policy.processor, rows, tokens=48, patches=64)
