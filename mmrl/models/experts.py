@@ -266,12 +266,13 @@ def router_metrics(statistics: RouterStatistics) -> dict[str, Float[Array, ""]]:
     """For the log, of statistics ``[l b]`` stacked over layers.
 
     Returns:
-      "router/load_max", tokens of the busiest expert over those of the mean one, averaged over layers, and
-      "router/entropy", averaged over tokens, in nats.
+      "router/load_max", tokens of the busiest expert over those of the mean one, averaged over layers;
+      "router/entropy", averaged over tokens, in nats; "router/balance", `balance_loss` of all.
     """
     chosen = statistics.chosen.sum(axis=1)
     load = chosen.max(axis=-1) / jnp.maximum(chosen.mean(axis=-1), 1e-9)
     return {
         "router/load_max": load.mean(),
+        "router/balance": balance_loss(statistics, statistics),
         "router/entropy": statistics.entropy.sum() / jnp.maximum(statistics.tokens.sum(), 1),
     }

@@ -41,6 +41,7 @@ from mmrl.kernels.vocab import token_statistics
 from mmrl.mesh import WEIGHTS, constrain, constrain_weights, shard_map_kernel, sharded_over
 from mmrl.models.config import ModelConfig
 from mmrl.models.corruption import corrupt
+from mmrl.models.experts import RouterStatistics, router_metrics
 from mmrl.models.family import param_specs
 from mmrl.models.image_rows import (
     add_to_features,
@@ -104,8 +105,10 @@ def token_scores(
     features: Features,
     wanted: frozenset[Score],
     differentiated: frozenset[Pass] = frozenset(),
-) -> dict[Score, Float[Array, "d k"]]:
+) -> tuple[dict[Score, Float[Array, "d k"]], RouterStatistics | None]:
     """Scores of each target of some rows: those of ``wanted``, by one forward pass for each that they name.
+
+    Beside them, of a mixture of experts, the router's statistics in the policy's pass with clean images.
 
     Args:
       models: weights by the name that a pass has for them.
@@ -118,13 +121,14 @@ def token_scores(
     Raises:
       ValueError: a score that cannot be measured: of unknown name, or between the passes of two models.
     """
-    hidden = {}
+    hidden, routers = {}, None
     for each in sorted(passes_of(wanted)):
         inputs = (models[each.model], features[each])
         if each not in differentiated | {POLICY}:
             inputs = jax.lax.stop_gradient(inputs)
         with jax.named_scope(each.view):
-            states, _ = row_states(inputs[0], policy.model, rows, inputs[1])
+            states, statistics = row_states(inputs[0], policy.model, rows, inputs[1])
+            routers = statistics if each == POLICY else routers
             hidden[each] = jnp.take_along_axis(states, rows.predictor[..., None], axis=1)
     found: dict[Score, Array] = {}
     for first, *rest in _pairs(wanted):
@@ -148,7 +152,7 @@ def token_scores(
         found |= {names[name]: value for name, value in out.items()}
     if unknown := wanted - found.keys():
         raise ValueError(f"these scores cannot be measured: {', '.join(map(str, sorted(unknown)))}")
-    return {score: found[score] for score in sorted(wanted)}
+    return {score: found[score] for score in sorted(wanted)}, routers
 
 
 def _pairs(wanted: frozenset[Score]) -> list[tuple[Pass, ...]]:
@@ -277,7 +281,7 @@ def score(
     def of_row(m: Array) -> dict[Score, Array]:
         rows = take_row(batch.packed.tokens, m)
         of_images = {each: features_of(table, rows) for each, table in features.items()}
-        found = token_scores(models, policy, rows, of_images, wanted)
+        found, _ = token_scores(models, policy, rows, of_images, wanted)
         return {name: scatter_to_responses(values, rows, shape) for name, values in found.items()}
 
     return _sum_rows("token_rows", batch.packed.token_rows, of_row)
@@ -371,19 +375,22 @@ def update(
     """
     shape = batch.responses.mask.shape
 
-    def loss(params: Params, features: Features, rows: TokenRows) -> tuple[Array, tuple[dict, Array]]:
+    def loss(params: Params, features: Features, rows: TokenRows) -> tuple[Array, tuple[dict, Any]]:
         wanted = algorithm.live | {LOGPROB}
-        found = token_scores({"policy": params}, policy, rows, features, wanted, algorithm.differentiated)
+        found, routers = token_scores(
+            {"policy": params}, policy, rows, features, wanted, algorithm.differentiated
+        )
         live = {name: scatter_to_responses(values, rows, shape) for name, values in found.items()}
         there = scatter_to_responses(jnp.ones(rows.target.shape, jnp.float32), rows, shape) > 0
         value, metrics = algorithms.loss(algorithm, algorithms.mask_targets(targets, there), live)
-        return value, (metrics, live[LOGPROB])
+        return value, (metrics, (live[LOGPROB], routers))
 
     passes = passes_of(algorithm.live | {LOGPROB})
-    gradient, metrics, found = accumulate(
+    gradient, metrics, (found, routers) = accumulate(
         loss, state, policy, batch, views, passes, passes & (algorithm.differentiated | {POLICY})
     )
     state, metrics = apply(state, gradient, metrics, optimizer, param_specs(policy.model))
+    metrics |= router_metrics(routers) if routers else {}
     return state, metrics if LOGPROB in targets.scores else {**metrics, "logprob": found}
 
 
@@ -489,10 +496,11 @@ def imitate(
     """One supervised step: maximise the logprob of the responses, averaged over all tokens of the batch."""
     total = jnp.maximum((batch.responses.mask & batch.responses.valid[..., None]).sum(), 1)
 
-    def loss(params: Params, features: Features, rows: TokenRows) -> tuple[Array, tuple[dict, dict]]:
-        found = token_scores({"policy": params}, policy, rows, features, frozenset({LOGPROB}))
+    def loss(params: Params, features: Features, rows: TokenRows) -> tuple[Array, tuple[dict, Any]]:
+        found, routers = token_scores({"policy": params}, policy, rows, features, frozenset({LOGPROB}))
         real = jnp.arange(rows.target.shape[1]) < rows.count[:, None]
-        return -jnp.where(real, found[LOGPROB], 0.0).sum() / total, ({}, {})
+        return -jnp.where(real, found[LOGPROB], 0.0).sum() / total, ({}, routers)
 
-    gradient, metrics, _ = accumulate(loss, state, policy, batch, {}, {POLICY}, {POLICY})
-    return apply(state, gradient, metrics, optimizer, param_specs(policy.model))
+    gradient, metrics, routers = accumulate(loss, state, policy, batch, {}, {POLICY}, {POLICY})
+    state, metrics = apply(state, gradient, metrics, optimizer, param_specs(policy.model))
+    return state, {**metrics, **(router_metrics(routers) if routers else {})}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrl import hosts
+from mmrl.algorithms.passes import LOGPROB, passes_of
 from mmrl.atomic import atomic_write
 from mmrl.config import Config, algorithm
 from mmrl.curves import draw_curves
@@ -109,6 +110,7 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, Train
     """
     write_world(config, workdir)
     model = open_model(config, resolve_model_path(config, workdir))
+    _check_views(config, model)
     check_processes(config, model.mesh)
     data = open_training_data(config, workdir, model)
     heldout, lengths = open_heldout_with_lengths(config, config.data.heldout, workdir, model)
@@ -134,6 +136,17 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Fitted, OpenModel, Train
     agree({**fingerprints, "the model's files": model_fingerprint(model.directory)})
     record_start(workdir, fingerprints, say, hub_commits(config, workdir), fitted.chosen)
     return fitted, model, data, heldout
+
+
+def _check_views(config: Config, model: OpenModel) -> None:
+    """Raises ValueError for a method that looks at images in another view, with a model that sees none."""
+    method = algorithm(config)
+    views = {each.view for each in passes_of({LOGPROB} | method.needs | method.live)} - {"clean"}
+    if views and not model.processor.sees:
+        raise ValueError(
+            f"config.algorithm.name={config.algorithm['name']} compares views of images, which the model in "
+            f"{model.directory} does not read; take a vision-language model, or a method such as grpo"
+        )
 
 
 def write_world(config: Config, workdir: Path) -> None:

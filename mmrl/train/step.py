@@ -251,7 +251,7 @@ def _update(
             optimizer=learner.optimizer,
         )
         scored = {LOGPROB: made.pop("logprob")} if "logprob" in made else {}
-        values = {f"loss/{name}": value for name, value in to_floats(made).items()}
+        values = {name if "/" in name else f"loss/{name}": value for name, value in to_floats(made).items()}
     return state, values, scored
 
 

@@ -186,7 +186,7 @@ def test_metrics_of_the_log():
         probability=jnp.full((2, 1, 4), 0.5),
         entropy=jnp.array([[1.0], [3.0]]),
     )
-    assert router_metrics(stacked) == {"router/load_max": 1.5, "router/entropy": 1.0}
+    assert router_metrics(stacked) == {"router/load_max": 1.5, "router/entropy": 1.0, "router/balance": 2.0}
 
 
 def test_kernels_of_gradients():
