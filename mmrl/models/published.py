@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mmrl.models.config import ModelConfig, VisionConfig
+from mmrl.models.config import Experts, ModelConfig, VisionConfig
 
 _7B = ModelConfig(
     family="qwen2_5_vl",
@@ -101,9 +101,19 @@ PUBLISHED: Mapping[str, ModelConfig] = {
     ),
     "qwen3-vl-8b": _QWEN3_VL,
     "qwen3-vl-32b": replace(_QWEN3_VL, width=5120, layers=64, query_heads=64, mlp_width=25_600),
+    "qwen3-vl-30b-a3b": replace(
+        _QWEN3_VL,
+        family="qwen3_vl_moe",
+        width=2048,
+        layers=48,
+        kv_heads=4,
+        mlp_width=6144,
+        experts=Experts(count=128, per_token=8, width=768),
+        expert_layers=tuple(range(48)),
+    ),
 }
 """By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct and
-Qwen/Qwen3-VL-{4B,8B,32B}-Instruct."""
+Qwen/Qwen3-VL-{4B,8B,32B,30B-A3B}-Instruct."""
 
 
 def published(name: str) -> ModelConfig:
