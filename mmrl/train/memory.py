@@ -111,6 +111,7 @@ def sampling(
     prefill = _Pass(
         model,
         tensor,
+        mesh.shape["expert"],
         _wide(model, cpu),
         budget.tokens,
         budget.patches,
@@ -143,7 +144,7 @@ def _update(
     slots = groups * (widths.patches + rollout.group * read)
     patches = patch_row_length(tokens, max(widths.patches, read), slots)
     blocks = block_of(tokens) ** 2, block_of(patches) ** 2
-    learn = _Pass(model, tensor, wide, tokens, patches, blocks)
+    learn = _Pass(model, tensor, mesh.shape["expert"], wide, tokens, patches, blocks)
     # On a CPU as much again in the type of the model: what is computed, and what it is computed from.
     layer = learn.parts(_BACKWARD, 2 * np.dtype(model.dtype).itemsize // wide if cpu else 1)
     logits = _LOGITS * 4 * min(CHUNK, tokens) * model.vocabulary // tensor
@@ -208,6 +209,7 @@ class _Pass:
 
     model: ModelConfig
     tensor: int
+    expert: int
     wide: int
     tokens: int
     patches: int
@@ -239,7 +241,9 @@ class _Pass:
         )
         m = self.model
         stacks = traverse_util.flatten_dict(param_specs(m)["layers"]).values()
-        layer = sum(math.prod(stack.shape[1:]) for stack in stacks)
+        layer = sum(
+            math.prod(stack.shape[1:]) // (self.expert if "experts" in stack.axes else 1) for stack in stacks
+        )
         return {
             f"attention scores of {worst}": int(held),
             f"a layer's activations, {worst}": int(rest),

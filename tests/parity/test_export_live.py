@@ -30,7 +30,9 @@ def _cases():
 def test_logits_of_what_was_saved(directory, name, tmp_path):
     specs = param_specs(read_config(directory))
     checkpoint.save(checkpoint.load(directory, specs), specs, tmp_path / "saved", directory)
-    read = transformers.AutoModelForImageTextToText if "vision" in specs else transformers.AutoModelForCausalLM
+    read = (
+        transformers.AutoModelForImageTextToText if "vision" in specs else transformers.AutoModelForCausalLM
+    )
     theirs, info = read.from_pretrained(
         tmp_path / "saved", dtype="auto", attn_implementation="eager", output_loading_info=True
     )
