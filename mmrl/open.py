@@ -156,12 +156,9 @@ def open_model(config: Config, directory: str | Path) -> OpenModel:
 def open_processor(config: Config, directory: str | Path) -> Processor:
     """The processor of a Hugging Face directory, with the limits on pixels that the config sets."""
     processor = load_processor(directory)
-    image = replace(
-        processor.image,
-        min_pixels=config.data.min_pixels or processor.image.min_pixels,
-        max_pixels=config.data.max_pixels or processor.image.max_pixels,
-    )
-    return replace(processor, image=image)
+    image = processor.image
+    low, high = config.data.min_pixels or image.min_pixels, config.data.max_pixels or image.max_pixels
+    return replace(processor, image=image.limited(low, high))
 
 
 def with_compute_options(sizes: ModelConfig, config: Config, mesh: Mesh) -> ModelConfig:

@@ -229,10 +229,10 @@ def exceeded_budgets(need: tuple[int, int], form: PromptFormat) -> list[Budget]:
 
 
 def _seeing_least(processor: Processor) -> Processor:
-    """The processor with images as small as resizing to fit makes them: one token each, if shape allows."""
-    token = (processor.image.patch * processor.image.merge) ** 2
-    image = replace(processor.image, max_pixels=token, min_pixels=min(processor.image.min_pixels, token))
-    return replace(processor, image=image)
+    """The processor with images as small as resizing to fit makes them: a token or tile, if shape allows."""
+    image = processor.image
+    token = (image.patch * image.merge) ** 2
+    return replace(processor, image=image.limited(min(image.min_pixels, token), token))
 
 
 def reason(error: Exception, name: str) -> str:

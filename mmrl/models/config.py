@@ -22,11 +22,21 @@ class VisionConfig:
     patch_size: int  # pixels of a side
     merge: int = 2  # patches along a side of the block that makes one image token
     window_size: int = 0  # pixels of a side; 0: every layer attends over the whole image
+    tiles: bool = False  # images are cut into tiles of a window each, which the tower reads one by one
     full_attention_layers: tuple[int, ...] = ()  # those that do, of a tower with windows
     norm: str = "layer"  # "layer", with biases, or "rms"
-    activation: str = "gelu_pytorch_tanh"  # of the MLP: that, "quick_gelu", or "silu" (gated)
+    norm_eps: float = 1e-6
+    activation: str = "gelu_pytorch_tanh"  # of the MLP: that, "gelu", "quick_gelu", or "silu" (gated)
+    frames: int = 2  # that the embedding of a patch spans
     patch_bias: bool = False
     position_table: int = 0  # cells of a side of the learned positions, interpolated; 0: there are none
+    class_token: bool = False  # before the patches of each tile; it and they have learned positions
+    layer_scale: bool = False  # what a layer adds is scaled, each of its numbers by a weight
+    qkv_bias: bool = True
+    qk_norm: bool = False  # of all heads together
+    # What makes image tokens: "merger" (a norm of patches, an MLP as wide as a block of them) or "projector"
+    # (a norm of blocks, an MLP as wide as the language model).
+    connector: str = "merger"
     # Layers of which the states are merged too, and added behind the first layers of the language model
     # (deepstack, arXiv:2406.04334).
     taps: tuple[int, ...] = ()

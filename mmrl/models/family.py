@@ -8,18 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from mmrl.models import qwen_vl, text_only
+from mmrl.models import internvl, qwen_vl, text_only
 from mmrl.models.config import ModelConfig
+from mmrl.models.images import ImageLayout
 from mmrl.models.model_files import image_settings, read_json, short_repr
 from mmrl.models.weights import CheckpointNames, describe
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: how its directories are read, and what its tensors are called there."""
+    """A family of models: how its directories are read, and what its tensors are called there.
+
+    Without images, the tokens and the layout are not read.
+    """
 
     from_hf: Callable[[dict, dict, str, str], ModelConfig]  # config.json, image settings, their files
     names: CheckpointNames = CheckpointNames()  # noqa: RUF009 (frozen)
+    # Keys of config.json that name vision tokens, first the one that stands for an image; those that may be
+    # absent; and names that tokenizer_config.json gives to others.
+    tokens: tuple[str, ...] = (
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+    )
+    more_tokens: tuple[str, ...] = ("vision_token_id",)
+    named_tokens: tuple[str, ...] = ()
+    # How images are shown: of image settings and their file, with the ids of vision tokens by those names.
+    layout: Callable[[dict, Path, ModelConfig, Mapping[str, int]], ImageLayout] = qwen_vl.image_layout
 
 
 _QWEN2_VL = CheckpointNames(
@@ -28,8 +44,27 @@ _QWEN2_VL = CheckpointNames(
 _QWEN3_VL = CheckpointNames(
     text="model.language_model",
     vision="model.visual",
+    connector="model.visual.merger",
     vision_mlp={"up": "mlp.linear_fc1", "down": "mlp.linear_fc2"},
     merger={"norm": "norm", "in": "linear_fc1", "out": "linear_fc2"},
+)
+
+_INTERNVL = CheckpointNames(
+    text="language_model.model",
+    vision="vision_tower",
+    head="language_model.lm_head.weight",
+    patch_embedding="embeddings.patch_embeddings.projection",
+    block="encoder.layer.{}",
+    vision_norms=("layernorm_before", "layernorm_after"),
+    vision_attention={
+        **{name: f"attention.{name[0]}_proj" for name in ("query", "key", "value")},
+        "query_norm": "attention.q_norm",
+        "key_norm": "attention.k_norm",
+        "out": "attention.projection_layer",
+    },
+    vision_mlp={"up": "mlp.fc1", "down": "mlp.fc2"},
+    connector="multi_modal_projector",
+    merger={"norm": "layer_norm", "in": "linear_1", "out": "linear_2"},
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(  # by ``model_type`` of config.json
@@ -38,6 +73,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by ``model_type`` of confi
         "qwen2_5_vl": Family(qwen_vl.qwen2_5_vl),
         "qwen3_vl": Family(qwen_vl.qwen3_vl, _QWEN3_VL),
         "qwen3_vl_moe": Family(qwen_vl.qwen3_vl_moe, _QWEN3_VL),
+        "internvl": Family(
+            internvl.internvl,
+            _INTERNVL,
+            tokens=("image_token_id",),
+            more_tokens=(),
+            named_tokens=("start_image_token", "end_image_token", "video_token"),
+            layout=internvl.tile_layout,
+        ),
         "qwen2": Family(text_only.qwen2),
         "qwen3": Family(text_only.qwen3),
         "llama": Family(text_only.llama),

@@ -63,6 +63,7 @@ def llama3_scaling(rope: dict, name: str) -> RopeScaling:
 def check_sizes(config: ModelConfig, name: str) -> ModelConfig:
     """The config as it is. Raises ValueError if sizes do not go together."""
     vision = config.vision
+    parts = 1 if vision.tiles else 4  # that a head is rotated in
     wrong = {
         f"num_key_value_heads {config.kv_heads} does not divide num_attention_heads {config.query_heads}": (
             config.query_heads % config.kv_heads
@@ -70,8 +71,8 @@ def check_sizes(config: ModelConfig, name: str) -> ModelConfig:
         f"mrope_section {config.mrope_sections} does not sum to half of {config.head_dim}": (
             sum(config.mrope_sections) * 2 != config.head_dim
         ),
-        f"the vision tower's num_heads {vision.heads} times 4 does not divide its width {vision.width}": (
-            vision.width % (4 * vision.heads)
+        f"the vision tower's num_heads {vision.heads} times {parts} does not divide {vision.width}": (
+            vision.width % (parts * vision.heads)
         ),
         f"window_size {vision.window_size} holds no two patches of {vision.patch_size}": (
             not config.window_slots

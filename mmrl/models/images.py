@@ -15,11 +15,12 @@ import math
 import os
 import stat
 import struct
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -44,9 +45,77 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 @dataclass(frozen=True)
-class ImageSpec:
-    """Sizes of images and patches: limits in pixels, sizes in pixels (patch) or patches (merge)."""
+class Shown:
+    """How a prompt shows one image: pictures that the tower reads, and control tokens around theirs."""
 
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of patches of each picture
+    frame: tuple[tuple[int, ...], ...]  # before the image tokens of each picture, and after the last
+
+    def count(self, merge: int) -> int:
+        """Tokens that stand for the image."""
+        return sum(rows * columns for rows, columns in self.grids) // merge**2 + sum(map(len, self.frame))
+
+    def tokens(self, pad: int, merge: int) -> Int32[np.ndarray, "t"]:
+        """Those tokens, of which ``pad`` stands for an image token."""
+        parts = []
+        for before, (rows, columns) in zip(self.frame, self.grids, strict=False):
+            parts += [np.array(before, np.int32), np.full(rows * columns // merge**2, pad, np.int32)]
+        return np.concatenate([*parts, np.array(self.frame[-1], np.int32)])
+
+
+@runtime_checkable
+class ImageLayout(Protocol):
+    """How a family shows images: as how many tokens, around which patches; read off an image's size alone."""
+
+    flat: ClassVar[bool]  # if positions count image tokens as those of a text
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a side of a patch."""
+
+    @property
+    def merge(self) -> int:
+        """Patches of a side of what makes one image token."""
+
+    @property
+    def temporal(self) -> int:
+        """Frames that a patch spans; a still image repeats its one frame."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of each colour, subtracted."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of each colour, divided by."""
+
+    @property
+    def min_pixels(self) -> int:
+        """Least pixels of an image, resized."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Most pixels of an image, resized."""
+
+    def shown(self, size: tuple[int, int]) -> Shown:
+        """How an image of this (height, width) is shown. Raises ValueError for a size that is not."""
+
+    def cut(self, image: Image.Image, name: str) -> UInt8[np.ndarray, "n c"]:
+        """The patches of all pictures of an image.
+
+        Those of a picture are in the order of `patchify`. Raises ValueError naming the row for pixels that
+        cannot be decoded.
+        """
+
+    def limited(self, low: int, high: int) -> ImageLayout:
+        """The same with other limits of the pixels of an image."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The layout that shows images whole: limits in pixels, sizes in pixels (patch) or patches (merge)."""
+
+    flat: ClassVar[bool] = False
     min_pixels: int
     max_pixels: int
     patch: int
@@ -54,6 +123,18 @@ class ImageSpec:
     temporal: int  # frames a patch spans; a still image repeats its one frame
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def shown(self, size: tuple[int, int]) -> Shown:
+        """How an image of this (height, width) is shown. Raises like `smart_resize`."""
+        return Shown((grid_of(size, self),), ((), ()))
+
+    def cut(self, image: Image.Image, name: str) -> UInt8[np.ndarray, "n c"]:
+        """The patches of an image, as `patchify`."""
+        return patchify(image, self, name)
+
+    def limited(self, low: int, high: int) -> ImageSpec:
+        """The same with other limits of the pixels of an image."""
+        return replace(self, min_pixels=low, max_pixels=high)
 
 
 def open_image(image: bytes | str | os.PathLike | Image.Image, name: str) -> Image.Image:
@@ -204,18 +285,35 @@ def patchify(image: Image.Image, spec: ImageSpec, name: str) -> UInt8[np.ndarray
     Raises ValueError naming the row if the pixels cannot be decoded.
     """
     rows, columns = grid_of(image_size(image, name), spec)
-    p, m = spec.patch, spec.merge
+    (resized,) = resize(image, [(rows * spec.patch, columns * spec.patch)], name)
+    return cut_patches(resized, spec.patch, spec.merge)
+
+
+def resize(
+    image: Image.Image, sizes: Sequence[tuple[int, int]], name: str
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Decode an image, turn it upright and resize it (bicubic) to each (height, width).
+
+    Raises ValueError naming the row if the pixels cannot be decoded.
+    """
     try:
-        resized = to_rgb(image).resize((columns * p, rows * p), Image.Resampling.BICUBIC)
+        whole = to_rgb(image)
+        return [np.asarray(whole.resize((w, h), Image.Resampling.BICUBIC)) for h, w in sizes]
     except Exception as error:  # as in `open_image`
         raise ValueError(
             f"{name}: the image's pixels cannot be decoded: {one_line(error)}. Repair or remove the row."
         ) from error
-    pixels = np.asarray(resized).reshape(rows // m, m, p, columns // m, m, p, 3)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, 3 * p * p)
 
 
-def pixel_values(patches: UInt8[np.ndarray, "n c"], spec: ImageSpec) -> Float32[np.ndarray, "n k"]:
+def cut_patches(pixels: UInt8[np.ndarray, "h w 3"], patch: int, merge: int) -> UInt8[np.ndarray, "n c"]:
+    """Patches of a picture, in the order of `patchify`."""
+    p, m = patch, merge
+    rows, columns = pixels.shape[0] // p, pixels.shape[1] // p
+    blocks = pixels.reshape(rows // m, m, p, columns // m, m, p, 3)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, 3 * p * p)
+
+
+def pixel_values(patches: UInt8[np.ndarray, "n c"], spec: ImageLayout) -> Float32[np.ndarray, "n k"]:
     """Patches as transformers gives them to its models: scaled, normalised, every frame repeated.
 
     Bit for bit: scaled in double precision, rounded to float32, then normalised in float32.

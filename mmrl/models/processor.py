@@ -11,20 +11,17 @@ from transformers import AddedToken, AutoTokenizer
 
 from mmrl.models.chat_template import attach_chat_template
 from mmrl.models.config import NO_VISION, ModelConfig
-from mmrl.models.family import read_config
-from mmrl.models.images import ImageSpec
+from mmrl.models.family import FAMILIES, Family, read_config
+from mmrl.models.images import ImageLayout, ImageSpec
 from mmrl.models.model_files import (
     check_whole,
     image_settings,
     positive,
     read_json,
-    require_integer,
-    section,
     short_repr,
 )
 from mmrl.terminal import one_line
 
-_MOST_PIXELS = 1 << 31  # of an image
 _MOST_TOKENS = 1 << 24
 _NO_IMAGES = ImageSpec(
     1, 1, NO_VISION.patch_size, NO_VISION.merge, 1, NO_VISION.image_mean, NO_VISION.image_std
@@ -58,7 +55,7 @@ class Processor:
     """
 
     tokenizer: Any
-    image: ImageSpec
+    image: ImageLayout
     window: int  # side of an attention window, in merge blocks
     image_pad: int  # the token that stands for one merged image token; -1 in a model of text alone
     placeholders: tuple[int, ...]  # all vision token ids: never part of a text, never to be sampled
@@ -89,9 +86,9 @@ def load_processor(model_dir: str | Path) -> Processor:
     sizes = read_config(folder)
     sees = sizes.vision != NO_VISION
     config = read_json(folder, "config.json")
-    if sees:
-        _check_ids(folder, config, range(_MOST_TOKENS))  # transformers reads them too, and says less
-    spec = _image_spec(folder, sizes) if sees else _NO_IMAGES
+    family = FAMILIES[sizes.family]
+    if sees:  # transformers reads them too, and says less
+        _config_tokens(folder, config, family, range(_MOST_TOKENS))
     tokenizer = _read_tokenizer(folder)
     attach_chat_template(tokenizer, folder, images=sees)
     top = max(tokenizer.get_vocab().values())
@@ -100,15 +97,19 @@ def load_processor(model_dir: str | Path) -> Processor:
             f"{folder}: vocabulary mismatch: the tokenizer has ids up to {top}, the model embeds"
             f" {sizes.vocabulary} (vocab_size of config.json). Use the model's own tokenizer."
         )
-    vision = _check_ids(folder, config, tokenizer.added_tokens_decoder) if sees else set()
+    vision: dict[str, int] = {}
+    if sees:
+        vision = _config_tokens(folder, config, family, tokenizer.added_tokens_decoder)
+        vision |= _tokenizer_tokens(folder, tokenizer, family)
+    spec = _image_layout(folder, sizes, vision) if sees else _NO_IMAGES
     stop = _stop_ids(folder, config, tokenizer, top)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[-1]
-    placeholders = tuple(sorted(vision))
+    placeholders = tuple(sorted(set(vision.values())))
     return Processor(
         tokenizer=tokenizer,
         image=spec,
         window=sizes.vision.window_side,
-        image_pad=config["image_token_id"] if sees else -1,
+        image_pad=vision["image_token_id"] if sees else -1,
         placeholders=placeholders,
         eos=stop[0],
         stop=stop,
@@ -153,16 +154,29 @@ def _read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _check_ids(folder: Path, config: dict[str, Any], known: Container[int]) -> set[int]:
-    """The ids of vision tokens. Raises ValueError if one is missing or not ``known``."""
-    names = ["image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"]
-    names += ["vision_token_id"] if config.get("vision_token_id") is not None else []
+def _config_tokens(
+    folder: Path, config: dict[str, Any], family: Family, known: Container[int]
+) -> dict[str, int]:
+    """Ids of vision tokens that config.json names. Raises ValueError if one is missing or not ``known``."""
+    names = [*family.tokens, *(name for name in family.more_tokens if config.get(name) is not None)]
     absent = [name for name in names if not _is_token(config.get(name)) or config[name] not in known]
     if absent:
         raise ValueError(
             f"{folder / 'config.json'}: {absent[0]} is absent or not a special token of the tokenizer"
         )
-    return {config[name] for name in names}
+    return {name: config[name] for name in names}
+
+
+def _tokenizer_tokens(folder: Path, tokenizer: Any, family: Family) -> dict[str, int]:
+    """The ids of vision tokens that tokenizer_config.json names. Raises ValueError if one is missing."""
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    named = {name: getattr(tokenizer, name, None) for name in family.named_tokens}
+    absent = [name for name, token in named.items() if str(token) not in added]
+    if absent:
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: {absent[0]} is absent or no special token of the tokenizer"
+        )
+    return {name: added[str(token)] for name, token in named.items()}
 
 
 def _is_token(value: Any, top: int = _MOST_TOKENS) -> bool:
@@ -187,8 +201,8 @@ def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any, top: int) ->
     return (eos, *dict.fromkeys(i for i in ids if i != eos))
 
 
-def _image_spec(folder: Path, sizes: ModelConfig) -> ImageSpec:
-    """Image sizes, in the hub's form or transformers 5's (``size``)."""
+def _image_layout(folder: Path, sizes: ModelConfig, vision: Mapping[str, int]) -> ImageLayout:
+    """How images are shown, in the family's form."""
     path, raw = image_settings(folder)
     for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         if raw.get(key) is False:
@@ -196,26 +210,4 @@ def _image_spec(folder: Path, sizes: ModelConfig) -> ImageSpec:
     factor = positive({"rescale_factor": 1 / 255, **raw}, "rescale_factor", path)
     if raw.get("resample", 3) != 3 or abs(factor * 255 - 1) > 1e-9:
         raise ValueError(f"{path}: mmrl resizes bicubic (resample 3) and scales by 1/255, nothing else")
-    size = section(raw.get("size") or {}, "size", path)
-    low = raw.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56
-    high = raw.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 28 * 28 * 1280
-    limits = {"min_pixels": low, "max_pixels": high}
-    defaults = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **raw}
-    spec = ImageSpec(
-        min_pixels=require_integer(limits, "min_pixels", path, _MOST_PIXELS),
-        max_pixels=require_integer(limits, "max_pixels", path, _MOST_PIXELS),
-        patch=require_integer(defaults, "patch_size", path, 4096),
-        merge=require_integer(defaults, "merge_size", path, 4096),
-        temporal=require_integer(defaults, "temporal_patch_size", path, 4096),
-        mean=sizes.vision.image_mean,
-        std=sizes.vision.image_std,
-    )
-    if spec.min_pixels > spec.max_pixels:
-        raise ValueError(f"{path}: min_pixels {low} and max_pixels {high} leave no size for an image")
-    model = [sizes.vision.patch_size, sizes.vision.merge, 2]
-    if model != [spec.patch, spec.merge, spec.temporal]:
-        raise ValueError(
-            f"{path}: patch, merge and temporal sizes {[spec.patch, spec.merge, spec.temporal]} are not those"
-            f" of the vision tower in config.json, {model}"
-        )
-    return spec
+    return FAMILIES[sizes.family].layout(raw, path, sizes, vision)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from mmrl.models.images import ImageSpec, grid_of, image_size, open_image, patchify
+from mmrl.models.images import ImageLayout, Shown, image_size, open_image
 from mmrl.models.positions import patch_grid, positions, window_blocks, window_count
 from mmrl.models.processor import Processor
 from mmrl.terminal import one_line
@@ -254,8 +254,8 @@ def _encoded(
             f"{name}: the prompt has {need[0]} tokens and {need[1]} patch slots, the budget is"
             f" {prompt_budget} and {patch_budget}. Raise the budget, lower max_pixels, or drop the row."
         )
-    blocks = [patchify(image, spec, f"{name}, image {k}") for k, image in enumerate(opened)]
-    return _place(processor, tokens, [grid_of(size, spec) for size in sizes], blocks)
+    patches = [spec.cut(image, f"{name}, image {k}") for k, image in enumerate(opened)]
+    return _place(processor, tokens, [spec.shown(size) for size in sizes], patches)
 
 
 def _tokens(processor: Processor, conversation: Messages, images: int, name: str) -> Int32[np.ndarray, "p"]:
@@ -382,12 +382,16 @@ def check_placeholders(placeholders: int, images: int, name: str) -> None:
 
 
 def _need(
-    processor: Processor, spec: ImageSpec, length: int, sizes: Sequence[tuple[int, int]]
+    processor: Processor, spec: ImageLayout, length: int, sizes: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
     """(tokens, patch slots) of a prompt of ``length`` tokens before its image pads are expanded."""
-    blocks = [(rows // spec.merge, cols // spec.merge) for rows, cols in (grid_of(s, spec) for s in sizes)]
-    windows = sum(window_count(rows, columns, processor.window) for rows, columns in blocks)
-    return length + sum(r * c - 1 for r, c in blocks), windows * processor.slots
+    shown, merge = [spec.shown(size) for size in sizes], spec.merge
+    windows = sum(
+        window_count(rows // merge, columns // merge, processor.window)
+        for image in shown
+        for rows, columns in image.grids
+    )
+    return length + sum(image.count(merge) - 1 for image in shown), windows * processor.slots
 
 
 def _fits(need: tuple[int, int], prompt_budget: int | None, patch_budget: int | None) -> bool:
@@ -402,10 +406,10 @@ def _shrunk(
     need: tuple[int, int],
     prompt_budget: int | None,
     patch_budget: int | None,
-) -> ImageSpec:
+) -> ImageLayout:
     """The spec with the largest max_pixels, in whole tokens an image, under which the prompt fits.
 
-    If none does, the spec of one token an image, which `encode` then finds over budget.
+    If none does, the spec of the smallest images, which `encode` then finds over budget.
     """
     spec = processor.image
     area = (spec.patch * spec.merge) ** 2
@@ -413,7 +417,10 @@ def _shrunk(
     limits += [prompt_budget] if prompt_budget is not None else []
     limits += [patch_budget // spec.merge**2] if patch_budget is not None else []
     for tokens in range(min(limits), 0, -1):
-        spec = replace(spec, max_pixels=tokens * area, min_pixels=min(spec.min_pixels, tokens * area))
+        smaller = spec.limited(min(spec.min_pixels, tokens * area), tokens * area)
+        if smaller == spec:
+            continue
+        spec = smaller
         if _fits(_need(processor, spec, length, sizes), prompt_budget, patch_budget):
             break
     return spec
@@ -422,37 +429,51 @@ def _shrunk(
 def _place(
     processor: Processor,
     tokens: Int32[np.ndarray, "t"],
-    grids: Sequence[tuple[int, int]],
-    blocks: Sequence[np.ndarray],
+    shown: Sequence[Shown],
+    patches: Sequence[UInt8[np.ndarray, "_ c"]],
 ) -> Encoded:
-    """Expand each image's one pad, and lay its patches out in window slots."""
-    merge, side, unit = processor.image.merge, processor.window, processor.image.merge**2
-    merged = [(rows // merge, columns // merge) for rows, columns in grids]
+    """Expand each image's one pad, and lay the patches of its pictures out in window slots."""
+    spec, merge, side, unit = (
+        processor.image,
+        processor.image.merge,
+        processor.window,
+        processor.image.merge**2,
+    )
+    expanded = [image.tokens(processor.image_pad, merge) for image in shown]
     spots = np.flatnonzero(tokens == processor.image_pad)
     counts = np.ones(len(tokens), np.int64)
-    counts[spots] = [rows * columns for rows, columns in merged]
+    counts[spots] = [len(ids) for ids in expanded]
     starts = (np.cumsum(counts) - counts)[spots]
     length = int(counts.sum())
-    position, after = positions(length, [(int(s), *g) for s, g in zip(starts, merged, strict=True)])
+    written = np.repeat(tokens, counts)
+    for start, ids in zip(starts, expanded, strict=True):
+        written[start : start + len(ids)] = ids
+    grids = [grid for image in shown for grid in image.grids]
+    merged = [(rows // merge, columns // merge) for rows, columns in grids]
+    spans = [] if spec.flat else [(int(s), *g) for s, g in zip(starts, merged, strict=True)]
+    position, after = positions(length, spans)
     windows = [window_count(rows, columns, side) for rows, columns in merged]
     n = sum(windows) * processor.slots
     encoded = Encoded(
-        tokens=np.repeat(tokens, counts),
+        tokens=written,
         position=position,
         next_position=after,
         image_token=np.full(length, -1, np.int32),
-        patches=np.zeros((n, 3 * processor.image.patch**2), np.uint8),
+        patches=np.zeros((n, 3 * spec.patch**2), np.uint8),
         patch_position=np.zeros((n, 2), np.int32),
         patch_image=np.full(n, -1, np.int32),
         image_tokens=n // unit,
     )
-    first = 0  # merge-block place of the image's first window
+    pads = np.flatnonzero(written == processor.image_pad)
+    pixels = np.concatenate([encoded.patches[:0], *patches])
+    taken = window = 0  # merge blocks and windows of the pictures before
     for k, (rows, columns) in enumerate(merged):
-        place = first + window_blocks(rows, columns, side)
+        blocks = slice(taken, taken := taken + rows * columns)
+        place = window * side**2 + window_blocks(rows, columns, side)
         slot = (place[:, None] * unit + np.arange(unit)).reshape(-1)
-        encoded.image_token[starts[k] : starts[k] + rows * columns] = place
-        encoded.patches[slot] = blocks[k]
+        encoded.image_token[pads[blocks]] = place
+        encoded.patches[slot] = pixels[blocks.start * unit : blocks.stop * unit]
         encoded.patch_position[slot] = patch_grid(*grids[k], merge)
         encoded.patch_image[slot] = k
-        first += windows[k] * side**2
+        window += windows[k]
     return encoded

@@ -1,6 +1,8 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL, translated from their ``config.json``."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmrl.models.config import Experts, ModelConfig, VisionConfig
@@ -16,8 +18,10 @@ from mmrl.models.hf_config import (
     text_fields,
     text_section,
 )
+from mmrl.models.images import ImageSpec
 from mmrl.models.model_files import positive, require_integer, section, short_repr, triple
 
+_MOST_PIXELS = 1 << 31  # of an image
 # Of the published models, where a directory does not say.
 _CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 _HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
@@ -105,6 +109,37 @@ def _qwen3_vl(family: str, raw: dict, preprocessor: dict, name: str, source: str
             f"{name}: deepstack_visual_indexes {vision['taps']} are no rising layers of the tower"
         )
     return _model(family, raw, name, VisionConfig(**vision), out, theta=5e6, qk_norm=True)
+
+
+def image_layout(raw: dict, path: Path, config: ModelConfig, tokens: Mapping[str, int]) -> ImageSpec:
+    """Limits and sizes of images, of what the file at ``path`` says: the hub's form or transformers 5's.
+
+    Raises:
+      ValueError: a key that is not what it should be.
+    """
+    size = section(raw.get("size") or {}, "size", path)
+    low = raw.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56
+    high = raw.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 28 * 28 * 1280
+    limits = {"min_pixels": low, "max_pixels": high}
+    defaults = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **raw}
+    spec = ImageSpec(
+        min_pixels=require_integer(limits, "min_pixels", path, _MOST_PIXELS),
+        max_pixels=require_integer(limits, "max_pixels", path, _MOST_PIXELS),
+        patch=require_integer(defaults, "patch_size", path, 4096),
+        merge=require_integer(defaults, "merge_size", path, 4096),
+        temporal=require_integer(defaults, "temporal_patch_size", path, 4096),
+        mean=config.vision.image_mean,
+        std=config.vision.image_std,
+    )
+    if spec.min_pixels > spec.max_pixels:
+        raise ValueError(f"{path}: min_pixels {low} and max_pixels {high} leave no size for an image")
+    model = [config.vision.patch_size, config.vision.merge, 2]
+    if model != [spec.patch, spec.merge, spec.temporal]:
+        raise ValueError(
+            f"{path}: patch, merge and temporal sizes {[spec.patch, spec.merge, spec.temporal]} are not those"
+            f" of the vision tower in config.json, {model}"
+        )
+    return spec
 
 
 def _model(

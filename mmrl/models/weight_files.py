@@ -19,7 +19,14 @@ from mmrl.terminal import one_line
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Some files nest the two parts, others do not, of one family too; they are known by the shorter names.
-_RENAME = (("model.language_model.", "model."), ("model.visual.", "visual."))
+_RENAME = (
+    ("model.language_model.", "model."),
+    ("model.visual.", "visual."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
 _READ = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Without their sign, the bits of values from here on are infinite or NaN, once rounded to bfloat16.
 _NOT_FINITE = {

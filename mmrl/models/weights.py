@@ -20,9 +20,16 @@ class CheckpointNames:
     text: str = "model"
     vision: str = "visual"
     head: str = "lm_head.weight"
+    patch_embedding: str = "patch_embed.proj"
+    block: str = "blocks.{}"
+    vision_norms: tuple[str, str] = ("norm1", "norm2")  # before attention, before the MLP
+    vision_attention: Mapping[str, str] = field(
+        default_factory=_frozen(qkv="attn.qkv", out="attn.proj")
+    )  # or, of three tensors: ``query``, ``key``, ``value``, and ``query_norm`` and ``key_norm``
     vision_mlp: Mapping[str, str] = field(
         default_factory=_frozen(gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
     )
+    connector: str = "visual.merger"
     merger: Mapping[str, str] = field(default_factory=_frozen(norm="ln_q", **{"in": "mlp.0", "out": "mlp.2"}))
     tap_merger: str = "deepstack_merger_list.{}"
 
@@ -130,7 +137,8 @@ def _vision(config: ModelConfig, names: CheckpointNames) -> dict:
     h, k, size = vision.heads, vision.head_dim, vision.patch_size
 
     def weight(shape: tuple, axes: tuple, name: str, layout: str, init: str = "fan_in") -> Param:
-        return Param((layers, *shape), ("layers", *axes), f"{names.vision}.blocks.{{}}.{name}", layout, init)
+        full = f"{names.vision}.{names.block}.{name}"
+        return Param((layers, *shape), ("layers", *axes), full, layout, init)
 
     def norm(name: str, theirs: str) -> dict[str, Param]:
         made = {name: weight((d,), (None,), f"{theirs}.weight", "d -> d", "ones")}
@@ -144,27 +152,55 @@ def _vision(config: ModelConfig, names: CheckpointNames) -> dict:
         theirs = names.vision_mlp[ours]
         mlp[ours] = weight((i, o), axes, f"{theirs}.weight", "o i -> i o")
         mlp[f"{ours}_bias"] = weight((o,), (axes[1],), f"{theirs}.bias", "o -> o", "zeros")
+    attention: dict[str, Param] = {}
+    for ours, theirs in names.vision_attention.items():
+        if ours == "qkv":
+            attention["qkv"] = weight(
+                (d, 3, h, k), ("embed", None, "heads", None), f"{theirs}.weight", "(x h k) d -> d x h k"
+            )
+            attention["qkv_bias"] = weight(
+                (3, h, k), (None, "heads", None), f"{theirs}.bias", "(x h k) -> x h k", "zeros"
+            )
+        elif ours == "out":
+            attention["out"] = weight(
+                (h, k, d), ("heads", None, "embed"), f"{theirs}.weight", "d (h k) -> h k d"
+            )
+            attention["out_bias"] = weight((d,), (None,), f"{theirs}.bias", "d -> d", "zeros")
+        elif ours in ("query", "key", "value"):
+            attention[ours] = weight(
+                (d, h, k), ("embed", "heads", None), f"{theirs}.weight", "(h k) d -> d h k"
+            )
+            if vision.qkv_bias:
+                attention[f"{ours}_bias"] = weight(
+                    (h, k), ("heads", None), f"{theirs}.bias", "(h k) -> h k", "zeros"
+                )
+    if vision.qk_norm:
+        for ours in ("query", "key"):
+            theirs = names.vision_attention[f"{ours}_norm"]
+            attention[f"{ours}_norm"] = weight((d,), (None,), f"{theirs}.weight", "d -> d", "ones")
     blocks = {
-        **norm("attention_norm", "norm1"),
-        "qkv": weight(
-            (d, 3, h, k), ("embed", None, "heads", None), "attn.qkv.weight", "(x h k) d -> d x h k"
-        ),
-        "qkv_bias": weight((3, h, k), (None, "heads", None), "attn.qkv.bias", "(x h k) -> x h k", "zeros"),
-        "out": weight((h, k, d), ("heads", None, "embed"), "attn.proj.weight", "d (h k) -> h k d"),
-        "out_bias": weight((d,), (None,), "attn.proj.bias", "d -> d", "zeros"),
-        **norm("mlp_norm", "norm2"),
+        **norm("attention_norm", names.vision_norms[0]),
+        **attention,
+        **norm("mlp_norm", names.vision_norms[1]),
         "mlp": mlp,
     }
-    patch = f"{names.vision}.patch_embed.proj"
+    if vision.layer_scale:
+        for ours, theirs in (("attention_scale", "lambda_1"), ("mlp_scale", "lambda_2")):
+            blocks[ours] = weight((d,), (None,), theirs, "d -> d", "ones")
+    patch, merged = f"{names.vision}.{names.patch_embedding}", vision.merge**2 * d
+    frames, t = ((vision.frames,), "t ") if vision.frames > 1 else ((), "")
+    shape = (*frames, 3, size, size, d)
     tree = {
         "patch_embedding": Param(
-            (2, 3, size, size, d),
-            (None, None, None, None, "embed"),
+            shape,
+            (*[None] * (len(shape) - 1), "embed"),
             f"{patch}.weight",
-            "d channel t row column -> t channel row column d",
+            f"d channel {t}row column -> {t}channel row column d",
         ),
         "layers": blocks,
-        "merger": _merger(config, f"{names.vision}.merger", names.merger, normed=d),
+        "merger": _merger(
+            config, names.connector, names.merger, normed=d if vision.connector == "merger" else merged
+        ),
     }
     if vision.patch_bias:
         tree["patch_embedding_bias"] = Param((d,), (None,), f"{patch}.bias", "d -> d", "zeros")
@@ -177,9 +213,21 @@ def _vision(config: ModelConfig, names: CheckpointNames) -> dict:
             "(row column) d -> row column d",
             "embedding",
         )
+    if vision.class_token:
+        for ours, theirs, count in (
+            ("class_token", "cls_token", 1),
+            ("tile_positions", "position_embeddings", 1 + config.window_slots),
+        ):
+            tree[ours] = Param(
+                (1, count, d),
+                (None, None, "embed"),
+                f"{names.vision}.embeddings.{theirs}",
+                "one n d -> one n d",
+                "embedding",
+            )
     if vision.taps:
-        prefix, wide = f"{names.vision}.{names.tap_merger}", vision.merge**2 * d
-        tree["tap_mergers"] = _merger(config, prefix, names.merger, normed=wide, stack=(len(vision.taps),))
+        prefix = f"{names.vision}.{names.tap_merger}"
+        tree["tap_mergers"] = _merger(config, prefix, names.merger, normed=merged, stack=(len(vision.taps),))
     return tree
 
 
@@ -188,17 +236,18 @@ def _merger(
 ) -> dict[str, Param]:
     """A merger, or a ``stack`` of them; ``normed`` is the width of its norm."""
     merged, layers = config.vision.merge**2 * config.vision.width, ("layers",) * len(stack)
+    inner = merged if config.vision.connector == "merger" else config.width
 
     def weight(shape: tuple, axes: tuple, name: str, layout: str, init: str = "fan_in") -> Param:
         return Param((*stack, *shape), (*layers, *axes), f"{prefix}.{name}", layout, init)
 
     tree = {
         "norm": weight((normed,), (None,), f"{names['norm']}.weight", "d -> d", "ones"),
-        "in": weight((merged, merged), ("embed", "mlp"), f"{names['in']}.weight", "o i -> i o"),
-        "in_bias": weight((merged,), ("mlp",), f"{names['in']}.bias", "o -> o", "zeros"),
-        "out": weight((merged, config.width), ("mlp", "embed"), f"{names['out']}.weight", "o i -> i o"),
+        "in": weight((merged, inner), ("embed", "mlp"), f"{names['in']}.weight", "o i -> i o"),
+        "in_bias": weight((inner,), ("mlp",), f"{names['in']}.bias", "o -> o", "zeros"),
+        "out": weight((inner, config.width), ("mlp", "embed"), f"{names['out']}.weight", "o i -> i o"),
         "out_bias": weight((config.width,), (None,), f"{names['out']}.bias", "o -> o", "zeros"),
     }
-    if config.vision.norm == "layer":
+    if config.vision.norm == "layer" or config.vision.connector == "projector":
         tree["norm_bias"] = weight((normed,), (None,), f"{names['norm']}.bias", "d -> d", "zeros")
     return tree

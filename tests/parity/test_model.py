@@ -11,6 +11,7 @@ import numpy as np
 import padded
 import pytest
 from PIL import Image
+from references import conversations
 from safetensors.numpy import load_file
 from tiny import read_policy
 
@@ -69,10 +70,8 @@ def _multiple(patches, processor):
 
 def _encode(policy, case):
     rows = []
-    for conversation in case["conversations"]:
-        contents = [turn["content"] for turn in conversation if not isinstance(turn["content"], str)]
-        parts = [part for content in contents for part in content if part["type"] == "image"]
-        images = [Image.open(FIXTURES / "images" / f"{part['image']}.png") for part in parts]
+    for conversation, names in conversations(case, policy.processor):
+        images = [Image.open(FIXTURES / "images" / f"{name}.png") for name in names]
         rows.append(encode(policy.processor, conversation, images))
     return rows
 
@@ -105,7 +104,9 @@ def test_features_logits_and_statistics(policies, prompts, directory, name):
     reference = np.load(directory / "ref" / f"{name}.npz")
     x, logits, statistics = jax.tree.map(np.asarray, _forward(policy.params, policy.config, batch))
     at_image = np.asarray(batch.image_token) >= 0
-    if "image_embeds" in reference:
+    if "inputs_embeds_at_image_tokens" in reference:
+        _close(x[at_image], reference["inputs_embeds_at_image_tokens"])
+    elif "image_embeds" in reference:
         added = reference["deepstack_embeds"] if policy.config.vision.taps else []
         _close(x[at_image], np.concatenate([reference["image_embeds"], *added], axis=-1))
     else:
@@ -125,7 +126,7 @@ def test_features_logits_and_statistics(policies, prompts, directory, name):
 def _greedy():
     """Cases with greedy tokens; in packed rows two images show what one does not."""
     for directory, name in CASES:
-        if "greedy_text" in _cases(directory)[name]:
+        if "greedy_ids" in _cases(directory)[name]["arrays"]:
             cheap = (directory.name, name) == ("qwen3_vl", "two_images")
             marks = () if cheap else pytest.mark.exhaustive
             yield pytest.param(directory, name, id=f"{directory.name}-{name}", marks=marks)
