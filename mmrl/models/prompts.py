@@ -433,12 +433,8 @@ def _place(
     patches: Sequence[UInt8[np.ndarray, "_ c"]],
 ) -> Encoded:
     """Expand each image's one pad, and lay the patches of its pictures out in window slots."""
-    spec, merge, side, unit = (
-        processor.image,
-        processor.image.merge,
-        processor.window,
-        processor.image.merge**2,
-    )
+    spec, side = processor.image, processor.window
+    merge, unit = spec.merge, spec.merge**2
     expanded = [image.tokens(processor.image_pad, merge) for image in shown]
     spots = np.flatnonzero(tokens == processor.image_pad)
     counts = np.ones(len(tokens), np.int64)
