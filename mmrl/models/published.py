@@ -62,6 +62,39 @@ _QWEN3_VL = ModelConfig(
     ),
 )
 
+_INTERNVL = ModelConfig(
+    family="internvl",
+    vocabulary=151_936,
+    width=4096,
+    layers=36,
+    query_heads=32,
+    kv_heads=8,
+    head_dim=128,
+    mlp_width=12_288,
+    rope_theta=1e6,
+    mrope_sections=(64, 0, 0),
+    norm_eps=1e-6,
+    tied=False,
+    qk_norm=True,
+    vision=VisionConfig(
+        layers=24,
+        width=1024,
+        heads=16,
+        mlp_width=4096,
+        patch_size=14,
+        window_size=448,
+        tiles=True,
+        activation="gelu",
+        frames=1,
+        patch_bias=True,
+        class_token=True,
+        layer_scale=True,
+        connector="projector",
+        image_mean=(0.485, 0.456, 0.406),
+        image_std=(0.229, 0.224, 0.225),
+    ),
+)
+
 PUBLISHED: Mapping[str, ModelConfig] = {
     "3b": replace(
         _7B,
@@ -111,9 +144,10 @@ PUBLISHED: Mapping[str, ModelConfig] = {
         experts=Experts(count=128, per_token=8, width=768),
         expert_layers=tuple(range(48)),
     ),
+    "internvl3.5-8b": _INTERNVL,
 }
-"""By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct and
-Qwen/Qwen3-VL-{4B,8B,32B,30B-A3B}-Instruct."""
+"""By name; as in ``config.json`` of the checkpoints Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct,
+Qwen/Qwen3-VL-{4B,8B,32B,30B-A3B}-Instruct and OpenGVLab/InternVL3_5-8B-HF."""
 
 
 def published(name: str) -> ModelConfig:
