@@ -13,6 +13,7 @@ UNSUPPORTED = {
     "llama": {"mlp_bias": True},
     "qwen2_vl": {"vision_config": {"hidden_act": "gelu"}},
     "qwen3_vl": {"text_config": {"rope_scaling": {"rope_type": "yarn", "mrope_section": [8, 8, 8]}}},
+    "internvl": {"text_config": {"use_sliding_window": True}},
     "qwen3_vl_moe": {"text_config": {"use_sliding_window": True}},
 }
 
