@@ -220,7 +220,7 @@ def test_update_equals_the_padded_form_where_responses_look(row_tokens, least, m
     "family",
     [
         "qwen3_vl_moe",
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("qwen2_vl", "qwen3_vl")),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("qwen2_vl", "qwen3_vl", "internvl")),
     ],
 )
 def test_update_of_other_families_equals_the_padded_form(family, fixtures_dir):
