@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Files that appear beside those of a test are looked for, and compiled ones are none of its doing.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 # Many tests, and the processes they start, compile the same programs: each is compiled once.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs")
@@ -19,6 +22,7 @@ from filelock import FileLock
 from jaxtyping import install_import_hook
 from PIL import Image
 
+sys.dont_write_bytecode = True
 jax.config.update("jax_default_matmul_precision", "highest")
 # Most of the time of a test is compiling: that is done in haste, but where `OPTIMISED` says otherwise.
 jax.config.update("jax_disable_most_optimizations", True)
