@@ -62,7 +62,7 @@ class RowBudget:
     token_rows: int
     patch_rows: int
     token_patches: int  # patches of one image token
-    window: int  # patches of a full window of the vision tower, by which `Images` are laid out
+    window: int  # patches of a full window of the vision tower; of a row, in one without windows
 
 
 def balanced_order(costs: Sequence[int], shards: int) -> Int[np.ndarray, "b"]:
@@ -161,7 +161,7 @@ def row_budget(
         token_rows=min(most_rows(each * (parts * prompt + group * longest), n), each * parts),
         patch_rows=min(most_rows(images, patches), each * (1 if responses.observed is None else 1 + group)),
         token_patches=model.token_patches,
-        window=model.window_slots,
+        window=model.window_slots if model.vision.window_size else patches,
     )
 
 
@@ -213,7 +213,7 @@ def rows_of_prompts(model: ModelConfig, each: int, length: int, slots: int) -> R
         token_rows=min(most_rows(each * length, n), each),
         patch_rows=min(most_rows(each * slots, patches), each),
         token_patches=model.token_patches,
-        window=model.window_slots,
+        window=model.window_slots if model.vision.window_size else patches,
     )
 
 
@@ -452,15 +452,11 @@ def _patch_row(images: Sequence[_Image], budget: RowBudget) -> PatchRows:
         for start, stop in zip(np.r_[0, edges], np.r_[edges, end - at], strict=True):
             of_windows.append(Span(at + int(start), at + int(stop), len(of_windows)))
         at = end
-    block = block_of(n)
-    return PatchRows(
-        source=source,
-        position=position,
-        images=segments(of_images, n),
-        image_pairs=block_pairs(of_images, n, block),
-        windows=segments(of_windows, n),
-        window_pairs=block_pairs(of_windows, n, block),
-    )
+    images_read = segments(of_images, n), block_pairs(of_images, n, block_of(n))
+    if of_windows == of_images:
+        return PatchRows(source, position, *images_read, *images_read)
+    windows_read = segments(of_windows, n), block_pairs(of_windows, n, block_of(n))
+    return PatchRows(source, position, *images_read, *windows_read)
 
 
 def real_sizes(
