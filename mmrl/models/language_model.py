@@ -78,6 +78,7 @@ def extend(
     b, g, s, _ = x.shape
     angle = mrope_angles(position.reshape(b, g * s, 3), config)
     slot, readable = _slots(cache.length, mask, cache)
+    real = mask.reshape(b, g * s)
     hidden, added = _split_inputs(config, x.reshape(b, g * s, -1))
     made: list[tuple[Array, Array]] = []
     # Layer by layer, each with its own arrays: in a scan the cache would be copied at every step.
@@ -91,7 +92,6 @@ def extend(
             y = two_source_attention(query, *read, readable, *of_prefix)
             return y.reshape(b, -1, *y.shape[3:]), (key, value)
 
-        real = mask.reshape(b, g * s)
         hidden, own, _ = _decoder_layer(config, weights, hidden, angle, ("batch", None, None), real, attend)
         hidden = hidden + added[i] if i < len(added) else hidden
         made.append(own)

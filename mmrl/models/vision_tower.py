@@ -35,16 +35,6 @@ def encode_images(params: Params, config: ModelConfig, images: Images) -> Float[
     image, (b, n), slots = images.image, images.image.shape, config.window_slots
     real = image >= 0
 
-    def over_image(query: Array, key: Array, value: Array) -> Array:
-        if config.attention == "plain":
-            same = (image[:, :, None] == image[:, None, :]) & real[:, None, :]
-            return self_attention(query, key, value, same)
-        heads = ("batch", None, "heads", None)
-        flash = partial(flash_images, interpret=config.attention == "interpreted")
-        return shard_map_kernel(flash, (heads, heads, heads, ("batch", None)), like=0, checked=False)(
-            query, key, value, image
-        )
-
     def over_window(query: Array, key: Array, value: Array) -> Array:
         def windows(a: Array) -> Array:
             return a.reshape(b, n // slots, slots, *a.shape[2:])
@@ -55,6 +45,7 @@ def encode_images(params: Params, config: ModelConfig, images: Images) -> Float[
 
     with jax.named_scope("vision_tower"):
         x = _embed_patches(params, config, images.patches, images.position, image)
+        over_image = _over_images(config, image)
         x, taken = _through_tower(params, config, x, images.position, over_image, over_window)
         return _image_tokens(params, config, x, taken)
 
@@ -96,22 +87,22 @@ def _encode_tiles(
             first = jnp.broadcast_to(vision["class_token"].astype(x.dtype), (len(x), 1, x.shape[-1]))
             order = np.concatenate([[0], 1 + row * side + column])
             x = jnp.concatenate([first, x], axis=1) + vision["tile_positions"][:, order].astype(x.dtype)
-        x, taken = _through_tower(params, config, x, None, _over_tile(config), _over_tile(config))
+        over_tile = _over_images(config, jnp.zeros(x.shape[:2], jnp.int32))  # one a row
+        x, taken = _through_tower(params, config, x, None, over_tile, over_tile)
         x, taken = jax.tree.map(lambda state: state[:, -slots:], (x, taken))
         made = _image_tokens(params, config, x, taken).reshape(b, whole // config.token_patches, -1)
         return jnp.pad(made, ((0, 0), (0, n // config.token_patches - made.shape[1]), (0, 0)))
 
 
-def _over_tile(config: ModelConfig) -> Callable[..., Array]:
-    """Attention of every patch to all patches of its tile, one tile a row."""
+def _over_images(config: ModelConfig, image: Int[Array, "b n"]) -> Callable[..., Array]:
+    """Attention of every patch to all patches of its ``image``, by its number in the row; -1 for none."""
 
     def attend(query: Array, key: Array, value: Array) -> Array:
-        tiles, n = query.shape[:2]
         if config.attention == "plain":
-            return self_attention(query, key, value, jnp.ones((tiles, n, n), bool))
+            same = (image[:, :, None] == image[:, None, :]) & (image >= 0)[:, None, :]
+            return self_attention(query, key, value, same)
         heads = ("batch", None, "heads", None)
         flash = partial(flash_images, interpret=config.attention == "interpreted")
-        image = jnp.zeros((tiles, n), jnp.int32)
         return shard_map_kernel(flash, (heads, heads, heads, ("batch", None)), like=0, checked=False)(
             query, key, value, image
         )
