@@ -7,10 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrl.models.config import ModelConfig, RopeScaling
-from mmrl.models.model_files import positive, require_integer, section, short_repr
+from mmrl.models.model_files import positive, require_integer, section, short_repr, triple
 
 # What no model comes near; beyond, a file is damaged, and making sense of it costs memory.
 MOST_LAYERS, MOST_HEADS, WIDEST, LARGEST_VOCABULARY, LARGEST_WINDOW = 1024, 1024, 1 << 20, 1 << 24, 4096
+
+# Of pixels, as CLIP (arXiv:2103.00020) was trained; of several families, where a directory does not say.
+CLIP_STATISTICS: dict[str, Any] = {
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+
+
+def image_statistics(
+    preprocessor: dict, source: str, defaults: Mapping[str, Any] = CLIP_STATISTICS
+) -> dict[str, Any]:
+    """Fields of `VisionConfig` by which pixels are normalised; ``source`` stands for their file."""
+    values = {**defaults, **preprocessor}
+    return {
+        "image_mean": triple(values, "image_mean", source, positive=False),
+        "image_std": triple(values, "image_std", source, positive=True),
+    }
 
 
 def text_section(raw: dict, name: str) -> dict[str, Any]:

@@ -12,17 +12,13 @@ from mmrl.models.hf_config import (
     WIDEST,
     check_sizes,
     flag,
+    image_statistics,
     text_section,
 )
-from mmrl.models.model_files import positive, require_integer, section, short_repr, triple
+from mmrl.models.model_files import positive, require_integer, section, short_repr
 from mmrl.models.text_only import language_fields
 from mmrl.models.tiles import TileSpec
 
-# Of transformers, where a directory does not say.
-_STATISTICS = {
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-}
 _MOST_TILES = 1024
 # What changes weights or the computation, and the one value that mmrl computes; also where nothing is said.
 _COMPUTED = {
@@ -62,7 +58,6 @@ def internvl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConf
         "layer_norm_eps": 1e-6,
         **given,
     }
-    statistics = {**_STATISTICS, **preprocessor}
     vision = VisionConfig(
         layers=require_integer(sizes, "num_hidden_layers", name, MOST_LAYERS),
         width=require_integer(sizes, "hidden_size", name, WIDEST),
@@ -81,8 +76,7 @@ def internvl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConf
         qkv_bias=flag(given, "attention_bias", name),
         qk_norm=flag(given, "use_qk_norm", name),
         connector="projector",
-        image_mean=triple(statistics, "image_mean", source, positive=False),
-        image_std=triple(statistics, "image_std", source, positive=True),
+        **image_statistics(preprocessor, source),
     )
     text = text_section(raw, name)
     # The rope type "dynamic" stretches nothing within ``max_position_embeddings``.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mmrl.models.config import Experts, ModelConfig, VisionConfig
+from mmrl.models.hf_config import CLIP_STATISTICS
 
 _7B = ModelConfig(
     family="qwen2_5_vl",
@@ -29,8 +30,7 @@ _7B = ModelConfig(
         full_attention_layers=(7, 15, 23, 31),
         norm="rms",
         activation="silu",
-        image_mean=(0.48145466, 0.4578275, 0.40821073),
-        image_std=(0.26862954, 0.26130258, 0.27577711),
+        **CLIP_STATISTICS,
     ),
 )
 _WIDER_VISION = replace(_7B.vision, mlp_width=3456)
@@ -62,20 +62,12 @@ _QWEN3_VL = ModelConfig(
     ),
 )
 
-_INTERNVL = ModelConfig(
+_INTERNVL = replace(  # of Qwen3 8B, as Qwen3-VL 8B is
+    _QWEN3_VL,
     family="internvl",
-    vocabulary=151_936,
-    width=4096,
-    layers=36,
-    query_heads=32,
-    kv_heads=8,
-    head_dim=128,
-    mlp_width=12_288,
     rope_theta=1e6,
     mrope_sections=(64, 0, 0),
-    norm_eps=1e-6,
-    tied=False,
-    qk_norm=True,
+    mrope_interleaved=False,
     vision=VisionConfig(
         layers=24,
         width=1024,

@@ -13,17 +13,17 @@ from mmrl.models.hf_config import (
     WIDEST,
     check_sizes,
     flag,
+    image_statistics,
     layer_list,
     rope_section,
     text_fields,
     text_section,
 )
 from mmrl.models.images import ImageSpec
-from mmrl.models.model_files import positive, require_integer, section, short_repr, triple
+from mmrl.models.model_files import positive, require_integer, section, short_repr
 
 _MOST_PIXELS = 1 << 31  # of an image
-# Of the published models, where a directory does not say.
-_CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+# Of the published Qwen3-VL, where a directory does not say.
 _HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 
 
@@ -37,7 +37,7 @@ def qwen2_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelConf
         "mlp_width": int(width * ratio),
         "activation": _activation(given, "quick_gelu", name),
         **_tower({"depth": 32, "num_heads": 16, "patch_size": 14, **given}, name),
-        **_pixels({**_CLIP, **preprocessor}, source),
+        **image_statistics(preprocessor, source),
     }
     out = given.get("hidden_size")
     return _model("qwen2_vl", raw, name, VisionConfig(**vision), out, theta=1e6, qkv_bias=True)
@@ -54,7 +54,7 @@ def qwen2_5_vl(raw: dict, preprocessor: dict, name: str, source: str) -> ModelCo
         "norm": "rms",
         "activation": _activation(given, "silu", name),
         **_tower({"patch_size": 14, **given}, name),
-        **_pixels({**_CLIP, **preprocessor}, source),
+        **image_statistics(preprocessor, source),
     }
     out = given.get("out_hidden_size")
     return _model("qwen2_5_vl", raw, name, VisionConfig(**vision), out, theta=1e6, qkv_bias=True)
@@ -99,7 +99,7 @@ def _qwen3_vl(family: str, raw: dict, preprocessor: dict, name: str, source: str
         "position_table": side,
         "taps": layer_list(given, "deepstack_visual_indexes", name, [8, 16, 24]),
         **_tower({"patch_size": 16, **given}, name),
-        **_pixels({**_HALF, **preprocessor}, source),
+        **image_statistics(preprocessor, source, _HALF),
     }
     out = given.get("out_hidden_size")
     if not all(
@@ -201,13 +201,6 @@ def _tower(given: dict, name: str) -> dict[str, Any]:
         "layers": require_integer(given, "depth", name, MOST_LAYERS),
         "heads": require_integer(given, "num_heads", name, MOST_HEADS),
         "patch_size": require_integer(given, "patch_size", name, LARGEST_WINDOW),
-    }
-
-
-def _pixels(preprocessor: dict, source: str) -> dict[str, Any]:
-    return {
-        "image_mean": triple(preprocessor, "image_mean", source, positive=False),
-        "image_std": triple(preprocessor, "image_std", source, positive=True),
     }
 
 
