@@ -39,23 +39,62 @@ CHAT_TEMPLATE = """\
 """
 
 
-DEFAULT_FAMILY = "qwen2_5_vl"
 TINY_FAMILIES = {  # and how their classes in transformers begin
     "qwen2_vl": "Qwen2VL",
     "qwen2_5_vl": "Qwen2_5_VL",
     "qwen3_vl": "Qwen3VL",
     "qwen3_vl_moe": "Qwen3VLMoe",
 }
-# Entries of config.json that stand beside "text_config", and those of Qwen2.5-VL that others do not have.
-_OUTER = ("architectures", "model_type", "tie_word_embeddings", "torch_dtype")
-_NOT_QWEN2_VL = (
-    "intermediate_size",
-    "out_hidden_size",
-    "window_size",
-    "fullatt_block_indexes",
-    "tokens_per_second",
+_VISION: dict[str, Any] = {
+    "depth": 3,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_heads": 4,
+    "out_hidden_size": 128,
+    "patch_size": CELL // 2,
+    "spatial_merge_size": 2,
+    "window_size": 2 * CELL,
+    "fullatt_block_indexes": [2],
+    "tokens_per_second": 4,
+    "temporal_patch_size": 2,
+    "in_chans": 3,
+    "spatial_patch_size": CELL // 2,
+}
+_QWEN3_VL: tuple[dict[str, Any], dict[str, Any]] = (
+    {
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]},
+        "head_dim": 32,
+    },
+    {
+        "hidden_act": "gelu_pytorch_tanh",
+        "intermediate_size": 256,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    },
 )
-_NOT_QWEN3_VL = ("window_size", "fullatt_block_indexes", "tokens_per_second", "spatial_patch_size")
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
+# Entries of a family's config.json, and of its "vision_config", that are not as in Qwen2.5-VL's.
+_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": ({}, {"hidden_act": "quick_gelu", "mlp_ratio": 4}),
+    "qwen2_5_vl": ({}, {}),
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_moe": (_QWEN3_VL[0] | _EXPERTS, _QWEN3_VL[1]),
+}
+_QWEN3_VL_ABSENT = ("window_size", "fullatt_block_indexes", "tokens_per_second", "spatial_patch_size")
+_ABSENT = {
+    "qwen2_vl": (
+        "intermediate_size",
+        "out_hidden_size",
+        "window_size",
+        "fullatt_block_indexes",
+        "tokens_per_second",
+    ),
+    "qwen3_vl": _QWEN3_VL_ABSENT,
+    "qwen3_vl_moe": _QWEN3_VL_ABSENT,
+}
+# Those that stand beside "text_config", where there is one.
+_OUTER = ("architectures", "model_type", "tie_word_embeddings", "torch_dtype")
 
 
 @dataclass(frozen=True)
@@ -112,19 +151,50 @@ def write_tokenizer(directory: Path, spec: ModelSpec) -> None:
     _write_json(directory / "tokenizer_config.json", config)
 
 
-def model_config(spec: ModelSpec, family: str = DEFAULT_FAMILY, **overrides: Any) -> dict[str, Any]:
-    """Contents of config.json, in the layout of the published models of the family.
+def model_config(spec: ModelSpec, family: str = "", **overrides: Any) -> dict[str, Any]:
+    """Contents of config.json, in the layout of the published models of the family; "" is Qwen2.5-VL.
 
     ``overrides`` replace entries by name; ``vision_config`` takes a dict of the entries to replace in it.
 
     Raises:
         ValueError: an override names no entry, or there is no tiny model of the family.
     """
-    if family not in TINY_FAMILIES:
-        raise ValueError(f"no tiny model of the family {family!r}; there are {', '.join(TINY_FAMILIES)}")
+    family = _family(family)
+    text_changes, vision_changes = _CHANGES[family]
+    config = _text_entries(spec, family) | text_changes
+    vision = _VISION | vision_changes
+    vision_overrides = overrides.pop("vision_config", {})
+    for given, known in ((overrides, config), (vision_overrides, vision)):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f"model_config: no entry {unknown[0]!r}; it has {', '.join(known)}")
+    config |= overrides
+    vision |= {"out_hidden_size": config["hidden_size"]} | vision_overrides
+    if family == "qwen2_vl":  # where "hidden_size" is that of the language model
+        vision |= {"embed_dim": vision["hidden_size"], "hidden_size": config["hidden_size"]}
+    vision = {key: value for key, value in vision.items() if key not in _ABSENT.get(family, ())}
+    if not family.startswith("qwen3_vl"):
+        return config | {"vision_config": vision}
+    outer = {key: config.pop(key) for key in [*config] if key in _OUTER or key.endswith("token_id")}
+    config |= {key: outer[key] for key in ("bos_token_id", "eos_token_id")}
+    return outer | {
+        "text_config": {"model_type": f"{family}_text", **config},
+        "vision_config": {"model_type": family, **vision},
+    }
+
+
+def _family(name: str) -> str:
+    """The family of that name, or that of worlds which name none."""
+    name = name or "qwen2_5_vl"
+    if name not in TINY_FAMILIES:
+        raise ValueError(f"no tiny model of the family {name!r}; there are {', '.join(TINY_FAMILIES)}")
+    return name
+
+
+def _text_entries(spec: ModelSpec, family: str) -> dict[str, Any]:
     tokenizer = build_tokenizer(spec)
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    config: dict[str, Any] = {
+    return {
         "architectures": [f"{TINY_FAMILIES[family]}ForConditionalGeneration"],
         "model_type": family,
         "attention_dropout": 0.0,
@@ -157,62 +227,9 @@ def model_config(spec: ModelSpec, family: str = DEFAULT_FAMILY, **overrides: Any
         "vision_end_token_id": ids["<|vision_end|>"],
         "vision_token_id": ids["<|vision_pad|>"],
     }
-    vision = {
-        "depth": 3,
-        "hidden_act": "silu",
-        "hidden_size": 64,
-        "intermediate_size": 176,
-        "num_heads": 4,
-        "out_hidden_size": config["hidden_size"],
-        "patch_size": CELL // 2,
-        "spatial_merge_size": 2,
-        "window_size": 2 * CELL,
-        "fullatt_block_indexes": [2],
-        "tokens_per_second": 4,
-        "temporal_patch_size": 2,
-        "in_chans": 3,
-        "spatial_patch_size": CELL // 2,
-    }
-    if family == "qwen2_vl":
-        vision |= {"hidden_act": "quick_gelu", "embed_dim": vision["hidden_size"], "mlp_ratio": 4}
-    elif family.startswith("qwen3_vl"):
-        config["rope_scaling"] = {
-            "rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]
-        }  # fmt: skip
-        config["head_dim"] = 32
-        vision |= {
-            "hidden_act": "gelu_pytorch_tanh",
-            "intermediate_size": 256,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-        }
-    if family == "qwen3_vl_moe":
-        config |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
-    vision_overrides = overrides.pop("vision_config", {})
-    for given, known in ((overrides, config), (vision_overrides, vision)):
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise ValueError(f"model_config: no entry {unknown[0]!r}; it has {', '.join(known)}")
-    config |= overrides
-    vision["out_hidden_size"] = config["hidden_size"]
-    vision |= vision_overrides
-    if family == "qwen2_vl":  # where "hidden_size" is that of the language model
-        vision |= {"embed_dim": vision["hidden_size"], "hidden_size": config["hidden_size"]}
-        vision = {key: vision[key] for key in vision if key not in _NOT_QWEN2_VL}
-    if not family.startswith("qwen3_vl"):
-        return config | {"vision_config": vision}
-    outer = {key: config.pop(key) for key in [*config] if key in _OUTER or key.endswith("token_id")}
-    config |= {key: outer[key] for key in ("bos_token_id", "eos_token_id")}
-    vision = {key: vision[key] for key in vision if key not in _NOT_QWEN3_VL}
-    return outer | {
-        "text_config": {"model_type": f"{family}_text", **config},
-        "vision_config": {"model_type": family, **vision},
-    }
 
 
-def write_model(
-    directory: Path, seed: int, spec: ModelSpec, family: str = DEFAULT_FAMILY, **overrides: Any
-) -> None:
+def write_model(directory: Path, seed: int, spec: ModelSpec, family: str = "", **overrides: Any) -> None:
     """Write a whole model directory: tokenizer, processor, config, and random weights drawn from ``seed``.
 
     ``family``, ``overrides``: see ``model_config``.
@@ -240,13 +257,13 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
     _write_json(directory / "generation_config.json", generation)
 
 
-def write_processor(directory: Path, spec: ModelSpec, family: str = DEFAULT_FAMILY) -> None:
+def write_processor(directory: Path, spec: ModelSpec, family: str = "") -> None:
     """Write preprocessor_config.json: Qwen's normalisation, the pixel bounds of ``spec``."""
     directory.mkdir(parents=True, exist_ok=True)
     low, high = spec.pixels
     config = {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": f"{TINY_FAMILIES[family].removesuffix('Moe')}Processor",
+        "processor_class": f"{TINY_FAMILIES[_family(family)].removesuffix('Moe')}Processor",
         "patch_size": CELL // 2,
         "temporal_patch_size": 2,
         "merge_size": 2,

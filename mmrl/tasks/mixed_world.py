@@ -18,7 +18,7 @@ import numpy as np
 
 from mmrl.config import WorldConfig
 from mmrl.models import tiny_model
-from mmrl.models.tiny_model import CELL, DEFAULT_FAMILY, WORDS, ModelSpec
+from mmrl.models.tiny_model import CELL, WORDS, ModelSpec
 from mmrl.tasks import shapes_world
 from mmrl.tasks.shapes_world import (
     COLOURS,
@@ -159,7 +159,7 @@ def model_spec() -> ModelSpec:
     return ModelSpec(tuple(sorted(texts)), words, (pixels, pixels))
 
 
-def write_model(directory: Path, seed: int, family: str = DEFAULT_FAMILY, **overrides: Any) -> None:
+def write_model(directory: Path, seed: int, family: str = "", **overrides: Any) -> None:
     """Write the tiny model of this world; see `mmrl.models.tiny_model.write_model`."""
     tiny_model.write_model(directory, seed, model_spec(), family, **overrides)
 
@@ -185,7 +185,7 @@ def write_data(directory: Path, seed: int, *, cold_start: int, train: int, heldo
 def write(directory: Path, seed: int, world: WorldConfig) -> None:
     """Write data, and the tiny model to ``directory / "model"``."""
     write_data(directory, seed, **{split: getattr(world, split) for split in SPLITS})
-    write_model(directory / "model", seed, world.family or DEFAULT_FAMILY)
+    write_model(directory / "model", seed, world.family)
 
 
 _PAIRS = tuple((a, b) for a in range(SIDE + 1) for b in range(a + 1, SIDE + 1))

@@ -34,7 +34,7 @@ from mmrl.config import WorldConfig
 from mmrl.data import writing
 from mmrl.data.writing import write_parquet
 from mmrl.models import tiny_model
-from mmrl.models.tiny_model import CELL, DEFAULT_FAMILY, WORDS, ModelSpec
+from mmrl.models.tiny_model import CELL, WORDS, ModelSpec
 
 SPLITS = ("cold_start", "train", "heldout")
 LEVELS = (1, 2, 3)
@@ -506,7 +506,7 @@ def model_spec() -> ModelSpec:
     return ModelSpec(tuple(sorted(texts)), WORDS, (min(cells) * CELL**2, max(cells) * CELL**2))
 
 
-def write_model(directory: Path, seed: int, family: str = DEFAULT_FAMILY, **overrides: Any) -> None:
+def write_model(directory: Path, seed: int, family: str = "", **overrides: Any) -> None:
     """Write the tiny model of this world; see `mmrl.models.tiny_model.write_model`."""
     tiny_model.write_model(directory, seed, model_spec(), family, **overrides)
 
@@ -515,4 +515,4 @@ def write(directory: Path, seed: int, world: WorldConfig) -> None:
     """Write data, and the tiny model to ``directory / "model"``."""
     choices: dict[str, Any] = {"prior": world.prior, "kinds": world.kinds, "levels": world.levels}
     write_data(directory, seed, **{split: getattr(world, split) for split in SPLITS}, **choices)
-    write_model(directory / "model", seed, world.family or DEFAULT_FAMILY)
+    write_model(directory / "model", seed, world.family)

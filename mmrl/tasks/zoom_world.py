@@ -20,7 +20,7 @@ from PIL import Image
 
 from mmrl.config import WorldConfig
 from mmrl.models import tiny_model
-from mmrl.models.tiny_model import CELL, DEFAULT_FAMILY, WORDS, ModelSpec
+from mmrl.models.tiny_model import CELL, WORDS, ModelSpec
 from mmrl.tasks.shapes_world import BACKGROUND, SCHEMA, SPLITS, cell_name, indexed_png, pick, write_splits
 
 SIDE = 2 * CELL  # pixels of a cell: four image tokens, as many as the whole picture gets
@@ -156,7 +156,7 @@ def model_spec() -> ModelSpec:
     return ModelSpec(texts, words, (CELL**2, SIDE**2))
 
 
-def write_model(directory: Path, seed: int, family: str = DEFAULT_FAMILY, **overrides: Any) -> None:
+def write_model(directory: Path, seed: int, family: str = "", **overrides: Any) -> None:
     """Write the tiny model of this world; see `mmrl.models.tiny_model.write_model`."""
     tiny_model.write_model(directory, seed, model_spec(), family, **overrides)
 
@@ -173,4 +173,4 @@ def write_data(
 def write(directory: Path, seed: int, world: WorldConfig) -> None:
     """Write data, and the tiny model to ``directory / "model"``."""
     write_data(directory, seed, zooming=world.zooming, **{split: getattr(world, split) for split in SPLITS})
-    write_model(directory / "model", seed, world.family or DEFAULT_FAMILY)
+    write_model(directory / "model", seed, world.family)
