@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from mmrl.models.config import ModelConfig
+from mmrl.models.config import ModelConfig, VisionConfig
 from mmrl.models.params import Param
 
 
@@ -132,64 +132,10 @@ def _experts(config: ModelConfig, prefix: str) -> dict[str, Param]:
 
 
 def _vision(config: ModelConfig, names: CheckpointNames) -> dict:
-    vision = config.vision
-    layers, d, f = vision.layers, vision.width, vision.mlp_width
-    h, k, size = vision.heads, vision.head_dim, vision.patch_size
-
-    def weight(shape: tuple, axes: tuple, name: str, layout: str, init: str = "fan_in") -> Param:
-        full = f"{names.vision}.{names.block}.{name}"
-        return Param((layers, *shape), ("layers", *axes), full, layout, init)
-
-    def norm(name: str, theirs: str) -> dict[str, Param]:
-        made = {name: weight((d,), (None,), f"{theirs}.weight", "d -> d", "ones")}
-        if vision.norm == "layer":
-            made[f"{name}_bias"] = weight((d,), (None,), f"{theirs}.bias", "d -> d", "zeros")
-        return made
-
-    mlp = {}
-    for ours in ("gate", "up", "down") if vision.activation == "silu" else ("up", "down"):
-        axes, (i, o) = (("mlp", "embed"), (f, d)) if ours == "down" else (("embed", "mlp"), (d, f))
-        theirs = names.vision_mlp[ours]
-        mlp[ours] = weight((i, o), axes, f"{theirs}.weight", "o i -> i o")
-        mlp[f"{ours}_bias"] = weight((o,), (axes[1],), f"{theirs}.bias", "o -> o", "zeros")
-    attention: dict[str, Param] = {}
-    for ours, theirs in names.vision_attention.items():
-        if ours == "qkv":
-            attention["qkv"] = weight(
-                (d, 3, h, k), ("embed", None, "heads", None), f"{theirs}.weight", "(x h k) d -> d x h k"
-            )
-            attention["qkv_bias"] = weight(
-                (3, h, k), (None, "heads", None), f"{theirs}.bias", "(x h k) -> x h k", "zeros"
-            )
-        elif ours == "out":
-            attention["out"] = weight(
-                (h, k, d), ("heads", None, "embed"), f"{theirs}.weight", "d (h k) -> h k d"
-            )
-            attention["out_bias"] = weight((d,), (None,), f"{theirs}.bias", "d -> d", "zeros")
-        elif ours in ("query", "key", "value"):
-            attention[ours] = weight(
-                (d, h, k), ("embed", "heads", None), f"{theirs}.weight", "(h k) d -> d h k"
-            )
-            if vision.qkv_bias:
-                attention[f"{ours}_bias"] = weight(
-                    (h, k), ("heads", None), f"{theirs}.bias", "(h k) -> h k", "zeros"
-                )
-    if vision.qk_norm:
-        for ours in ("query", "key"):
-            theirs = names.vision_attention[f"{ours}_norm"]
-            attention[f"{ours}_norm"] = weight((d,), (None,), f"{theirs}.weight", "d -> d", "ones")
-    blocks = {
-        **norm("attention_norm", names.vision_norms[0]),
-        **attention,
-        **norm("mlp_norm", names.vision_norms[1]),
-        "mlp": mlp,
-    }
-    if vision.layer_scale:
-        for ours, theirs in (("attention_scale", "lambda_1"), ("mlp_scale", "lambda_2")):
-            blocks[ours] = weight((d,), (None,), theirs, "d -> d", "ones")
-    patch, merged = f"{names.vision}.{names.patch_embedding}", vision.merge**2 * d
+    vision, d = config.vision, config.vision.width
+    size, merged = vision.patch_size, vision.merge**2 * d
     frames, t = ((vision.frames,), "t ") if vision.frames > 1 else ((), "")
-    shape = (*frames, 3, size, size, d)
+    shape, patch = (*frames, 3, size, size, d), f"{names.vision}.{names.patch_embedding}"
     tree = {
         "patch_embedding": Param(
             shape,
@@ -197,7 +143,7 @@ def _vision(config: ModelConfig, names: CheckpointNames) -> dict:
             f"{patch}.weight",
             f"d channel {t}row column -> {t}channel row column d",
         ),
-        "layers": blocks,
+        "layers": _vision_layers(vision, names),
         "merger": _merger(
             config, names.connector, names.merger, normed=d if vision.connector == "merger" else merged
         ),
@@ -228,6 +174,68 @@ def _vision(config: ModelConfig, names: CheckpointNames) -> dict:
     if vision.taps:
         prefix = f"{names.vision}.{names.tap_merger}"
         tree["tap_mergers"] = _merger(config, prefix, names.merger, normed=merged, stack=(len(vision.taps),))
+    return tree
+
+
+def _vision_layers(vision: VisionConfig, names: CheckpointNames) -> dict:
+    d, f = vision.width, vision.mlp_width
+
+    def weight(shape: tuple, axes: tuple, name: str, layout: str, init: str = "fan_in") -> Param:
+        full = f"{names.vision}.{names.block}.{name}"
+        return Param((vision.layers, *shape), ("layers", *axes), full, layout, init)
+
+    def norm(name: str, theirs: str) -> dict[str, Param]:
+        made = {name: weight((d,), (None,), f"{theirs}.weight", "d -> d", "ones")}
+        if vision.norm == "layer":
+            made[f"{name}_bias"] = weight((d,), (None,), f"{theirs}.bias", "d -> d", "zeros")
+        return made
+
+    mlp = {}
+    for ours in ("gate", "up", "down") if vision.activation == "silu" else ("up", "down"):
+        axes, (i, o) = (("mlp", "embed"), (f, d)) if ours == "down" else (("embed", "mlp"), (d, f))
+        theirs = names.vision_mlp[ours]
+        mlp[ours] = weight((i, o), axes, f"{theirs}.weight", "o i -> i o")
+        mlp[f"{ours}_bias"] = weight((o,), (axes[1],), f"{theirs}.bias", "o -> o", "zeros")
+    tree = {
+        **norm("attention_norm", names.vision_norms[0]),
+        **_vision_attention(vision, names.vision_attention, weight),
+        **norm("mlp_norm", names.vision_norms[1]),
+        "mlp": mlp,
+    }
+    if vision.layer_scale:
+        for ours, theirs in (("attention_scale", "lambda_1"), ("mlp_scale", "lambda_2")):
+            tree[ours] = weight((d,), (None,), theirs, "d -> d", "ones")
+    return tree
+
+
+def _vision_attention(
+    vision: VisionConfig, names: Mapping[str, str], weight: Callable[..., Param]
+) -> dict[str, Param]:
+    """``weight`` makes one of shape, axes, the end of its name, and layout, stacked over the layers."""
+    d, h, k = vision.width, vision.heads, vision.head_dim
+    out = names["out"]
+    tree = {
+        "out": weight((h, k, d), ("heads", None, "embed"), f"{out}.weight", "d (h k) -> h k d"),
+        "out_bias": weight((d,), (None,), f"{out}.bias", "d -> d", "zeros"),
+    }
+    if "qkv" in names:
+        theirs = names["qkv"]
+        tree["qkv"] = weight(
+            (d, 3, h, k), ("embed", None, "heads", None), f"{theirs}.weight", "(x h k) d -> d x h k"
+        )
+        tree["qkv_bias"] = weight(
+            (3, h, k), (None, "heads", None), f"{theirs}.bias", "(x h k) -> x h k", "zeros"
+        )
+    else:
+        for ours in ("query", "key", "value"):
+            theirs = names[ours]
+            tree[ours] = weight((d, h, k), ("embed", "heads", None), f"{theirs}.weight", "(h k) d -> d h k")
+            if vision.qkv_bias:
+                bias = weight((h, k), ("heads", None), f"{theirs}.bias", "(h k) -> h k", "zeros")
+                tree[f"{ours}_bias"] = bias
+    for ours in ("query", "key") if vision.qk_norm else ():
+        theirs = names[f"{ours}_norm"]
+        tree[f"{ours}_norm"] = weight((d,), (None,), f"{theirs}.weight", "d -> d", "ones")
     return tree
 
 
