@@ -187,7 +187,8 @@ def _family(name: str) -> str:
     """The family of that name, or that of worlds which name none."""
     name = name or "qwen2_5_vl"
     if name not in TINY_FAMILIES:
-        raise ValueError(f"no tiny model of the family {name!r}; there are {', '.join(TINY_FAMILIES)}")
+        known = ", ".join(TINY_FAMILIES)
+        raise ValueError(f"no tiny model of the family {name!r} (config.world.family); there are {known}")
     return name
 
 
